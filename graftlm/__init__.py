@@ -1,0 +1,62 @@
+"""graftlm: tune a language model for a domain without cutting its roots.
+
+The names below are imported when they are first used, so that `import graftlm` needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graftlm.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from graftlm.errors import InputError
+    from graftlm.evaluation import evaluate
+    from graftlm.models import load_model
+    from graftlm.multitoken import (
+        MultiTokenConfig,
+        MultiTokenHeads,
+        MultiTokenModel,
+        MultiTokenTrainer,
+        distill_heads,
+        head_losses,
+    )
+    from graftlm.tasks import Task, TaskResult
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "InputError",
+    "MultiTokenConfig",
+    "MultiTokenHeads",
+    "MultiTokenModel",
+    "MultiTokenTrainer",
+    "Task",
+    "TaskResult",
+    "__version__",
+    "distill_heads",
+    "evaluate",
+    "head_losses",
+    "load_model",
+]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "InputError": "graftlm.errors",
+        "MultiTokenConfig": "graftlm.multitoken",
+        "MultiTokenHeads": "graftlm.multitoken",
+        "MultiTokenModel": "graftlm.multitoken",
+        "MultiTokenTrainer": "graftlm.multitoken",
+        "Task": "graftlm.tasks",
+        "TaskResult": "graftlm.tasks",
+        "distill_heads": "graftlm.multitoken",
+        "evaluate": "graftlm.evaluation",
+        "head_losses": "graftlm.multitoken",
+        "load_model": "graftlm.models",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,303 @@
+"""The command line: parse, call one function of a part, print. Nothing heavy is imported before a verb runs.
+
+Exit status: 0 done, 1 a failure at run time, 2 the input is at fault, 130 interrupted. Results go to stdout,
+everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from graftlm import __version__
+from graftlm.console import environment_table, evaluation_table, print_table, reported_progress, say
+from graftlm.errors import InputError
+from graftlm.files import dump_json, write_text
+from graftlm.flags import config_command
+from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.runs import Run, check_folder
+from graftlm.yaml_text import dump_yaml
+
+
+class VerbGroup(TyperGroup):
+    """Says that a verb was interrupted, and how to go on where it knows; the status is 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            say(f"graftlm: interrupted; {interrupt}" if str(interrupt) else "graftlm: interrupted")
+            raise typer.Exit(130) from interrupt
+
+
+app = typer.Typer(
+    cls=VerbGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; an error is one line, or a traceback too with --debug."""
+    given = sys.argv[1:] if arguments is None else arguments
+    given = sorted(given, key=lambda argument: argument != "--debug")
+    try:
+        app(args=given, prog_name="graftlm")
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exception(error)
+        sys.exit(report_error(error))
+
+
+def report_error(error: Exception) -> int:
+    """Say on one line what went wrong; returns the exit status."""
+    message = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        say(f"graftlm: {message}")
+        return 2
+    say(f"graftlm: {type(error).__name__}: {message} (--debug shows where)")
+    return 1
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        print(f"graftlm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Tune a language model for a domain without cutting its roots."""
+
+
+@app.command()
+@config_command(DistillConfig, "distill")
+def distill(
+    config: DistillConfig,
+    sources: dict[str, str],
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Grow heads on a model by self-distillation.
+
+    The model writes text; the heads learn what it says further on.
+    """
+    if dry_run:
+        check_folder(Path(config.output), "distill", config, resume=resume, overwrite=overwrite)
+        print_config(config, sources)
+        return
+    from graftlm.multitoken.distill import distill as distill_heads
+
+    with (
+        opened_run(config, "distill", sources, resume=resume, overwrite=overwrite) as run,
+        reported_progress() as progress,
+    ):
+        distill_heads(config, run, progress)
+
+
+@app.command()
+@config_command(TuneConfig, "tune")
+def tune(
+    config: TuneConfig,
+    sources: dict[str, str],
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Fine-tune a model, multi-token or next-token."""
+    if dry_run:
+        check_folder(Path(config.output), "tune", config, resume=resume, overwrite=overwrite)
+        print_config(config, sources)
+    from graftlm.multitoken.tune import tune as tune_model
+
+    if dry_run:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            Run.create(Path(scratch) / "run", "tune", config, sources) as run,
+        ):
+            tune_model(config, run, dry_run=True)
+        return
+    with opened_run(config, "tune", sources, resume=resume, overwrite=overwrite) as run:
+        tune_model(config, run)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Hub ids, folders, adapters.")],
+    task: Annotated[list[str] | None, typer.Option(help="Built-in task; repeatable. [default: all]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Test examples of each task. [default: all]")] = None,
+    shots: Annotated[int, typer.Option(help="Solved examples before each prompt.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of what a task draws.")] = 0,
+    as_json: AsJson = False,
+    output: Annotated[
+        Path | None, typer.Option(help="File for the same as JSON, with every example's output.")
+    ] = None,
+) -> None:
+    """Measure models on tasks, in one table.
+
+    Beside the models stands the floor: what a trivial answer reaches.
+    """
+    if len(set(models)) < len(models):
+        raise InputError("a model is given twice; give each one once")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise InputError(f"--output {output} cannot be a file; give a file name in a folder that exists")
+    from graftlm.tasks import TASKS, get_task
+
+    tasks = [get_task(name) for name in task or TASKS]
+    from graftlm.evaluation import evaluate as evaluate_model
+    from graftlm.models import load_model
+
+    settings = {"limit": limit, "shots": shots, "batch_size": batch_size, "seed": seed}
+    results = {}
+    for name in models:
+        model, tokenizer = load_model(name)
+        with reported_progress() as progress:
+            results[name] = evaluate_model(
+                model,
+                tokenizer,
+                tasks,
+                limit=limit,
+                shots=shots,
+                batch_size=batch_size,
+                seed=seed,
+                progress=lambda what, done, total, name=name: progress(f"{name}: {what}", done, total),
+            )
+        del model
+    if output is not None:
+        write_text(output, dump_json(results_document(results, settings, examples=True), indent=2) + "\n")
+    if as_json:
+        print(dump_json(results_document(results, settings), indent=2))
+    else:
+        print_table(evaluation_table(results))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder.")] = "smollm2-135m",
+    prompt: Annotated[list[str] | None, typer.Option(help="What to continue or answer; repeatable.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt a line.", metavar="FILE")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Use the chat template. [default: if there is one]"),
+    ] = None,
+) -> None:
+    """Continue or answer prompts.
+
+    The text goes to stdout as it is written.
+    """
+    prompts = [*(prompt or []), *(read_prompts(file) if file is not None else [])]
+    if not prompts:
+        raise InputError("there is no prompt; give --prompt TEXT or --file FILE")
+    from transformers import set_seed
+
+    from graftlm.generation import stream_completion
+    from graftlm.models import load_model
+
+    loaded, tokenizer = load_model(model)
+    set_seed(seed)
+    for number, text in enumerate(prompts, start=1):
+        if len(prompts) > 1:
+            say(f"[{number}/{len(prompts)}] {text}")
+        stream_completion(
+            loaded,
+            tokenizer,
+            text,
+            lambda piece: print(piece, end="", flush=True),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            chat=chat,
+        )
+        print()
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Show versions, machine, cache, optional parts."""
+    from graftlm.environment import describe_environment
+
+    facts = describe_environment()
+    if as_json:
+        print(dump_json(facts, indent=2))
+    else:
+        print_table(environment_table(facts))
+
+
+@contextmanager
+def opened_run(
+    config: DistillConfig | TuneConfig,
+    command: str,
+    sources: Mapping[str, str],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Iterator[Run]:
+    """The run of a verb while it is open; an interrupt says how to continue it."""
+    with Run.create(config.output, command, config, sources, resume, overwrite) as run:
+        if resume and not run.resumed:
+            say(f"graftlm: {run.folder} holds no run to resume; starting one")
+        try:
+            yield run
+        except KeyboardInterrupt as interrupt:
+            if str(interrupt):
+                raise
+            raise KeyboardInterrupt(f"continue with: {run.resume_command}") from interrupt
+
+
+def print_config(config: Any, sources: Mapping[str, str]) -> None:
+    """The resolved config as YAML that can be used again, the source of each value beside it."""
+    for name, value in asdict(config).items():
+        print(f"{dump_yaml({name: value}).rstrip()}  # {sources[name]}")
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--file {file} cannot be read as text: {error}") from error
+    return [line for line in lines if line.strip()]
+
+
+def results_document(
+    results: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, examples: bool = False
+) -> dict[str, Any]:
+    """{"settings": ..., "results": {model: {task: {metrics, floors, count, seconds}}}}, for JSON."""
+    left_out = {"task"} if examples else {"task", "examples"}
+    shown = {
+        model: {
+            task: {key: value for key, value in asdict(result).items() if key not in left_out}
+            for task, result in tasks.items()
+        }
+        for model, tasks in results.items()
+    }
+    return {"settings": dict(settings), "results": shown}

@@ -1,0 +1,163 @@
+"""Run configs: one frozen dataclass field is the YAML key, the command-line flag, its help and its default.
+
+`load_config` merges defaults, a file and flags into one checked instance (graftlm/flags.py makes the flags).
+It takes any frozen dataclass whose fields are str, int, float, bool, a Literal of words, one of these or
+None, or dict[str, Any]; a field's help is `metadata["help"]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from graftlm.errors import InputError
+from graftlm.yaml_text import YAMLError, parse_yaml
+
+Config = TypeVar("Config")
+RUN_FILE = "run.yaml"
+EXPECTED = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
+def load_config(
+    cls: type[Config], file: Path | None, flags: Mapping[str, Any], *, command: str | None = None
+) -> tuple[Config, dict[str, str]]:
+    """The config that defaults, `file` and `flags` make, the later overriding the earlier.
+
+    Args:
+        file: YAML of `cls`'s fields, or the run.yaml (or folder) of an earlier run, whose config is repeated.
+        flags: field name -> value or its text; None means not given.
+        command: the command that runs; a run.yaml of another one is refused.
+
+    Returns:
+        The instance, and for each field where its value came from: "default", "config file" or "flag".
+
+    Raises:
+        InputError: unknown key (the nearest is named), wrong type, unreadable file, or `cls`'s own checks.
+    """
+    types = field_types(cls)
+    written = read_config_file(file, command) if file is not None else {}
+    unknown = [key for key in written if key not in types]
+    if unknown:
+        raise InputError(f"{file}: unknown key {describe_unknown(unknown[0], types)}")
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys(types, "default")
+    for name, value in written.items():
+        values[name] = coerce(value, types[name], f"{file}: {name}")
+        sources[name] = "config file"
+    for name, value in flags.items():
+        if value is None:
+            continue
+        if name not in types:
+            raise InputError(f"unknown option {describe_unknown(name, types)}")
+        given = coerce_flag(value, types[name], flag_name(name))
+        values[name] = {**values.get(name, {}), **given} if isinstance(given, dict) else given
+        sources[name] = "flag"
+    return cls(**values), sources
+
+
+def flag_name(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def typed_fields(cls: type) -> list[tuple[Field[Any], Any]]:
+    """Each field of the dataclass with its resolved type."""
+    hints = get_type_hints(cls)
+    return [(field, hints[field.name]) for field in fields(cls)]
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    return {field.name: annotation for field, annotation in typed_fields(cls)}
+
+
+def read_config_file(file: Path, command: str | None) -> dict[str, Any]:
+    """The keys of a config file, or the `config` of a run.yaml."""
+    file = file / RUN_FILE if file.is_dir() else file
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config file {file} is not UTF-8 text") from error
+    except YAMLError as error:
+        raise InputError(f"config file {file} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise InputError(f"config file {file} must hold `key: value` lines, but holds {describe(content)}")
+    if isinstance(content.get("config"), dict) and "command" in content:
+        if command is not None and content["command"] != command:
+            raise InputError(f"{file} is of a `graftlm {content['command']}` run, not of `graftlm {command}`")
+        content = content["config"]
+    return {str(key): value for key, value in content.items()}
+
+
+def describe_unknown(name: str, known: Iterable[str]) -> str:
+    """'lora_rnk'; did you mean 'lora_rank'?"""
+    nearest = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.5)
+    return f"{name!r}; did you mean {nearest[0]!r}?" if nearest else f"{name!r}; see --help"
+
+
+def coerce(value: Any, annotation: Any, culprit: str) -> Any:
+    """`value` as the type `annotation`; InputError names the culprit, the value and what was expected."""
+    inner, optional = split_optional(annotation)
+    if value is None and optional:
+        return None
+    if get_origin(inner) is Literal:
+        if value in (choices := get_args(inner)):
+            return value
+        raise InputError(f"{culprit} is {describe(value)}, but one of {', '.join(choices)} is expected")
+    if get_origin(inner) is dict:
+        if isinstance(value, dict):
+            return {str(key): item for key, item in value.items()}
+        raise InputError(f"{culprit} is {describe(value)}, but a mapping (key: value) is expected")
+    if inner is float and type(value) is int:
+        value = float(value)
+    if type(value) is inner and not (inner is float and not math.isfinite(value)):
+        return value
+    hint = " (quote it to make it text)" if inner is str and value is not None else ""
+    raise InputError(f"{culprit} is {describe(value)}, but {EXPECTED[inner]} is expected{hint}")
+
+
+def coerce_flag(value: Any, annotation: Any, flag: str) -> Any:
+    """A flag's text as the type `annotation`; a value that is no text is only checked."""
+    inner, optional = split_optional(annotation)
+    if get_origin(inner) is dict and isinstance(value, list):
+        return dict(parse_assignment(text, flag) for text in value)
+    if isinstance(value, str):
+        if optional and value == "null":
+            return None
+        if inner in (int, float):
+            try:
+                value = inner(value)
+            except ValueError:
+                raise InputError(f"{flag} is {value!r}, but {EXPECTED[inner]} is expected") from None
+    return coerce(value, annotation, flag)
+
+
+def parse_assignment(text: str, flag: str) -> tuple[str, Any]:
+    """'weight_decay=0.1' -> ('weight_decay', 0.1); the value is read as YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise InputError(f"{flag} is {text!r}, but key=value is expected")
+    try:
+        return key.strip(), parse_yaml(value)
+    except YAMLError as error:
+        raise InputError(f"{flag} {key.strip()} is {value!r}, which is not valid YAML") from error
+
+
+def split_optional(annotation: Any) -> tuple[Any, bool]:
+    """`X | None` -> (X, True), `X` -> (X, False)."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation, False
+    inner = [member for member in get_args(annotation) if member is not type(None)]
+    if len(inner) != 1:
+        raise TypeError(f"a config field may be a type or that type or None, not {annotation}")
+    return inner[0], True
+
+
+def describe(value: Any) -> str:
+    return "null" if value is None else repr(value)

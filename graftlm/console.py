@@ -1,0 +1,117 @@
+"""What the command line shows: results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from graftlm.tasks import TaskResult
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is being done, how much of it is done, how much there is)."""
+
+SECONDS_BETWEEN_LINES = 10.0
+PIPE_WIDTH = 240
+
+
+@contextmanager
+def reported_progress() -> Iterator[Report]:
+    """A bar for each thing done, with the time left, on stderr; plain lines where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield plain_lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bars = Progress(*columns, TimeElapsedColumn(), Remaining(), console=console)
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            bars.start()  # not before: loading a model draws its own bar
+            tasks[what] = bars.add_task(what)
+        bars.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        bars.stop()
+
+
+def plain_lines() -> Report:
+    """`what: done/total` at the first and the last step of each thing and every ten seconds between."""
+    shown: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what not in shown or done >= total or now - shown[what] >= SECONDS_BETWEEN_LINES:
+            shown[what] = now
+            say(f"{what}: {done}/{total}")
+
+    return report
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_table(table: Table) -> None:
+    """On stdout; in a pipe as wide as it needs to be."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False).print(table)
+
+
+def evaluation_table(results: Mapping[str, Mapping[str, TaskResult]]) -> Table:
+    """Rows task and metric, columns the trivial floor and each model; `results` by model and task."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("task", "metric", "floor", *results):
+        table.add_column(Text(heading), justify="left" if heading in ("task", "metric") else "right")
+    models = list(results.values())
+    for task, first in models[0].items():
+        label = f"{task} ({first.count})"
+        for metric in first.metrics:
+            values = [model[task].metrics.get(metric) for model in models]
+            table.add_row(
+                label, metric, number(first.floors.get(metric)), *(number(value) for value in values)
+            )
+            label = ""
+    return table
+
+
+def environment_table(facts: Mapping[str, Any]) -> Table:
+    """Two columns; a mapping becomes a group of rows."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts.items():
+        rows = value.items() if isinstance(value, Mapping) else [("", value)]
+        for index, (key, item) in enumerate(rows):
+            table.add_row(Text(name.replace("_", " ") if index == 0 else ""), Text(key), Text(words(item)))
+    return table
+
+
+def words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(words(item) for item in value) or "none"
+    return "-" if value is None else str(value)
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

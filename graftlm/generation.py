@@ -1,0 +1,80 @@
+"""Text from a prompt, handed over while it is being written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from graftlm.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def stream_completion(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    write: Callable[[str], None],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    chat: bool | None = None,
+) -> None:
+    """Continue `prompt`, or answer it, and give each piece of text to `write` as it comes.
+
+    Args:
+        temperature: 0 takes the likeliest token each time.
+        chat: put the prompt into the tokenizer's chat template; None does so where it has one.
+
+    Raises:
+        InputError: an empty prompt, one too long for the model, or no chat template where one is asked for.
+    """
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            write(text)
+
+    encoded = encode_prompt(tokenizer, prompt, chat).to(model.device)
+    check_length(model, encoded["input_ids"].shape[1], max_new_tokens)
+    config = copy.deepcopy(model.generation_config)
+    config.update(
+        max_new_tokens=max_new_tokens, do_sample=temperature > 0, pad_token_id=tokenizer.pad_token_id
+    )
+    config.update(max_length=None, temperature=temperature or None)
+    if temperature == 0:
+        config.update(top_k=None, top_p=None)
+    streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    generate: Any = model.generate
+    generate(**encoded, generation_config=config, streamer=streamer)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | None) -> Any:
+    """A BatchEncoding with input_ids and attention_mask, [1, time] int64."""
+    if not prompt.strip():
+        raise InputError("the prompt is empty; give --prompt TEXT or --file FILE")
+    if chat is None:
+        chat = tokenizer.chat_template is not None
+    if not chat:
+        return tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    if tokenizer.chat_template is None:
+        raise InputError("this model's tokenizer has no chat template; give --no-chat")
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+
+
+def check_length(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_tokens: int) -> None:
+    """Raise InputError where prompt and answer do not fit the model."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens is {max_new_tokens}, but at least 1 is needed")
+    if limit is not None and prompt_tokens + max_new_tokens > limit:
+        raise InputError(
+            f"the prompt has {prompt_tokens} tokens, and with {max_new_tokens} new ones that is more than "
+            f"the model's {limit}; shorten it or lower --max-new-tokens"
+        )

@@ -1,0 +1,87 @@
+"""The KL anchor: general text on which the tuned model is held to what the base model said.
+
+    anchor = mean_t KL(base(· | x_<t) ‖ tuned(· | x_<t))
+
+The base model's final hidden states are computed once, before training (adapters off, where there are any), so no
+second copy of the model and no second forward pass is needed; only where the unembedding itself is trained is that one
+matrix copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from graftlm.errors import InputError
+from graftlm.multitoken.decoder import Decoder
+from graftlm.multitoken.linear_cross_entropy import linear_kl_divergence
+
+
+@dataclass
+class AnchorBatch:
+    """input_ids, attention_mask: [batch, time]; base_rows: [rows, hidden], the base model's final hidden states at
+    the positions that are not padding; base_weight: its unembedding [vocabulary, hidden], None if that is frozen."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    base_rows: Tensor
+    base_weight: Tensor | None
+
+
+class Anchor:
+    """Batches of general text with what the base model made of them; `batch(i)` goes round."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 4,
+        max_length: int = 128,
+    ) -> None:
+        if not texts:
+            raise InputError("the anchor's text is empty: --anchor-data needs at least one row of text")
+        decoder = Decoder(model)
+        weight: Tensor = decoder.unembedding.weight  # type: ignore[assignment]
+        base_weight = weight.detach().clone() if weight.requires_grad else None
+        adapters_off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+        encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+        encoded = sorted((ids for ids in encoded if ids), key=len)
+        self.batches: list[AnchorBatch] = []
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), adapters_off:
+            for start in range(0, len(encoded), batch_size):
+                group = encoded[start : start + batch_size]
+                width = max(map(len, group))
+                ids = torch.tensor([row + [0] * (width - len(row)) for row in group], device=weight.device)
+                mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in group], device=weight.device)
+                final, _ = decoder.run(-1, input_ids=ids, attention_mask=mask)
+                self.batches.append(AnchorBatch(ids, mask, final[mask.bool()], base_weight))
+        model.train(was_training)
+
+    def batch(self, index: int) -> AnchorBatch:
+        return self.batches[index % len(self.batches)]
+
+
+def anchor_divergence(decoder: Decoder, anchor: AnchorBatch) -> Tensor:
+    """Mean KL(base ‖ tuned) in nats per position of `anchor`; scalar with gradient."""
+    final, _ = decoder.run(-1, input_ids=anchor.input_ids, attention_mask=anchor.attention_mask)
+    rows = final[anchor.attention_mask.bool()]
+    weight: Tensor = decoder.unembedding.weight  # type: ignore[assignment]
+    divergence = linear_kl_divergence(
+        anchor.base_rows,
+        weight.detach() if anchor.base_weight is None else anchor.base_weight,
+        rows,
+        weight,
+        bias=getattr(decoder.unembedding, "bias", None),
+        logit_scale=decoder.logit_scale,
+        logit_softcap=decoder.logit_softcap,
+    )
+    return divergence / len(rows)

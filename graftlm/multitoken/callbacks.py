@@ -1,0 +1,88 @@
+"""What happens beside the training loop: the run's log, plain progress lines, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from graftlm.console import say
+from graftlm.runs import Run
+
+
+class RunCallback(TrainerCallback):
+    """Every log line also goes to metrics.jsonl."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero:
+            self.run.log({"step": state.global_step, **(logs or {})})
+
+
+class ConsoleCallback(TrainerCallback):
+    """Plain progress lines on stderr, for where it is no terminal."""
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        self.every_seconds = every_seconds
+        self.started = self.shown = time.monotonic()
+        self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.started = self.shown = time.monotonic()
+        self.first_step = state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        now = time.monotonic()
+        last = state.global_step >= state.max_steps
+        if state.is_world_process_zero and (last or now - self.shown >= self.every_seconds):
+            self.shown = now
+            pace = (now - self.started) / max(state.global_step - self.first_step, 1)
+            left = round(pace * (state.max_steps - state.global_step))
+            loss = next((f", loss {line['loss']:.3f}" for line in reversed(state.log_history) if "loss" in line), "")
+            say(f"step {state.global_step}/{state.max_steps}{loss}, {left} s left")
+
+
+class InterruptCallback(TrainerCallback):
+    """The first Ctrl-C ends training after the step under way, with a checkpoint; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._before: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        try:
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+        except ValueError:  # not the main thread: the caller handles Ctrl-C
+            self._before = None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        say("graftlm: interrupted; finishing this step and saving a checkpoint (Ctrl-C again stops at once)")
+        signal.signal(signal.SIGINT, self._before)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._before is not None and not self.interrupted:
+            signal.signal(signal.SIGINT, self._before)

@@ -1,0 +1,143 @@
+"""Finding the parts of a Hugging Face causal LM that heads are grown from.
+
+A causal LM is embedding -> decoder layers -> final norm -> unembedding (-> scale -> soft cap). transformers has a
+public accessor for the unembedding only, so the others are found by structure, and the find is proved by running
+them once (`Decoder.verify`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from graftlm.errors import InputError
+
+
+@dataclass
+class LayerCall:
+    """What a decoder layer was called with in one forward pass."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """[batch, time, hidden]"""
+        return self.args[0] if self.args else self.kwargs["hidden_states"]
+
+    def apply(self, layer: nn.Module, hidden_states: Tensor) -> Tensor:
+        """Call `layer` with the same arguments but for the hidden states; [batch, time, hidden]."""
+        kwargs = {name: value for name, value in self.kwargs.items() if name not in ("hidden_states", *_CACHES)}
+        output = layer(hidden_states, *self.args[1:], **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+
+# A head keeps no cache of its own while it is trained.
+_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_position", "use_cache")
+
+
+def plain_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside `model`, which may be a PEFT model (whose adapters stay in place)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value]
+
+
+class Decoder:
+    """The parts of a causal LM, by reference.
+
+    Raises InputError where the architecture has no decoder layers, final norm or unembedding that can be found.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = plain_model(model)
+        self.config = self.model.config.get_text_config()
+        self.backbone, self.layers = self._find_layers()
+        self.final_norm = self._find_final_norm()
+        unembedding = self.model.get_output_embeddings()
+        if unembedding is None:
+            raise self._unsupported("has no output embedding")
+        self.unembedding: nn.Module = unembedding
+
+    def _unsupported(self, why: str) -> InputError:
+        return InputError(f"heads cannot be grown on {type(self.model).__name__}: it {why}")
+
+    def _find_layers(self) -> tuple[nn.Module, nn.ModuleList]:
+        count = getattr(self.config, "num_hidden_layers", None)
+        for module in self.model.modules():
+            for child in module.children():
+                if isinstance(child, nn.ModuleList) and len(child) == count:
+                    return module, child
+        raise self._unsupported(f"has no list of {count} decoder layers")
+
+    def _find_final_norm(self) -> nn.Module:
+        after_layers = False
+        for child in self.backbone.children():
+            name = type(child).__name__.lower()
+            if after_layers and ("norm" in name or name.endswith("ln")):
+                return child
+            after_layers = after_layers or child is self.layers
+        raise self._unsupported("has no normalisation after its last decoder layer")
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies its logits by (Cohere, Falcon-H1) or divides them by (Granite)."""
+        for name in ("logit_scale", "lm_head_multiplier"):
+            if getattr(self.config, name, None) is not None:
+                return float(getattr(self.config, name))
+        scaling = getattr(self.config, "logits_scaling", None)
+        return 1.0 if scaling is None else 1.0 / float(scaling)
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """c where the model's logits are c · tanh(logits / c) (Gemma)."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """The model's logits [..., vocabulary] of last-layer outputs [..., hidden], before the final norm."""
+        logits = self.unembedding(self.final_norm(hidden_states)) * self.logit_scale
+        cap = self.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @contextmanager
+    def capture(self, layer: int) -> Iterator[list[LayerCall]]:
+        """Collect what `layers[layer]` is called with (once a forward pass, recomputation aside)."""
+        calls: list[LayerCall] = []
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append(LayerCall(args, kwargs))
+
+        handle = self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield calls
+        finally:
+            handle.remove()
+
+    def run(self, layer: int, **inputs: Any) -> tuple[Tensor, LayerCall]:
+        """One pass through the backbone, without the unembedding.
+
+        Returns the final (normed) hidden states [batch, time, hidden] and the call of `layers[layer]`.
+        """
+        with self.capture(layer) as calls:
+            output = self.model.base_model(**inputs, use_cache=False)
+        return output.last_hidden_state, calls[0]
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Prove on four tokens that the parts compose to the model. Raises InputError where they don't."""
+        device = self.unembedding.weight.device
+        tokens = torch.arange(4, device=device)[None] % int(self.config.vocab_size)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.capture(-1) as calls:
+                expected = self.model(input_ids=tokens, use_cache=False).logits
+            found = self.logits(calls[0].apply(self.layers[-1], calls[0].hidden_states))
+        finally:
+            self.model.train(was_training)
+        if not torch.allclose(found, expected.to(found.dtype), rtol=1e-3, atol=1e-3):
+            raise self._unsupported("does something between its last layer and its logits that graftlm does not know")

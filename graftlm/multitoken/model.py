@@ -1,0 +1,146 @@
+"""A model and its heads as one module, whose forward pass is the multi-token loss.
+
+Everything that reads a parameter happens inside `forward`, so that DDP, FSDP and DeepSpeed wrap it like any module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graftlm.multitoken.anchor import AnchorBatch, anchor_divergence
+from graftlm.multitoken.config import Weighting
+from graftlm.multitoken.decoder import Decoder
+from graftlm.multitoken.heads import MultiTokenHeads
+from graftlm.multitoken.loss import IGNORE, document_ids, gather_rows, rows_loss, self_weights, shifted_targets
+
+
+@dataclass
+class MultiTokenOutput:
+    """`loss` = Σ_k coefficients[k] · loss_sums[k] / normaliser carries the gradient; the rest is for the log."""
+
+    loss: Tensor  # scalar
+    loss_sums: Tensor  # [K + 1] NLL in nats, summed over each head's targets, unweighted
+    target_counts: Tensor  # [K + 1] int64
+    entropy_sum: Tensor  # scalar: of the model's own predictions at the supervised positions, nats
+    correct_count: Tensor  # scalar int64: where its most likely token is the target
+    anchor_divergence: Tensor | None = None  # scalar: mean KL(base ‖ tuned) per position, nats
+
+
+class MultiTokenModel(nn.Module):
+    """`model` (a causal LM or a PEFT model of one) with its `heads` beside it; attributes fall through to `model`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: MultiTokenHeads | None,
+        *,
+        weighting: Weighting = "uniform",
+        forking_fraction: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = heads
+        self.weighting: Weighting = weighting
+        self.forking_fraction = forking_fraction
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        normaliser: Tensor | float,
+        coefficients: list[float],
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_weights: Tensor | None = None,
+        anchor: AnchorBatch | None = None,
+        anchor_weight: float = 0.0,
+        **inputs: Any,
+    ) -> MultiTokenOutput:
+        """The multi-token loss of one batch.
+
+        Args:
+            input_ids, labels: [batch, time] int64; labels −100 where not supervised.
+            normaliser: N, the supervised tokens of the whole optimizer step.
+            coefficients: K + 1 weights of the heads' losses, the model's own first. Auxiliary heads whose weights
+                are all 0 are not run.
+            attention_mask: [batch, time], 0 at padding, or None.
+            position_ids: [batch, time] of packed rows, or None.
+            token_weights: [batch, time] weights of the tokens in the auxiliary losses (`weighting` "importance").
+            anchor: general text on which anchor_weight · KL(base ‖ tuned) is added.
+            inputs: passed on to the model's backbone.
+        """
+        decoder = Decoder(self.model)
+        heads = self.heads if any(coefficients[1:]) else None
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
+        final, call = decoder.run(
+            heads.tap if heads is not None else -1, input_ids=input_ids, attention_mask=attention_mask, **inputs
+        )
+        documents = document_ids(position_ids)
+        target = shifted_targets(labels, 0, attention_mask, documents)
+        kept = target != IGNORE
+        rows = final[kept]
+        weights = torch.full((len(rows),), coefficients[0], device=rows.device) / normaliser
+        needs_entropy = self.weighting == "entropy" or not torch.is_grad_enabled()
+        own = rows_loss(decoder, rows, target[kept], weights, with_entropy=needs_entropy)
+        loss, sums, counts = own.loss, [own.nll.sum()], [len(rows)]
+        if heads is not None:
+            weight_of_token = self._token_weights(labels, target, own.entropy, own, token_weights)
+            targets = [
+                shifted_targets(labels, k, attention_mask, documents) for k in range(1, heads.num_heads + 1)
+            ]
+            rows, row_targets, lengths = gather_rows(heads, decoder, call, targets)
+            weights = torch.cat(
+                [
+                    _ahead(weight_of_token, k)[t != IGNORE] * coefficients[k] / normaliser
+                    for k, t in enumerate(targets, start=1)
+                ]
+            )
+            auxiliary = rows_loss(decoder, rows, row_targets, weights)
+            loss = loss + auxiliary.loss
+            sums += [nll.sum() for nll in auxiliary.nll.split(lengths)]
+            counts += lengths
+        divergence = None
+        if anchor is not None:
+            divergence = anchor_divergence(decoder, anchor)
+            loss = loss + anchor_weight * divergence
+            divergence = divergence.detach()
+        return MultiTokenOutput(
+            loss=loss,
+            loss_sums=torch.stack(sums).detach(),
+            target_counts=torch.tensor(counts, device=loss.device),
+            entropy_sum=own.entropy.sum(),
+            correct_count=own.correct.sum(),
+            anchor_divergence=divergence,
+        )
+
+    def _token_weights(
+        self, labels: Tensor, own_targets: Tensor, entropy: Tensor, own: Any, given: Tensor | None
+    ) -> Tensor:
+        """Weight [batch, time] of each token as an auxiliary target."""
+        if self.weighting == "importance":
+            return torch.ones_like(labels, dtype=torch.float32) if given is None else given
+        weights = torch.zeros_like(labels, dtype=torch.float32)
+        # Row i of `own` predicts the token one after its position.
+        predicted = torch.zeros_like(weights)
+        predicted[own_targets != IGNORE] = self_weights(self.weighting, own, self.forking_fraction).float()
+        weights[:, 1:] = predicted[:, :-1]
+        if self.weighting == "uniform":
+            weights.fill_(1.0)
+        return weights
+
+
+def _ahead(weights: Tensor, head: int) -> Tensor:
+    """`weights` [batch, time] of tokens, seen from the position k + 1 before each."""
+    shift = head + 1
+    return torch.nn.functional.pad(weights[:, shift:], (0, min(shift, weights.shape[1])))

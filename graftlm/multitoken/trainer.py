@@ -1,0 +1,290 @@
+"""TRL's SFTTrainer with the multi-token loss.
+
+What is saved is the plain model (or adapter), which loads without graftlm; the heads lie beside it in `heads/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import SFTConfig, SFTTrainer
+
+from graftlm.errors import InputError
+from graftlm.multitoken.anchor import Anchor
+from graftlm.multitoken.config import Schedule, Weighting
+from graftlm.multitoken.decoder import Decoder
+from graftlm.multitoken.heads import MultiTokenHeads
+from graftlm.multitoken.loss import IGNORE, head_coefficients, schedule_factor
+from graftlm.multitoken.model import MultiTokenModel, MultiTokenOutput
+
+HEADS_FOLDER = "heads"
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class MultiTokenConfig(SFTConfig):
+    """`trl.SFTConfig` and the settings of the multi-token loss (see `graftlm.multitoken.loss`).
+
+    Unlike in TRL, bf16 is off by default where there is no GPU: CPUs run it many times slower than float32.
+    """
+
+    coefficient: float = _setting(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.")
+    decay: float = _setting(0.8, "d in that sum.")
+    schedule: str = _setting("rsine", "s(t): rsine, sine, linear or constant.")
+    weighting: str = _setting("uniform", "Which tokens the heads learn from: uniform, entropy, surprisal, importance.")
+    forking_fraction: float = _setting(0.2, "Share of tokens that weighting=entropy keeps.")
+    train_heads: bool = _setting(False, "Train the heads along instead of keeping them frozen.")
+    heads_learning_rate: float | None = _setting(None, "Learning rate of trained heads; None: the model's.")
+    freeze_unembedding: bool = _setting(False, "Leave the unembedding (and an embedding tied to it) as it is.")
+    protect_layers: float = _setting(0.0, "Share of the layers, from the bottom, that is left untouched.")
+    anchor_weight: float = _setting(0.0, "Weight of KL(base ‖ tuned) on the trainer's anchor_texts.")
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not self.fp16 and not torch.cuda.is_available():
+            self.bf16 = False
+        super().__post_init__()
+        schedule_factor(self.schedule, 0, 1)  # type: ignore[arg-type]
+        if self.weighting not in ("uniform", "entropy", "surprisal", "importance"):
+            raise InputError(f"weighting is {self.weighting!r}; it is uniform, entropy, surprisal or importance")
+        if not 0 <= self.protect_layers < 1:
+            raise InputError(f"protect_layers is {self.protect_layers}, but it is a share from 0 to below 1")
+        if self.coefficient < 0:
+            raise InputError(f"coefficient is {self.coefficient}, but it cannot be negative")
+        if self.loss_type != "nll":
+            raise InputError(f"loss_type={self.loss_type!r} is not supported with the multi-token loss: use 'nll'")
+        if self.label_smoothing_factor:
+            raise InputError("label_smoothing_factor is not supported with the multi-token loss: set it to 0")
+
+
+class MultiTokenTrainer(SFTTrainer):
+    """Supervised fine-tuning with auxiliary heads; all of SFTTrainer's arguments, and these:
+
+    Args:
+        heads: heads grown on `model`, or a folder of them. None trains next-token only.
+        anchor_texts: general text for the KL anchor; needed where `anchor_weight` > 0.
+
+    Raises InputError for heads of another model and for settings that contradict each other.
+    """
+
+    args: MultiTokenConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: MultiTokenConfig | None = None,
+        *trainer_args: Any,
+        heads: MultiTokenHeads | str | os.PathLike[str] | None = None,
+        anchor_texts: Sequence[str] | None = None,
+        compute_loss_func: Any = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        if compute_loss_func is not None:
+            raise InputError("compute_loss_func is not supported: the multi-token loss is this trainer's own")
+        args = args or MultiTokenConfig("multi-token")
+        super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        plain = self.model
+        if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant") and args.gradient_checkpointing:
+            raise InputError("gradient_checkpointing_kwargs use_reentrant=True cuts the heads off: leave it unset")
+        if heads is not None and not isinstance(heads, MultiTokenHeads):
+            heads = MultiTokenHeads.from_pretrained(heads, plain)
+        freeze(plain, share=args.protect_layers, unembedding=args.freeze_unembedding)
+        if heads is not None:
+            weight = Decoder(plain).unembedding.weight
+            heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(args.train_heads)
+        if args.anchor_weight > 0 and not anchor_texts:
+            raise InputError("anchor_weight is set, but there are no anchor_texts to hold the model to")
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        self.anchor = Anchor(plain, tokenizer, anchor_texts or []) if args.anchor_weight > 0 else None
+        self.model = self.model_wrapped = MultiTokenModel(
+            plain,
+            heads,
+            weighting=args.weighting,  # type: ignore[arg-type]
+            forking_fraction=args.forking_fraction,
+        )
+        # Every trainable parameter has a gradient in each backward pass.
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False
+        self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
+        self._micro_batch = 0
+
+    # -- loss ---------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Σ_k coefficient_k · L_k of a batch in training; L_0 in evaluation, so that eval_loss is the plain NLL."""
+        training = self.model.training
+        normaliser: Any = num_items_in_batch
+        if normaliser is None:
+            normaliser = (inputs["labels"][:, 1:] != IGNORE).sum()
+        normaliser = torch.as_tensor(normaliser, device=inputs["labels"].device).clamp(min=1)
+        anchor = self.anchor.batch(self._anchor_index()) if self.anchor is not None and training else None
+        steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
+        # The anchor is a mean over its own positions: once an optimizer step, whatever the accumulation and devices.
+        outputs: MultiTokenOutput = model(
+            **{name: value for name, value in inputs.items() if name != "num_items_in_batch"},
+            normaliser=normaliser,
+            coefficients=self._coefficients(training),
+            anchor=anchor,
+            anchor_weight=self.args.anchor_weight / steps / self._devices(num_items_in_batch),
+        )
+        loss = outputs.loss if training else outputs.loss_sums[0] / normaliser
+        if training and not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; its batch begins with the tokens "
+                f"{inputs['input_ids'][0, :12].tolist()}; the last checkpoint is unharmed: lower the learning rate"
+            )
+        self._record("train" if training else "eval", outputs)
+        # As in TRL: the normaliser counts all devices' tokens, and DDP averages the gradients over devices.
+        loss = loss * self._devices(num_items_in_batch)
+        if return_outputs:
+            with torch.no_grad():
+                plain = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
+                return loss, self.accelerator.unwrap_model(model).model(**plain)
+        return loss
+
+    def _devices(self, num_items_in_batch: Any) -> int:
+        shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        return self.accelerator.num_processes if shared else 1
+
+    def _coefficients(self, training: bool) -> list[float]:
+        heads = self.model.heads
+        if heads is None:
+            return [1.0]
+        # In evaluation the heads are run for their losses alone.
+        factor = 1.0
+        if training:
+            total = self.state.max_steps or 1
+            factor = schedule_factor(self.args.schedule, self.state.global_step, total)  # type: ignore[arg-type]
+        coefficient = self.args.coefficient if training else 1.0
+        return head_coefficients(heads.num_heads, coefficient, self.args.decay, factor)
+
+    def _anchor_index(self) -> int:
+        """A function of the step alone, so that a resumed run sees the same text."""
+        accumulation = self.args.gradient_accumulation_steps
+        self._micro_batch = (self._micro_batch + 1) % accumulation
+        micro_batch = self.state.global_step * accumulation + self._micro_batch
+        return micro_batch * self.accelerator.num_processes + self.accelerator.process_index
+
+    # -- log ----------------------------------------------------------------------------------------------------
+
+    def _record(self, mode: str, outputs: MultiTokenOutput) -> None:
+        values = {
+            "loss_sums": outputs.loss_sums.double(),
+            "counts": outputs.target_counts.double(),
+            "correct": outputs.correct_count.double(),
+        }
+        if outputs.anchor_divergence is not None:
+            values["anchor"] = torch.stack([outputs.anchor_divergence.double(), torch.ones_like(values["correct"])])
+        sums = self._sums[mode]
+        for name, value in values.items():
+            # The last steps of a schedule may run without heads.
+            if name in sums and sums[name].shape == value.shape:
+                value = sums[name] + value
+            sums[name] = value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each head's mean NLL (`next_token_loss`, `head_1_loss`, ...), the token accuracy and the anchor's KL."""
+        mode = "train" if self.model.training else "eval"
+        sums = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums[mode].items()}
+        self._sums[mode] = {}
+        prefix = "" if mode == "train" else "eval_"
+        if sums:
+            means = (sums["loss_sums"] / sums["counts"].clamp(min=1)).tolist()
+            names = ["next_token_loss", *(f"head_{k}_loss" for k in range(1, len(means)))]
+            logs.update({prefix + name: mean for name, mean in zip(names, means, strict=True)})
+            logs[prefix + "mean_token_accuracy"] = float(sums["correct"] / sums["counts"][0].clamp(min=1))
+        if "anchor" in sums:
+            logs[prefix + "anchor_divergence"] = float(sums["anchor"][0] / sums["anchor"][1])
+        super().log(logs, start_time)
+
+    # -- optimizer ----------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model) if model is not None else super().create_optimizer()
+        rate = self.args.heads_learning_rate
+        heads = (self.model if model is None else model).heads
+        if rate is None or heads is None or not self.args.train_heads or any("heads" in g for g in optimizer.param_groups):
+            return optimizer
+        own = {id(parameter) for parameter in heads.parameters()}
+        for group in list(optimizer.param_groups):
+            moved = [p for p in group["params"] if id(p) in own]
+            if moved:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                rest = {k: v for k, v in group.items() if k != "params"}
+                optimizer.add_param_group({**rest, "params": moved, "lr": rate, "heads": True})
+        return optimizer
+
+    # -- saving: the plain model as transformers and PEFT write it, the heads beside it --------------------------
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """`self.model` is the plain model within."""
+        whole = self.model
+        self.model = self.accelerator.unwrap_model(whole).model
+        try:
+            yield
+        finally:
+            self.model = whole
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        whole = self.accelerator.unwrap_model(self.model)
+        heads: MultiTokenHeads | None = whole.heads
+        of_heads = None
+        if state_dict is not None:
+            of_heads = {k.removeprefix("heads."): v for k, v in state_dict.items() if k.startswith("heads.")}
+            state_dict = {k.removeprefix("model."): v for k, v in state_dict.items() if k.startswith("model.")}
+        with self._plain():
+            super()._save(folder, state_dict)
+        if heads is not None and self.args.should_save:
+            heads.save_pretrained(Path(folder) / HEADS_FOLDER, of_heads)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, self.model.model)
+        self._load_heads(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        with self._plain():
+            super()._load_best_model()
+        self._load_heads(str(self.state.best_model_checkpoint))
+
+    def _load_heads(self, checkpoint: str) -> None:
+        if self.model.heads is not None and self.args.train_heads:
+            saved = MultiTokenHeads.from_pretrained(Path(checkpoint) / HEADS_FOLDER, self.model.model)
+            self.model.heads.load_state_dict(saved.state_dict())
+
+
+def freeze(model: nn.Module, *, share: float, unembedding: bool) -> None:
+    """Freeze the lowest `share` of the layers with the input embedding below them, and the unembedding if asked."""
+    decoder = Decoder(model)
+    if unembedding:
+        decoder.unembedding.requires_grad_(False)
+        # Where the two are tied, this one is the same tensor.
+    if share > 0:
+        decoder.model.get_input_embeddings().requires_grad_(False)
+        for layer in decoder.layers[: round(share * len(decoder.layers))]:
+            layer.requires_grad_(False)
+
+
+__all__ = ["MultiTokenConfig", "MultiTokenTrainer", "Schedule", "Weighting", "freeze"]

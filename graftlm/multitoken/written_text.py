@@ -1,0 +1,145 @@
+"""Text that the model writes itself, for its heads to learn from (CAFT, arXiv 2506.07833: self-distillation)."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from graftlm.errors import InputError
+
+TEXT_FILE = "text.jsonl"
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(frozen=True)
+class WrittenText:
+    """One prompt with the model's continuation, as token ids; `kind` says which prompts it came from."""
+
+    kind: str
+    prompt_length: int
+    input_ids: list[int]
+
+    @property
+    def written(self) -> int:
+        return len(self.input_ids) - self.prompt_length
+
+
+def read_texts(path: Path) -> list[WrittenText]:
+    """The texts in a JSONL file; a last line cut short by a kill is left out."""
+    texts = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                texts.append(WrittenText(**json.loads(line)))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise InputError(f"{path}, line {number}: not a written text ({error}); delete the file") from error
+    return texts
+
+
+def write_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    kind: str,
+    tokens: int,
+    path: Path | None = None,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[WrittenText]:
+    """Continue the prompts (token ids) by sampling until `tokens` tokens are written.
+
+    Prompts are taken in a shuffled order, again and again. Each batch is drawn with a seed of its own and appended to
+    `path` when it is done, so that an interrupted call picks up where it was. Raises InputError without prompts.
+    """
+    if not prompts:
+        raise InputError(f"there are no {kind} prompts for the model to write from")
+    texts = [t for t in read_texts(path) if t.kind == kind] if path is not None and path.exists() else []
+    if path is not None and path.exists():
+        _drop_partial_line(path)
+    done = sum(t.written for t in texts)
+    model.eval()
+    for start, batch in _batches(prompts, batch_size, seed):
+        if done >= tokens:
+            break
+        if start < len(texts):
+            continue
+        set_seed(seed + start)
+        new = _continue(model, tokenizer, batch, kind, temperature, max_new_tokens)
+        if path is not None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(asdict(text)) + "\n" for text in new))
+        texts += new
+        done += sum(t.written for t in new)
+        if progress is not None:
+            progress(min(done, tokens), tokens)
+    return texts
+
+
+def _drop_partial_line(path: Path) -> None:
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        path.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def _batches(prompts: Sequence[list[int]], size: int, seed: int) -> Iterator[tuple[int, list[list[int]]]]:
+    """(number of texts before, batch) without end."""
+
+    def shuffled() -> Iterable[list[int]]:
+        order = random.Random(seed)
+        while True:
+            yield from order.sample(list(prompts), len(prompts))
+
+    stream, start = iter(shuffled()), 0
+    while True:
+        # Similar lengths need the least padding within a batch; the order within it does not matter.
+        yield start, sorted((next(stream) for _ in range(size)), key=len)
+        start += size
+
+
+@torch.inference_mode()
+def _continue(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    kind: str,
+    temperature: float,
+    max_new_tokens: int,
+) -> list[WrittenText]:
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+    )
+    ends = _end_tokens(model, tokenizer)
+    texts = []
+    for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+        end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        texts.append(WrittenText(kind, len(prompt), prompt + row[:end]))
+    return texts
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = configured if isinstance(configured, list) else [configured]
+    return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}

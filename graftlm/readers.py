@@ -1,0 +1,168 @@
+"""Read raw rows from JSON, JSON lines, CSV and Parquet files, each also as .gz, and from folders of them.
+
+A reader yields (place, row): the place is "row 3 of data.csv", counted from 1 (in JSON lines the row is the
+line).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from graftlm.errors import InputError
+
+PlacedRow = tuple[str, Mapping[str, Any]]
+
+# Words by which a file's name tells its split; any other split is its own word.
+SPLIT_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing"},
+}
+
+
+def read_file(path: Path) -> Iterator[PlacedRow]:
+    """The rows of one file, by its ending. InputError: unsupported, unreadable, damaged or malformed."""
+    reader = READERS.get(ending(path))
+    if reader is None:
+        raise InputError(
+            f"data file {path} has an unsupported ending; use {', '.join(READERS)} or any of them .gz"
+        )
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"data file {path} is not UTF-8 text") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"data file {path} is no whole gzip file") from error
+    except OSError as error:
+        raise InputError(f"data file {path} cannot be read: {error.strerror or error}") from error
+
+
+def select_files(folder: Path, split: str) -> list[Path]:
+    """The data files in `folder` and below that belong to `split`, sorted.
+
+    These are the files with a word for that split in their name or subfolder's name (train, valid, dev, test,
+    ...). For "train", where there are none, they are all files that name no split.
+    """
+    files = sorted(path for path in folder.rglob("*") if ending(path) in READERS and path.is_file())
+    if not files:
+        raise InputError(f"folder {folder} holds no data files ({', '.join(READERS)} or any of them .gz)")
+    chosen = [path for path in files if names_split(path.relative_to(folder), split)]
+    if not chosen and split == "train":
+        others = [name for name in SPLIT_WORDS if name != "train"]
+        chosen = [
+            path for path in files if not any(names_split(path.relative_to(folder), name) for name in others)
+        ]
+    if not chosen:
+        found = ", ".join(path.name for path in files[:5])
+        raise InputError(f"folder {folder} has no file for the split {split!r}; it holds {found}")
+    return chosen
+
+
+def names_split(path: Path, split: str) -> bool:
+    words = set(re.split(r"[^a-z0-9]+", str(path).lower()))
+    return bool(words & SPLIT_WORDS.get(split, {split.lower()}))
+
+
+def ending(path: Path) -> str:
+    """ ".jsonl" of data.jsonl and of data.jsonl.gz."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def read_bytes(path: Path) -> bytes:
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+
+
+def open_text(path: Path, newline: str | None = None) -> TextIO:
+    """A text stream; utf-8-sig, since spreadsheets write a byte-order mark."""
+    open_file = gzip.open if path.suffix.lower() == ".gz" else open
+    return cast(TextIO, open_file(path, "rt", encoding="utf-8-sig", newline=newline))
+
+
+def read_json_lines(path: Path) -> Iterator[PlacedRow]:
+    with open_text(path, newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"line {number} of {path} is not valid JSON: {error}") from error
+            yield check_object(row, f"row {number} of {path}")
+
+
+def read_json(path: Path) -> Iterator[PlacedRow]:
+    """A list of objects; a file of JSON lines under this ending is read as such."""
+    content = read_bytes(path).decode("utf-8-sig")
+    try:
+        rows = json.loads(content)
+    except ValueError as error:
+        if starts_with_object(content):
+            yield from read_json_lines(path)
+            return
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(rows, dict):
+        rows = [rows]
+    if not isinstance(rows, list):
+        raise InputError(f"{path} has to hold a list of objects, but holds a {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        yield check_object(row, f"row {number} of {path}")
+
+
+def starts_with_object(content: str) -> bool:
+    """Whether the first line is a whole JSON object, as in JSON lines."""
+    try:
+        return isinstance(json.loads(content.lstrip().partition("\n")[0]), dict)
+    except ValueError:
+        return False
+
+
+def check_object(row: Any, place: str) -> PlacedRow:
+    if not isinstance(row, dict):
+        raise InputError(f"{place} is a {type(row).__name__}, but an object (column: value) is expected")
+    return place, row
+
+
+def read_csv(path: Path) -> Iterator[PlacedRow]:
+    """Comma-separated with a header line; all values are text."""
+    with open_text(path, newline="") as lines:
+        reader = csv.DictReader(lines, restkey="", strict=True)
+        try:
+            for number, row in enumerate(reader, start=1):
+                if "" in row:
+                    raise InputError(
+                        f"row {number} of {path} has more cells than the header; quote its commas"
+                    )
+                yield f"row {number} of {path}", row
+        except csv.Error as error:
+            raise InputError(f"line {reader.line_num} of {path} is not valid CSV: {error}") from error
+
+
+def read_parquet(path: Path) -> Iterator[PlacedRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    source = io.BytesIO(read_bytes(path)) if path.suffix.lower() == ".gz" else path
+    try:
+        with parquet.ParquetFile(source) as file:
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"row {number} of {path}", row
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} is no whole Parquet file: {' '.join(str(error).split())}") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
+    ".json": read_json,
+    ".jsonl": read_json_lines,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}

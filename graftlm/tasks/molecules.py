@@ -1,0 +1,167 @@
+"""molecules: from a molecule's common name to its SMILES, the domain task of the demo (see data/README.md)."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import time
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from graftlm.errors import InputError
+from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
+from graftlm.tasks.generation import completion_log_likelihoods, generate_completions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_NEW_TOKENS = 32  # the longest SMILES of the data takes 19 tokens of SmolLM2, newline included
+
+
+class NamedMolecule(NamedTuple):
+    """`smiles` is canonical, without stereo."""
+
+    name: str
+    smiles: str
+
+    @property
+    def prompt(self) -> str:
+        return f"Name: {self.name}\nSMILES:"
+
+    @property
+    def completion(self) -> str:
+        return f" {self.smiles}\n"
+
+
+class Molecules(Task):
+    """Metrics, each the mean over the test molecules except the last:
+
+    - `valid`: RDKit parses the output (its first line), which must be one word;
+    - `tanimoto`: similarity of the Morgan fingerprints (radius 2, 1,024 bits) of output and reference, 0 if invalid;
+    - `exact`: both have the same canonical SMILES without stereo;
+    - `nll_per_token`: nats per token of the references, newline included and end-of-sequence token excluded.
+
+    Floors: what a molecule drawn at random from the training split reaches. For `tanimoto` it is the exact expectation,
+    over all of them; for `exact` 0 and for `valid` 1, so `valid` alone shows only that the format is known.
+    """
+
+    name: ClassVar[str] = "molecules"
+    description: ClassVar[str] = "common name of a small acyclic molecule -> SMILES"
+
+    def rows(self, split: Split) -> Dataset:
+        from datasets import Dataset
+
+        molecules = read_molecules(split)
+        prompts = [molecule.prompt for molecule in molecules]
+        return Dataset.from_dict({"prompt": prompts, "completion": [m.completion for m in molecules]})
+
+    def evaluate(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        shots: int = 0,
+        batch_size: int = 32,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> TaskResult:
+        """`seed` draws the `shots` training examples that stand before each prompt, the same for all."""
+        check_options(limit, shots, batch_size)
+        _require_rdkit()
+        begin = time.perf_counter()
+        molecules = read_molecules("test")[:limit]
+        prefix = few_shot_prefix(shots, seed)
+        on_batch = count_steps(progress, 2 * len(molecules))
+        pairs = [(prefix + molecule.prompt, molecule.completion) for molecule in molecules]
+        likelihoods = completion_log_likelihoods(model, tokenizer, pairs, batch_size, on_batch=on_batch)
+        prompts = [prompt for prompt, _ in pairs]
+        outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
+        examples = []
+        for molecule, output, (log_likelihood, tokens) in zip(molecules, outputs, likelihoods, strict=True):
+            example = {"prompt": molecule.prompt, "reference": molecule.smiles, "output": output.strip()}
+            scores = score_smiles(output.strip(), molecule.smiles)
+            examples.append({**example, **scores, "nll": -log_likelihood, "tokens": tokens})
+        metrics = {key: _mean([example[key] for example in examples]) for key in ("valid", "tanimoto", "exact")}
+        metrics["nll_per_token"] = sum(e["nll"] for e in examples) / sum(e["tokens"] for e in examples)
+        return TaskResult(
+            task=self.name,
+            metrics=metrics,
+            floors={"valid": 1.0, "tanimoto": random_tanimoto([m.smiles for m in molecules]), "exact": 0.0},
+            examples=examples,
+            count=len(examples),
+            seconds=time.perf_counter() - begin,
+        )
+
+
+@cache
+def read_molecules(split: Split) -> list[NamedMolecule]:
+    """The rows of a split, in the file's order: any first n of them are a random sample."""
+    data = files("graftlm.tasks").joinpath("data", "molecules.tsv.gz").read_bytes()
+    rows = [line.split("\t") for line in gzip.decompress(data).decode().splitlines()[1:]]
+    molecules = [NamedMolecule(name, smiles) for part, name, smiles in rows if part == split]
+    if not molecules:
+        raise InputError(f"task molecules has no split {split!r}: choose train, validation or test")
+    return molecules
+
+
+def few_shot_prefix(shots: int, seed: int) -> str:
+    """`shots` training examples drawn by `seed`, written as prompt and completion one after the other."""
+    train = read_molecules("train")
+    if shots > len(train):
+        raise InputError(f"task molecules has {len(train)} training examples, not {shots} shots")
+    return "".join(m.prompt + m.completion for m in random.Random(seed).sample(train, shots))
+
+
+def score_smiles(output: str, reference: str) -> dict[str, float]:
+    """`valid`, `tanimoto` and `exact` of one output; the reference must be a valid SMILES."""
+    from rdkit import Chem, DataStructs
+
+    molecule, expected = _parse(output), _parse(reference)
+    if molecule is None:
+        return {"valid": 0.0, "tanimoto": 0.0, "exact": 0.0}
+    [print_output], [print_reference] = _fingerprints([molecule]), _fingerprints([expected])
+    canonical = [Chem.MolToSmiles(each, isomericSmiles=False) for each in (molecule, expected)]
+    tanimoto = float(DataStructs.TanimotoSimilarity(print_output, print_reference))
+    return {"valid": 1.0, "tanimoto": tanimoto, "exact": float(canonical[0] == canonical[1])}
+
+
+def random_tanimoto(references: Sequence[str]) -> float:
+    """Expected Tanimoto similarity of a reference and a training molecule drawn at random."""
+    from rdkit import DataStructs
+
+    train = _fingerprints([_parse(molecule.smiles) for molecule in read_molecules("train")])
+    prints = _fingerprints([_parse(reference) for reference in references])
+    return _mean([_mean(DataStructs.BulkTanimotoSimilarity(each, train)) for each in prints])
+
+
+def _parse(smiles: str) -> Any | None:
+    """RDKit's molecule, None if invalid. RDKit itself takes the empty string, and ignores all after a space."""
+    from rdkit import Chem, rdBase
+
+    if not smiles or any(character.isspace() for character in smiles):
+        return None
+    with rdBase.BlockLogs():
+        return Chem.MolFromSmiles(smiles)
+
+
+def _fingerprints(molecules: Sequence[Any]) -> list[Any]:
+    from rdkit.Chem import rdFingerprintGenerator
+
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
+    return [generator.GetFingerprint(molecule) for molecule in molecules]
+
+
+def _require_rdkit() -> None:
+    try:
+        import rdkit  # noqa: F401
+    except ImportError:
+        raise InputError("task molecules needs RDKit: pip install 'graftlm[molecules]'") from None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

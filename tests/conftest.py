@@ -1,0 +1,67 @@
+"""Tiny random models of every architecture that heads are proved on, and a byte-level tokenizer; no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCABULARY = 259  # 256 bytes and three special tokens
+ARCHITECTURES = ("llama", "qwen3", "gemma3_text", "mistral", "phi3", "olmo2", "gpt_neox", "gpt2")
+
+
+def tiny_model(architecture: str = "llama", *, layers: int = 2, seed: int = 0, **settings: object) -> PreTrainedModel:
+    """A random model of `architecture` with hidden size 32 and 4 attention heads, in eval mode, float32."""
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 258,
+        "head_dim": 8,
+        "tie_word_embeddings": False,
+    }
+    if architecture == "gpt2":
+        sizes = {**sizes, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 256, "n_inner": 64}
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "max_position_embeddings"):
+            sizes.pop(name)
+        sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    if architecture in ("gpt2", "gpt_neox"):
+        for name in ("num_key_value_heads", "head_dim"):
+            sizes.pop(name, None)
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(architecture, **{**sizes, **settings})
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte; ChatML template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return fast

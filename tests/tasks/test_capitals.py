@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from graftlm.errors import InputError
+from graftlm.tasks import capitals
+from graftlm.tasks.capitals import Capitals, Country, draw_candidates, few_shot_prefix, names_capital, read_countries
+
+
+def test_the_script_rebuilds_the_data_file(load_tool: Any):
+    try:
+        distribution("countryinfo")
+    except PackageNotFoundError:
+        pytest.skip("needs countryinfo==1.0.1")
+    text = files("graftlm.tasks").joinpath("data", "capitals.tsv").read_text(encoding="utf-8")
+    assert load_tool("build_capitals").build() == text
+
+
+def test_the_data_has_the_sizes_that_its_readme_states_and_each_capital_once():
+    assert (len(read_countries("test")), len(read_countries("validation"))) == (135, 20)
+    assert len({country.capital for country in read_countries("test")}) == 135
+
+
+def test_a_probe_has_no_training_rows():
+    with pytest.raises(InputError, match="no split 'train'"):
+        Capitals().rows("train")
+    row = Capitals().rows("test")[0]
+    assert row == {"prompt": "The capital of Afghanistan is", "completion": " Kabul"}
+
+
+@pytest.mark.parametrize(
+    ("output", "capital", "right"),
+    [
+        (" Paris.", "Paris", True),
+        (" the city of PARIS", "Paris", True),
+        (" Paris\nLondon", "Paris", True),
+        (" Lyon\nParis", "Paris", False),
+        (" Parisian", "Paris", False),
+        ("", "Paris", False),
+        (" Bogota", "Bogotá", True),
+        (" Chișinău", "Chişinău", True),
+        (" N’Djaména", "N'Djamena", True),
+        (" Washington, D.C.", "Washington D.C.", True),
+        (" Porto Novo", "Porto-Novo", True),
+        (" Novo", "Porto-Novo", False),
+        (" Kiev", "Kyiv", True),
+    ],
+)
+def test_an_answer_counts_if_its_first_line_names_the_capital(output: str, capital: str, right: bool):
+    assert names_capital(output, Country("X", capital, ("Kiev",))) is right
+
+
+def test_each_country_has_ten_distinct_candidates_and_the_right_one_anywhere_among_them():
+    countries = read_countries("test")
+    drawn = draw_candidates(countries, 0)
+    assert all(len(set(group)) == 10 and country.capital in group for country, group in zip(countries, drawn, strict=True))
+    assert {group.index(country.capital) for country, group in zip(countries, drawn, strict=True)} == set(range(10))
+    assert drawn == draw_candidates(countries, 0) != draw_candidates(countries, 1)
+
+
+def test_a_limit_asks_the_same_questions_about_fewer_countries(make_model: Any, tokenizer: Any):
+    model = make_model()
+    few = Capitals().evaluate(model, tokenizer, limit=4)
+    more = Capitals().evaluate(model, tokenizer, limit=9, batch_size=3)
+    for one, other in zip(few.examples, more.examples, strict=False):
+        assert one["nll"] == pytest.approx(other["nll"])
+        assert {key: one[key] for key in one if key != "nll"} == {key: other[key] for key in other if key != "nll"}
+    assert (few.count, more.count) == (4, 9)
+    assert few.floors == {"greedy_accuracy": 1 / 4, "ranking_accuracy": 0.1}
+    assert set(few.examples[0]) >= {"prompt", "reference", "output", "greedy_accuracy", "ranking_accuracy", "ranked_first"}
+
+
+def test_a_model_without_any_knowledge_is_near_the_floor(make_model: Any, tokenizer: Any):
+    model = make_model()
+    model.lm_head.weight.data.fill_(float("nan"))
+    assert Capitals().evaluate(model, tokenizer).metrics["ranking_accuracy"] == pytest.approx(0.1, abs=0.08)
+
+
+def test_a_model_that_prefers_every_right_capital_scores_one(
+    monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any
+):
+    right = {country.prompt: f" {country.capital}" for country in read_countries("test")}
+
+    def rank(model: Any, tok: Any, prompts: Any, candidates: Any, *args: Any, **kw: Any) -> Any:
+        return [
+            [(-1.0, 1) if candidate == right[prompt] else (-2.0, 4) for candidate in group]
+            for prompt, group in zip(prompts, candidates, strict=True)
+        ]
+
+    monkeypatch.setattr(capitals, "candidate_log_likelihoods", rank)
+    monkeypatch.setattr(capitals, "generate_completions", lambda model, tok, prompts, *args, **kw: [right[p] for p in prompts])
+    result = Capitals().evaluate(make_model(), tokenizer)
+    assert result.metrics == {"greedy_accuracy": 1.0, "ranking_accuracy": 1.0}
+    assert result.count == 135
+
+
+def test_shots_are_smaller_countries_that_are_never_probed():
+    prefix = few_shot_prefix(20, seed=0)
+    assert prefix == few_shot_prefix(20, seed=0) != few_shot_prefix(20, seed=1)
+    lines = prefix.splitlines()
+    assert len(lines) == 20 and all(line.endswith(".") for line in lines)
+    assert not any(line.startswith(country.prompt) for line in lines for country in read_countries("test"))
+    with pytest.raises(InputError, match="20 countries for its examples, not 21"):
+        few_shot_prefix(21, seed=0)
