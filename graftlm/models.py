@@ -202,6 +202,7 @@ def load_pretrained(
             local_files_only=offline,
             use_safetensors=True,
             output_loading_info=True,
+            adapter_kwargs={"local_files_only": offline},  # else it asks the hub for an adapter even so
         )
     model, report = loaded
     # transformers only warns, and leaves such parameters random.

@@ -29,7 +29,9 @@ def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str | None]:
 
 def command_line() -> str:
     """The command as a shell would take it again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    started_as = ["python", "-m", "graftlm"] if program == "__main__.py" else [program]
+    return shlex.join([*started_as, *sys.argv[1:]])
 
 
 def git_commit() -> str | None:

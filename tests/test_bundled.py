@@ -26,7 +26,13 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im
 
 def write_tiny_gguf(path: Path) -> None:
     """A random two-layer Llama with a byte-level vocabulary and one merge of two spaces."""
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĠĠ"]
+    tokens = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "ĠĠ",
+    ]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)
@@ -117,7 +123,9 @@ def test_the_gguf_becomes_a_plain_model_that_saves_and_keeps_its_weights(
     assert model.dtype == torch.float32
     reader = gguf.GGUFReader(find_gguf(tiny))
     stored = {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in reader.tensors}
-    torch.testing.assert_close(model.get_input_embeddings().weight.data, stored["token_embd.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.get_input_embeddings().weight.data, stored["token_embd.weight"], rtol=0, atol=0
+    )
     torch.testing.assert_close(
         model.model.layers[1].mlp.down_proj.weight.data, stored["blk.1.ffn_down.weight"], rtol=0, atol=0
     )
@@ -179,7 +187,9 @@ def test_a_cache_that_cannot_be_written_is_one_clear_line(
 
 def test_two_processes_at_once_convert_one_model(site: Path, tmp_path: Path) -> None:
     script = (
-        "from pathlib import Path; from graftlm.models import load_model; from graftlm.bundled import bundled_folder\n"
+        "from pathlib import Path\n"
+        "from graftlm.bundled import bundled_folder\n"
+        "from graftlm.models import load_model\n"
         "from tests.test_bundled import describe_tiny\n"
         f"folder = bundled_folder(describe_tiny(Path({str(site)!r})))\n"
         "load_model(folder, device='cpu')"
@@ -211,7 +221,9 @@ def test_the_real_default_model_chats(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer.convert_ids_to_tokens(tokenizer("[\n    1")["input_ids"]) == ["[", "ĊĠĠĠĠ", "1"]
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    assert prompt.startswith("<|im_start|>system\n") and prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert prompt.startswith("<|im_start|>system\n") and prompt.endswith(
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
     inputs = tokenizer(prompt, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])

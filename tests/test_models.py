@@ -80,7 +80,9 @@ def test_a_tokenizer_without_pad_token_pads_with_eos_and_keeps_its_vocabulary(
     assert model.generation_config.pad_token_id is not None
 
 
-def test_the_fingerprint_depends_on_the_vocabulary_alone(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def test_the_fingerprint_depends_on_the_vocabulary_alone(
+    tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
     _, loaded = load_model(folder, device="cpu")
     loaded.chat_template = None
     assert fingerprint(loaded) == fingerprint(tokenizer)
@@ -104,7 +106,10 @@ def test_an_adapter_brings_its_own_tokenizer_if_it_has_one(
     adapter: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     changed = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template="mine"
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token="<eos>",
+        pad_token="<pad>",
+        chat_template="mine",
     )
     changed.save_pretrained(adapter)
     assert load_model(adapter, device="cpu")[1].chat_template == "mine"
@@ -117,7 +122,7 @@ def test_an_adapter_with_added_tokens_loads_with_their_rows(folder: Path, tmp_pa
     base.resize_token_embeddings(len(tokenizer))
     lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     tuned = get_peft_model(base, lora)
-    tuned.save_pretrained(tmp_path / "wider")
+    tuned.save_pretrained(tmp_path / "wider", save_embedding_layers=True)
     tokenizer.save_pretrained(tmp_path / "wider")
     model, loaded = load_model(tmp_path / "wider", device="cpu")
     tokens = torch.tensor([[72, 259]])
@@ -128,9 +133,25 @@ def test_an_adapter_with_added_tokens_loads_with_their_rows(folder: Path, tmp_pa
 def test_an_adapter_on_the_embedded_model_finds_it_in_any_users_cache(
     adapter: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rewrite(adapter / "adapter_config.json", base_model_name_or_path="/home/somebody/.cache/graftlm/smollm2-135m")
+    rewrite(
+        adapter / "adapter_config.json", base_model_name_or_path="/home/somebody/.cache/graftlm/smollm2-135m"
+    )
     monkeypatch.setattr(models, "bundled_folder", lambda bundled: folder)
     assert isinstance(load_model(adapter, device="cpu")[0], PeftModel)
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_what_the_hubs_cache_holds_loads_without_the_hub(
+    folder: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    repository = tmp_path / "hub" / "models--someone--thing"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    (folder if kind == "model" else adapter).rename(repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model, tokenizer = load_model("someone/thing", device="cpu")
+    assert isinstance(model, PeftModel) == (kind == "adapter") and len(tokenizer) == 259
 
 
 def test_the_default_model_that_is_nowhere_names_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +169,15 @@ def test_an_unknown_model_is_refused_at_once_with_the_nearest_name() -> None:
     assert "does not exist" in refuse("./no/such/folder")
 
 
+def test_nothing_is_asked_of_a_hub_that_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    start = time.monotonic()
+    assert "out of reach" in refuse("nobody/no-such-model")
+    assert time.monotonic() - start < 5  # each request would be repeated for 23 s
+
+
 def test_an_unreachable_hub_is_given_up_within_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     hub.hub_reachable.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -159,7 +189,9 @@ def test_an_unreachable_hub_is_given_up_within_the_time_limit(monkeypatch: pytes
     hub.hub_reachable.cache_clear()
 
 
-def test_a_folder_without_config_weights_or_tokenizer_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_config_weights_or_tokenizer_says_what_is_missing(
+    folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     assert "config.json" in refuse(tmp_path / "empty")
     (folder / "tokenizer.json").unlink()

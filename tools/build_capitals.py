@@ -1,12 +1,12 @@
 """Rebuild graftlm/tasks/data/capitals.tsv from the package `countryinfo`.
 
     pip install countryinfo==1.0.1
-    python tools/build_capitals.py            # writes the file
-    python tools/build_capitals.py --check    # compares it with what it would write, exit status 1 if they differ
+    python tools/build_capitals.py            # write the file
+    python tools/build_capitals.py --check    # only compare: exit status 1 if it would differ
 
-Countries of more than 3 million people are probed (split "test"); those of 1 to 3 million serve as examples for
-few-shot prompts (split "validation"). Three corrections are made by hand, below: entries to leave out, the
-article that the name takes in a sentence, and other accepted names of a capital.
+Countries of more than 3 million people are probed (split "test"); those of 1 to 3 million serve as examples
+for few-shot prompts (split "validation"). Three corrections are made by hand, below: entries to leave out,
+the article that the name takes in a sentence, and other accepted names of a capital.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PACKAGE, VERSION = "countryinfo", "1.0.1"
 PROBED_POPULATION, SHOT_POPULATION = 3_000_000, 1_000_000
 TARGET = Path(__file__).resolve().parents[1] / "graftlm" / "tasks" / "data" / "capitals.tsv"
 
-# Dissolved in 2006; a special administrative region; a territory of the United States; named after another capital.
+# Dissolved in 2006; a special administrative region; a territory of the United States; named after another
+# capital.
 LEFT_OUT = {"Serbia and Montenegro", "Hong Kong", "Puerto Rico", "Swaziland"}
 TAKES_ARTICLE = {
     "Central African Republic",
@@ -38,7 +39,8 @@ TAKES_ARTICLE = {
     "United Kingdom",
     "United States",
 }
-# Other spellings, the name before or after a renaming, and a second capital where law and seat of government differ.
+# Other spellings, the name before or after a renaming, and a second capital where law and seat of government
+# differ.
 ALSO_ACCEPTED = {
     "Bolivia": ("La Paz",),
     "Burundi": ("Gitega",),
@@ -74,13 +76,16 @@ def read_countries() -> list[Country]:
 
 
 def build() -> str:
-    """The whole table as text: split, country as it stands in a sentence, capital, other accepted names ("|")."""
+    """The whole table as text: split, country as it stands in a sentence, capital, other accepted names
+    ("|")."""
     lines = ["split\tcountry\tcapital\taliases"]
     for country in read_countries():
         if country.name in LEFT_OUT or country.population <= SHOT_POPULATION:
             continue
         split = "test" if country.population > PROBED_POPULATION else "validation"
-        name = f"the {country.name}" if country.name in TAKES_ARTICLE else country.name.replace("The ", "the ")
+        name = (
+            f"the {country.name}" if country.name in TAKES_ARTICLE else country.name.replace("The ", "the ")
+        )
         lines.append(f"{split}\t{name}\t{country.capital}\t{'|'.join(ALSO_ACCEPTED.get(country.name, ()))}")
     return "\n".join(lines) + "\n"
 

@@ -1,13 +1,14 @@
 """Rebuild graftlm/tasks/data/molecules.tsv.gz from the package `chemicals` (identifiers from PubChem).
 
     pip install chemicals==1.5.2 rdkit==2026.9.1
-    python tools/build_molecules.py            # writes the file
-    python tools/build_molecules.py --check    # compares it with what it would write, exit status 1 if they differ
+    python tools/build_molecules.py            # write the file
+    python tools/build_molecules.py --check    # only compare: exit status 1 if it would differ
 
-Kept: acyclic molecules of at most 8 heavy atoms whose SMILES needs no brackets and whose common name shows how the
-carbon skeleton is built (meth, eth, prop, ...); "butane, 1,1-difluoro-", the order of an index, is left out.
-The split goes by molecule: stereoisomers and tautomers, and with them all synonyms, share one InChI skeleton, and its
-hash decides. Rows are in the order of their own hash, so that the first n rows are a random sample of n.
+Kept: acyclic molecules of at most 8 heavy atoms whose SMILES needs no brackets and whose common name shows
+how the carbon skeleton is built (meth, eth, prop, ...); "butane, 1,1-difluoro-", the order of an index, is
+left out. The split goes by molecule: stereoisomers and tautomers, and with them all synonyms, share one InChI
+skeleton, and its hash decides. Rows are in the order of their own hash, so that the first n rows are a random
+sample of n.
 """
 
 from __future__ import annotations

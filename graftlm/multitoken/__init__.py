@@ -6,6 +6,7 @@ from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.loss import forking_token_mask, head_losses
 from graftlm.multitoken.model import MultiTokenModel
 from graftlm.multitoken.trainer import MultiTokenConfig, MultiTokenTrainer
+from graftlm.multitoken.written_text import WrittenText, write_texts
 
 __all__ = [
     "DistillConfig",
@@ -17,5 +18,7 @@ __all__ = [
     "TuneConfig",
     "distill_heads",
     "forking_token_mask",
+    "WrittenText",
     "head_losses",
+    "write_texts",
 ]

@@ -25,12 +25,13 @@ from graftlm.multitoken.linear_cross_entropy import linear_kl_divergence
 @dataclass
 class AnchorBatch:
     """input_ids, attention_mask: [batch, time]; base_rows: [rows, hidden], the base model's final hidden states at
-    the positions that are not padding; base_weight: its unembedding [vocabulary, hidden], None if that is frozen."""
+    the positions that are not padding; base_weight, base_bias: its unembedding [vocabulary, hidden] and [vocabulary]."""
 
     input_ids: Tensor
     attention_mask: Tensor
     base_rows: Tensor
-    base_weight: Tensor | None
+    base_weight: Tensor
+    base_bias: Tensor | None = None
 
 
 class Anchor:
@@ -49,10 +50,13 @@ class Anchor:
             raise InputError("the anchor's text is empty: --anchor-data needs at least one row of text")
         decoder = Decoder(model)
         weight: Tensor = decoder.unembedding.weight  # type: ignore[assignment]
-        base_weight = weight.detach().clone() if weight.requires_grad else None
+        bias: Tensor | None = getattr(decoder.unembedding, "bias", None)
+        base_weight, base_bias = _as_of_now(weight), None if bias is None else _as_of_now(bias)
         adapters_off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
         encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
         encoded = sorted((ids for ids in encoded if ids), key=len)
+        if not encoded:
+            raise InputError("the anchor's text is empty: none of the rows of --anchor-data has a token")
         self.batches: list[AnchorBatch] = []
         was_training = model.training
         model.eval()
@@ -63,11 +67,16 @@ class Anchor:
                 ids = torch.tensor([row + [0] * (width - len(row)) for row in group], device=weight.device)
                 mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in group], device=weight.device)
                 final, _ = decoder.run(-1, input_ids=ids, attention_mask=mask)
-                self.batches.append(AnchorBatch(ids, mask, final[mask.bool()], base_weight))
+                self.batches.append(AnchorBatch(ids, mask, final[mask.bool()], base_weight, base_bias))
         model.train(was_training)
 
     def batch(self, index: int) -> AnchorBatch:
         return self.batches[index % len(self.batches)]
+
+
+def _as_of_now(parameter: Tensor) -> Tensor:
+    """`parameter` itself if it is frozen, else a copy."""
+    return parameter.detach().clone() if parameter.requires_grad else parameter.detach()
 
 
 def anchor_divergence(decoder: Decoder, anchor: AnchorBatch) -> Tensor:
@@ -77,10 +86,11 @@ def anchor_divergence(decoder: Decoder, anchor: AnchorBatch) -> Tensor:
     weight: Tensor = decoder.unembedding.weight  # type: ignore[assignment]
     divergence = linear_kl_divergence(
         anchor.base_rows,
-        weight.detach() if anchor.base_weight is None else anchor.base_weight,
+        anchor.base_weight,
         rows,
         weight,
         bias=getattr(decoder.unembedding, "bias", None),
+        reference_bias=anchor.base_bias,
         logit_scale=decoder.logit_scale,
         logit_softcap=decoder.logit_softcap,
     )

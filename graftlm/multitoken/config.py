@@ -106,7 +106,7 @@ class TuneConfig:
     batch_size: int = option(8, "Rows on one device at once.")
     gradient_accumulation: int = option(1, "Such batches in one optimizer step.")
     max_length: int = option(1024, "Longest row in tokens; longer completions are cut.")
-    packing: bool = option(False, "Pack short rows into full ones (needs flash attention to be exact).")
+    packing: bool = option(False, "Pack short rows into full ones, each with its own attention and positions.")
     eval_split: str | None = option(None, "Split of the data that is evaluated during training.")
     eval_steps: int | None = option(None, "Steps between evaluations (default: once an epoch).")
     save_steps: int | None = option(None, "Steps between checkpoints (default: at the end of an epoch).")

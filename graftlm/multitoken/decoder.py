@@ -7,12 +7,13 @@ them once (`Decoder.verify`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,10 +22,12 @@ from graftlm.errors import InputError
 
 @dataclass
 class LayerCall:
-    """What a decoder layer was called with in one forward pass."""
+    """What a decoder layer was called with in one forward pass, and without hidden states the layers after it
+    (whose masks and rotary embeddings are others where sliding and full attention alternate)."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    following: tuple[LayerCall, ...] = ()
 
     @property
     def hidden_states(self) -> Tensor:
@@ -36,6 +39,16 @@ class LayerCall:
         kwargs = {name: value for name, value in self.kwargs.items() if name not in ("hidden_states", *_CACHES)}
         output = layer(hidden_states, *self.args[1:], **kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def through(self, layers: Iterable[nn.Module], hidden_states: Tensor) -> Tensor:
+        """Call `layers` one after another in the place of this layer and those after it; [batch, time, hidden]."""
+        for layer, call in zip(layers, (self, *self.following), strict=False):
+            hidden_states = call.apply(layer, hidden_states)
+        return hidden_states
+
+    def without_hidden_states(self) -> LayerCall:
+        kwargs = {name: value for name, value in self.kwargs.items() if name != "hidden_states"}
+        return LayerCall((None, *self.args[1:]) if self.args else (), kwargs)
 
 
 # A head keeps no cache of its own while it is trained.
@@ -61,6 +74,10 @@ class Decoder:
         unembedding = self.model.get_output_embeddings()
         if unembedding is None:
             raise self._unsupported("has no output embedding")
+        if isinstance(unembedding, BaseTunerLayer):
+            raise self._unsupported(
+                "has an adapter on its unembedding; leave that out of target_modules (modules_to_save trains it whole)"
+            )
         self.unembedding: nn.Module = unembedding
 
     def _unsupported(self, why: str) -> InputError:
@@ -105,17 +122,18 @@ class Decoder:
 
     @contextmanager
     def capture(self, layer: int) -> Iterator[list[LayerCall]]:
-        """Collect what `layers[layer]` is called with (once a forward pass, recomputation aside)."""
+        """Collect what `layers[layer]` and those after it are called with (recomputation aside)."""
         calls: list[LayerCall] = []
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.append(LayerCall(args, kwargs))
 
-        handle = self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+        handles = [each.register_forward_pre_hook(hook, with_kwargs=True) for each in self.layers[layer:]]
         try:
             yield calls
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def run(self, layer: int, **inputs: Any) -> tuple[Tensor, LayerCall]:
         """One pass through the backbone, without the unembedding.
@@ -124,7 +142,8 @@ class Decoder:
         """
         with self.capture(layer) as calls:
             output = self.model.base_model(**inputs, use_cache=False)
-        return output.last_hidden_state, calls[0]
+        first, *others = calls
+        return output.last_hidden_state, replace(first, following=tuple(c.without_hidden_states() for c in others))
 
     @torch.no_grad()
     def verify(self) -> None:

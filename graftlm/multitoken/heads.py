@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -87,7 +87,7 @@ class MultiTokenHeads(nn.Module):
             num_heads=num_heads,
             depth=depth,
             copy_layer=first,
-            base_model=str(decoder.config._name_or_path or decoder.model.name_or_path),
+            base_model=str(decoder.model.name_or_path),
             base_revision=getattr(decoder.model.config, "_commit_hash", None),
             vocabulary_size=decoder.unembedding.weight.shape[0],
             hidden_size=decoder.unembedding.weight.shape[1],
@@ -96,6 +96,10 @@ class MultiTokenHeads(nn.Module):
         )
         sources = [decoder.layers[first + i] for i in range(depth)]
         return cls(config, [nn.ModuleList(_copy_layer(layer) for layer in sources) for _ in range(num_heads)])
+
+    def belong_to(self, model: nn.Module) -> None:
+        """Note in the config that the heads fit `model`, whose unembedding may have been trained since."""
+        self.config = replace(self.config, unembedding_hash=_unembedding_hash(Decoder(model).unembedding))
 
     @property
     def num_heads(self) -> int:
@@ -108,10 +112,7 @@ class MultiTokenHeads(nn.Module):
 
     def hidden_states(self, head: int, call: LayerCall) -> Tensor:
         """Output [batch, time, hidden] of head `head` (1..K), before the model's final norm."""
-        hidden_states = call.hidden_states
-        for layer in self.layers[head - 1]:  # type: ignore[union-attr]
-            hidden_states = call.apply(layer, hidden_states)
-        return hidden_states
+        return call.through(self.layers[head - 1], call.hidden_states)  # type: ignore[arg-type]
 
     def rows(self, head: int, call: LayerCall, final_norm: nn.Module, positions: Tensor) -> Tensor:
         """Normed outputs [rows, hidden] of head `head` where `positions` [batch, time] (bool) is true.
@@ -120,12 +121,10 @@ class MultiTokenHeads(nn.Module):
         """
 
         def normed_rows(hidden_states: Tensor) -> Tensor:
-            for layer in self.layers[head - 1]:  # type: ignore[union-attr]
-                hidden_states = call.apply(layer, hidden_states)
-            return final_norm(hidden_states[positions])
+            return final_norm(call.through(self.layers[head - 1], hidden_states)[positions])  # type: ignore[arg-type]
 
         if torch.is_grad_enabled():
-            return checkpoint(normed_rows, call.hidden_states, use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(normed_rows, call.hidden_states, use_reentrant=False)
         return normed_rows(call.hidden_states)
 
     def forward(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -161,6 +160,7 @@ class MultiTokenHeads(nn.Module):
             ("vocabulary size", config.vocabulary_size, decoder.unembedding.weight.shape[0]),
             ("hidden size", config.hidden_size, decoder.unembedding.weight.shape[1]),
             ("layer class", config.layer_class, type(decoder.layers[-1]).__name__),
+            ("unembedding's hash", config.unembedding_hash, _unembedding_hash(decoder.unembedding)),
         ):
             if theirs != ours:
                 raise InputError(
@@ -216,9 +216,12 @@ def _copy_layer(layer: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _unembedding_hash(unembedding: nn.Module) -> str:
-    """sha256 over every 997th row of the unembedding in float32: tells models of one shape apart, at no cost."""
-    rows = unembedding.weight[::997].detach().float().cpu().contiguous()  # type: ignore[index]
-    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    """sha256 over every 997th row of the unembedding: tells models of one shape apart, at no cost.
+
+    Rounded to bfloat16, so that a model hashes alike in float32 and bfloat16.
+    """
+    rows = unembedding.weight[::997].detach().to(torch.bfloat16).cpu().contiguous()  # type: ignore[index]
+    return hashlib.sha256(rows.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
 
 __all__ = ["HeadsConfig", "MultiTokenHeads", "plain_model", "read_heads_config"]

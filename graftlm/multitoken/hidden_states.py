@@ -128,9 +128,8 @@ def _fill(
         top_tokens[chunk[:, 0], chunk[:, 1]] = ids.cpu()
         top_probabilities[chunk[:, 0], chunk[:, 1]] = probabilities.cpu()
     kwargs = {name: value for name, value in call.kwargs.items() if name != "hidden_states"}
-    return CachedBatch(
-        LayerCall((hidden, *call.args[1:]), kwargs), tokens, written, top_tokens, top_probabilities
-    )
+    cached = LayerCall((hidden, *call.args[1:]), kwargs, call.following)
+    return CachedBatch(cached, tokens, written, top_tokens, top_probabilities)
 
 
 def _next_token_probabilities(decoder: Decoder, normed_rows: Tensor) -> Tensor:

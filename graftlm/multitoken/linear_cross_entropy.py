@@ -131,26 +131,30 @@ def linear_kl_divergence(
     weight: Tensor,
     *,
     bias: Tensor | None = None,
+    reference_bias: Tensor | None = None,
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
 ) -> Tensor:
     """Σ_i KL(softmax(reference_weight · reference_i) ‖ softmax(weight · hidden_i)), scalar, nats.
 
-    reference, hidden_states: [rows, hidden]; the weights: [vocabulary, hidden]. The reference gets no gradient.
+    reference, hidden_states: [rows, hidden]; the weights: [vocabulary, hidden]; the biases, if any: [vocabulary].
+    The reference gets no gradient.
     Recomputed by chunks in the backward pass, so that one chunk's logits exist at a time.
     """
 
-    def log_probabilities(hidden: Tensor, unembedding: Tensor) -> Tensor:
-        logits = torch.nn.functional.linear(hidden, unembedding, bias).float() * logit_scale
+    precision = torch.promote_types(hidden_states.dtype, torch.float32)
+
+    def log_probabilities(hidden: Tensor, unembedding: Tensor, offset: Tensor | None) -> Tensor:
+        logits = torch.nn.functional.linear(hidden, unembedding, offset).to(precision) * logit_scale
         if logit_softcap is not None:
             logits = logit_softcap * torch.tanh(logits / logit_softcap)
         return torch.log_softmax(logits, dim=-1)
 
     def divergence(reference_rows: Tensor, hidden: Tensor) -> Tensor:
         with torch.no_grad():
-            target = log_probabilities(reference_rows, reference_weight)
+            target = log_probabilities(reference_rows, reference_weight, reference_bias)
         return torch.nn.functional.kl_div(
-            log_probabilities(hidden, weight), target, reduction="sum", log_target=True
+            log_probabilities(hidden, weight, bias), target, reduction="sum", log_target=True
         )
 
     total = hidden_states.sum() * 0.0

@@ -58,7 +58,8 @@ def shifted_targets(
 ) -> Tensor:
     """Targets [batch, time] of head `head` (0 = the model's own) at each position; −100 where there is none.
 
-    labels: [batch, time], −100 where not supervised. attention_mask: [batch, time], 0 at padding.
+    labels: [batch, time], −100 where not supervised. attention_mask: [batch, time], 0 at padding (one of another shape,
+    such as a packed row's block mask, says nothing of padding).
     document_ids: [batch, time]; a position never predicts a token of another document.
     """
     shift = head + 1
@@ -66,7 +67,7 @@ def shifted_targets(
     if shift >= labels.shape[1]:
         return targets
     targets[:, :-shift] = labels[:, shift:]
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dim() == 2:
         targets.masked_fill_(attention_mask == 0, IGNORE)
     if document_ids is not None:
         other = document_ids[:, :-shift] != document_ids[:, shift:]
@@ -88,7 +89,7 @@ def forking_token_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor
     """
     mask = mask.bool()
     count = int(mask.sum())
-    chosen = torch.zeros_like(mask)
+    chosen = torch.zeros_like(mask, memory_format=torch.contiguous_format)
     if count:
         kept = max(1, math.ceil(fraction * count))
         order = entropy.masked_fill(~mask, -math.inf).flatten().topk(kept).indices
@@ -165,6 +166,6 @@ def head_losses(
         target = shifted_targets(labels, k, attention_mask, document_ids(position_ids))
         kept = target != IGNORE
         rows = final[kept] if k == 0 else heads.rows(k, call, decoder.final_norm, kept)
-        ones = torch.ones(len(rows), device=rows.device)
+        ones = torch.ones(len(rows), device=rows.device, dtype=torch.promote_types(rows.dtype, torch.float32))
         losses.append(rows_loss(decoder, rows, target[kept], ones).loss / max(len(rows), 1))
     return torch.stack(losses)

@@ -5,6 +5,7 @@ Everything that reads a parameter happens inside `forward`, so that DDP, FSDP an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from graftlm.multitoken.anchor import AnchorBatch, anchor_divergence
 from graftlm.multitoken.config import Weighting
 from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.heads import MultiTokenHeads
+from graftlm.multitoken.linear_cross_entropy import LinearCrossEntropy
 from graftlm.multitoken.loss import IGNORE, document_ids, gather_rows, rows_loss, self_weights, shifted_targets
 
 
@@ -55,32 +57,36 @@ class MultiTokenModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        labels: Tensor,
-        normaliser: Tensor | float,
-        coefficients: list[float],
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        normaliser: Tensor | float = 1.0,
+        coefficients: Sequence[float] = (),
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         token_weights: Tensor | None = None,
         anchor: AnchorBatch | None = None,
         anchor_weight: float = 0.0,
         **inputs: Any,
-    ) -> MultiTokenOutput:
-        """The multi-token loss of one batch.
+    ) -> Any:
+        """The multi-token loss of one batch (MultiTokenOutput); without coefficients, what `model` itself returns.
 
         Args:
             input_ids, labels: [batch, time] int64; labels −100 where not supervised.
             normaliser: N, the supervised tokens of the whole optimizer step.
-            coefficients: K + 1 weights of the heads' losses, the model's own first. Auxiliary heads whose weights
-                are all 0 are not run.
+            coefficients: K + 1 weights of the heads' losses, the model's own first. Frozen auxiliary heads whose
+                weights are all 0 are not run.
             attention_mask: [batch, time], 0 at padding, or None.
             position_ids: [batch, time] of packed rows, or None.
             token_weights: [batch, time] weights of the tokens in the auxiliary losses (`weighting` "importance").
             anchor: general text on which anchor_weight · KL(base ‖ tuned) is added.
             inputs: passed on to the model's backbone.
         """
+        if not coefficients:
+            inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+            return self.model(labels=labels, **{k: v for k, v in inputs.items() if v is not None})
+        assert input_ids is not None and labels is not None
         decoder = Decoder(self.model)
-        heads = self.heads if any(coefficients[1:]) else None
+        heads = self.heads if any(coefficients[1:]) or self._trains_heads() else None
         if position_ids is not None:
             inputs["position_ids"] = position_ids
         final, call = decoder.run(
@@ -90,12 +96,13 @@ class MultiTokenModel(nn.Module):
         target = shifted_targets(labels, 0, attention_mask, documents)
         kept = target != IGNORE
         rows = final[kept]
-        weights = torch.full((len(rows),), coefficients[0], device=rows.device) / normaliser
+        precision = torch.promote_types(rows.dtype, torch.float32)
+        weights = torch.full((len(rows),), coefficients[0], device=rows.device, dtype=precision) / normaliser
         needs_entropy = self.weighting == "entropy" or not torch.is_grad_enabled()
         own = rows_loss(decoder, rows, target[kept], weights, with_entropy=needs_entropy)
         loss, sums, counts = own.loss, [own.nll.sum()], [len(rows)]
         if heads is not None:
-            weight_of_token = self._token_weights(labels, target, own.entropy, own, token_weights)
+            weight_of_token = self._token_weights(kept, own, token_weights)
             targets = [
                 shifted_targets(labels, k, attention_mask, documents) for k in range(1, heads.num_heads + 1)
             ]
@@ -124,20 +131,22 @@ class MultiTokenModel(nn.Module):
             anchor_divergence=divergence,
         )
 
-    def _token_weights(
-        self, labels: Tensor, own_targets: Tensor, entropy: Tensor, own: Any, given: Tensor | None
-    ) -> Tensor:
-        """Weight [batch, time] of each token as an auxiliary target."""
-        if self.weighting == "importance":
-            return torch.ones_like(labels, dtype=torch.float32) if given is None else given
-        weights = torch.zeros_like(labels, dtype=torch.float32)
-        # Row i of `own` predicts the token one after its position.
-        predicted = torch.zeros_like(weights)
-        predicted[own_targets != IGNORE] = self_weights(self.weighting, own, self.forking_fraction).float()
-        weights[:, 1:] = predicted[:, :-1]
-        if self.weighting == "uniform":
-            weights.fill_(1.0)
-        return weights
+    def _trains_heads(self) -> bool:
+        """Whether the heads need a gradient, be it zero: DDP waits for one of every trained parameter."""
+        if self.heads is None or not torch.is_grad_enabled():
+            return False
+        return any(parameter.requires_grad for parameter in self.heads.parameters())
+
+    def _token_weights(self, predicted: Tensor, own: LinearCrossEntropy, given: Tensor | None) -> Tensor:
+        """Weight [batch, time] of each token as an auxiliary target; the rows of `own` lie at `predicted`."""
+        if self.weighting == "importance" and given is not None:
+            return given
+        if self.weighting in ("uniform", "importance"):
+            return torch.ones_like(predicted, dtype=own.nll.dtype)
+        weights = torch.zeros_like(predicted, dtype=own.nll.dtype)
+        weights[predicted] = self_weights(self.weighting, own, self.forking_fraction)
+        # A position's row predicts the token after it.
+        return torch.nn.functional.pad(weights[:, :-1], (1, 0))
 
 
 def _ahead(weights: Tensor, head: int) -> Tensor:

@@ -115,7 +115,7 @@ class MultiTokenTrainer(SFTTrainer):
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
-        self._micro_batch = 0
+        self._anchored = (-1, 0)  # the last step with an anchor, and how many of its micro-batches had one
 
     # -- loss ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +133,8 @@ class MultiTokenTrainer(SFTTrainer):
             normaliser = (inputs["labels"][:, 1:] != IGNORE).sum()
         normaliser = torch.as_tensor(normaliser, device=inputs["labels"].device).clamp(min=1)
         anchor = self.anchor.batch(self._anchor_index()) if self.anchor is not None and training else None
-        steps = self.current_gradient_accumulation_steps if training and num_items_in_batch is not None else 1
+        # Set by the training loop; the last accumulation of an epoch may be shorter.
+        steps = getattr(self, "current_gradient_accumulation_steps", 1) if training else 1
         # The anchor is a mean over its own positions: once an optimizer step, whatever the accumulation and devices.
         outputs: MultiTokenOutput = model(
             **{name: value for name, value in inputs.items() if name != "num_items_in_batch"},
@@ -174,10 +175,11 @@ class MultiTokenTrainer(SFTTrainer):
         return head_coefficients(heads.num_heads, coefficient, self.args.decay, factor)
 
     def _anchor_index(self) -> int:
-        """A function of the step alone, so that a resumed run sees the same text."""
-        accumulation = self.args.gradient_accumulation_steps
-        self._micro_batch = (self._micro_batch + 1) % accumulation
-        micro_batch = self.state.global_step * accumulation + self._micro_batch
+        """A function of the step and the micro-batch in it, so that a resumed run sees the same text."""
+        step, count = self._anchored
+        micro_batch = count if step == self.state.global_step else 0
+        self._anchored = (self.state.global_step, micro_batch + 1)
+        micro_batch += self.state.global_step * self.args.gradient_accumulation_steps
         return micro_batch * self.accelerator.num_processes + self.accelerator.process_index
 
     # -- log ----------------------------------------------------------------------------------------------------
@@ -252,6 +254,7 @@ class MultiTokenTrainer(SFTTrainer):
         with self._plain():
             super()._save(folder, state_dict)
         if heads is not None and self.args.should_save:
+            heads.belong_to(whole.model)
             heads.save_pretrained(Path(folder) / HEADS_FOLDER, of_heads)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

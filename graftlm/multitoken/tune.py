@@ -80,11 +80,13 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
             if config.heads == "cold"
             else MultiTokenHeads.from_pretrained(config.heads, model)
         )
-    if hasattr(model, "merge_and_unload") and config.method == "lora":
-        # A second adapter on top of the first would not load without the first.
-        model = model.merge_and_unload()
-    if config.method != "lora":
-        model.requires_grad_(True)
+    adapted = hasattr(model, "merge_and_unload")
+    if config.method == "lora" and adapted:
+        # The adapter that is there is trained on: a second one would not load without the first.
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    elif config.method != "lora":
+        model = (model.merge_and_unload() if adapted else model).requires_grad_(True)
     callbacks: list[Any] = [RunCallback(run), InterruptCallback()]
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping))
@@ -96,7 +98,7 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
         train_dataset=rows,
         eval_dataset=evaluated,
         processing_class=tokenizer,
-        peft_config=lora(config) if config.method == "lora" else None,
+        peft_config=lora(config) if config.method == "lora" and not adapted else None,
         callbacks=callbacks,
     )
     if not sys.stderr.isatty():

@@ -47,10 +47,10 @@ def read_texts(path: Path) -> list[WrittenText]:
 def write_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[str | list[int]],
     *,
-    kind: str,
     tokens: int,
+    kind: str = "domain",
     path: Path | None = None,
     temperature: float = 1.0,
     max_new_tokens: int = 64,
@@ -58,19 +58,20 @@ def write_texts(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[WrittenText]:
-    """Continue the prompts (token ids) by sampling until `tokens` tokens are written.
+    """Continue the prompts (text or token ids) by sampling until `tokens` tokens are written.
 
     Prompts are taken in a shuffled order, again and again. Each batch is drawn with a seed of its own and appended to
     `path` when it is done, so that an interrupted call picks up where it was. Raises InputError without prompts.
     """
     if not prompts:
         raise InputError(f"there are no {kind} prompts for the model to write from")
+    encoded = [list(tokenizer(p)["input_ids"]) if isinstance(p, str) else p for p in prompts]
     texts = [t for t in read_texts(path) if t.kind == kind] if path is not None and path.exists() else []
     if path is not None and path.exists():
         _drop_partial_line(path)
     done = sum(t.written for t in texts)
     model.eval()
-    for start, batch in _batches(prompts, batch_size, seed):
+    for start, batch in _batches(encoded, batch_size, seed):
         if done >= tokens:
             break
         if start < len(texts):

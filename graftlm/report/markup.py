@@ -21,15 +21,15 @@ Child = str | float | None
 """What may stand in an element; None is left out."""
 
 
-def element(name: str, *children: Child | Iterable[Child], **attributes: str | float | None) -> Markup:
-    """`<name attributes>children</name>`; in attribute names a last _ is dropped and others become hyphens."""
+def element(tag: str, /, *children: Child | Iterable[Child], **attributes: str | float | None) -> Markup:
+    """`<tag attributes>children</tag>`; in attribute names a last _ is dropped and others become hyphens."""
     names = {key: key.rstrip("_").replace("_", "-") for key in attributes}
     given = "".join(
         f' {names[key]}="{escape(value)}"' for key, value in attributes.items() if value is not None
     )
-    if name in VOID:
-        return Markup(f"<{name}{given}/>")
-    return Markup(f"<{name}{given}>{join(*children)}</{name}>")
+    if tag in VOID:
+        return Markup(f"<{tag}{given}/>")
+    return Markup(f"<{tag}{given}>{join(*children)}</{tag}>")
 
 
 def join(*children: Child | Iterable[Child]) -> Markup:

@@ -62,7 +62,7 @@ def line_plot(
     curves = [_curve(frame, line) for line in lines if line.points]
     ends = _apart([(frame.y(smooth(line.points)[-1][1]), line) for line in lines if line.points])
     tags = [
-        _words(line.tag, frame.x(line.points[-1][0]) + 6, y + 4, class_="tag", fill=f"var({line.colour})")
+        _words(line.tag, frame.x(line.points[-1][0]) + 6, y + 4, class_="tag", style=f"fill:var({line.colour})")
         for y, line in ends
     ]
     return figure(title, description, 440, 274, join(grid, curves, tags))

@@ -69,18 +69,22 @@ def _gained(results: Results, task: str, seeds: int) -> Iterator[str]:
     before = results.get("untrained", {}).get(task)
     if before is None or not tuned:
         return
+    changes = {
+        metric: [(model, difference(before, results[model][task], metric)) for model in tuned] for metric in before.metrics
+    }
+    every = all(c and c.shown and is_better(m, c.value) for m, pairs in changes.items() for _, c in pairs)
     parts = []
-    for metric, value in before.metrics.items():
-        after = []
-        for model in tuned:
-            change = difference(before, results[model][task], metric)
-            if change is not None:
-                outcome = _outcome(metric, change)
-                after.append(f"{results[model][task].metrics[metric]:.3f} after {model} ({outcome})")
+    for metric, pairs in changes.items():
+        after = [
+            f"{results[model][task].metrics[metric]:.3f} {model}{'' if every else f' ({_outcome(metric, change)})'}"
+            for model, change in pairs
+            if change
+        ]
         if after:
-            parts.append(f"{label(metric)} {value:.3f} untrained, {' and '.join(after)}")
+            parts.append(f"{label(metric)} {before.metrics[metric]:.3f} untrained, {', '.join(after)}")
     if parts:
-        yield f"Untrained against tuned on {task} ({_size(before, seeds)}): {'; '.join(parts)}."
+        start = "Tuning improved every measure of" if every else "Untrained against tuned on"
+        yield f"{start} {task} ({_size(before, seeds)}): {'; '.join(parts)}."
     yield from _below_floor(results, task, tuned)
 
 
@@ -90,7 +94,7 @@ def _below_floor(results: Results, task: str, tuned: list[str]) -> Iterator[str]
             value = metric_value(results, model, task, metric)
             # A floor of 1 is also the ceiling: there the metric shows only that a trivial answer does as well.
             if value is not None and floor != 1 and not is_better(metric, value - floor):
-                yield f"{model} does not beat a trivial answer on {task}: {label(metric)} {value:.3f}, floor {floor:.3f}."
+                yield f"{_capital(model)} does not beat a trivial answer on {task}: {label(metric)} {value:.3f}, floor {floor:.3f}."
 
 
 def _kept_or_forgotten(results: Results, task: str, seeds: int) -> Iterator[str]:
@@ -140,14 +144,17 @@ def _tuned_against_tuned(results: Results, task: str, seeds: int) -> Iterator[st
                     f"(difference {describe(change)}: {outcome})"
                 )
         if parts:
-            name = second[:1].upper() + second[1:]
-            yield f"{name} against {first} on {task} ({_size(after, seeds)}): {'; '.join(parts)}."
+            yield f"{_capital(second)} against {first} on {task} ({_size(after, seeds)}): {'; '.join(parts)}."
 
 
 def _outcome(metric: str, change: Difference, none: str = "no difference shown") -> str:
     if not change.shown:
         return none
-    return "better on these examples" if is_better(metric, change.value) else "worse on these examples"
+    return "better" if is_better(metric, change.value) else "worse"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _size(result: TaskResult, seeds: int) -> str:

@@ -1,4 +1,5 @@
-"""What a task is: rows to train on, and an evaluation with metrics, each beside the floor that a trivial answer reaches."""
+"""What a task is: rows to train on, and an evaluation with metrics, each beside the floor that a trivial
+answer reaches."""
 
 from __future__ import annotations
 
@@ -16,16 +17,18 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all); a step is one example passed through one of the task's measurements."""
+"""Called with (steps done, steps in all); a step is one example passed through one of the task's
+measurements."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
     """Outcome of one task on one model.
 
-    `metrics` holds the mean of each metric over the examples (of `nll_per_token` over all tokens, in nats); `floors` the
-    value that a trivial answer reaches, for the metrics that have one; `examples` one dict per example with "prompt",
-    "reference", "output" and its own metric values; `count` the number of examples; `seconds` the wall-clock time.
+    `metrics` holds the mean of each metric over the examples (of `nll_per_token` over all tokens, in nats);
+    `floors` the value that a trivial answer reaches, for the metrics that have one; `examples` one dict per
+    example with "prompt", "reference", "output" and its own metric values; `count` the number of examples;
+    `seconds` the wall-clock time.
     """
 
     task: str
@@ -37,14 +40,16 @@ class TaskResult:
 
 
 class Task(ABC):
-    """One set of data with its prompt and its metrics. To add one: subclass, and enter it in `graftlm.tasks.TASKS`."""
+    """One set of data with its prompt and its metrics. To add one: subclass, and enter it in
+    `graftlm.tasks.TASKS`."""
 
     name: ClassVar[str]
     description: ClassVar[str]
 
     @abstractmethod
     def rows(self, split: Split) -> Dataset:
-        """Rows of the split, columns `prompt` and `completion` (str); InputError if the task has no such split."""
+        """Rows of the split, columns `prompt` and `completion` (str); InputError if the task has no such
+        split."""
 
     @abstractmethod
     def evaluate(
@@ -58,7 +63,8 @@ class Task(ABC):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> TaskResult:
-        """Measure the model, in eval mode, on the first `limit` test examples with `shots` examples in the prompt."""
+        """Measure the model, in eval mode, on the first `limit` test examples with `shots` examples in the
+        prompt."""
 
 
 def check_options(limit: int | None, shots: int, batch_size: int) -> None:

@@ -1,4 +1,5 @@
-"""capitals: a probe of general knowledge that tuning on another domain should leave alone (see data/README.md)."""
+"""capitals: a probe of general knowledge that tuning on another domain should leave alone (see
+data/README.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from graftlm.errors import InputError
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
@@ -26,7 +27,8 @@ CANDIDATES = 10  # the right capital and 9 others
 
 
 class Country(NamedTuple):
-    """`name` as it stands in a sentence ("the United States"); `aliases`: other accepted names of the capital."""
+    """`name` as it stands in a sentence ("the United States"); `aliases`: other accepted names of the
+    capital."""
 
     name: str
     capital: str
@@ -44,16 +46,17 @@ class Country(NamedTuple):
 class Capitals(Task):
     """Metrics, both means over the test countries:
 
-    - `greedy_accuracy`: the capital or an alias stands, as whole words, in the first line of the greedy completion of
-      7 tokens; accents, case and punctuation do not count;
-    - `ranking_accuracy`: the right capital has the highest log-likelihood, summed over its tokens, of 10 candidates:
-      itself and 9 capitals of other test countries, drawn once for all models by `seed`.
+    - `greedy_accuracy`: the capital or an alias stands, as whole words, in the first line of the greedy
+      completion of 7 tokens; accents, case and punctuation do not count;
+    - `ranking_accuracy`: the right capital has the highest log-likelihood, summed over its tokens, of 10
+      candidates: itself and 9 capitals of other test countries, drawn once for all models by `seed`.
 
-    Floors: always the same answer, the most frequent one, for `greedy_accuracy`; a guess for `ranking_accuracy`.
+    Floors: always the same answer, the most frequent one, for `greedy_accuracy`; a guess for
+    `ranking_accuracy`.
     """
 
     name: ClassVar[str] = "capitals"
-    description: ClassVar[str] = "knowledge probe: the capitals of the countries of more than 3 million people"
+    description: ClassVar[str] = "knowledge probe: capitals of the countries of more than 3 million people"
 
     def rows(self, split: Split) -> Dataset:
         from datasets import Dataset
@@ -75,7 +78,8 @@ class Capitals(Task):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> TaskResult:
-        """`seed` draws the candidates and, from the smaller countries, the `shots` examples before each prompt."""
+        """`seed` draws the candidates and, from the smaller countries, the `shots` examples before each
+        prompt."""
         check_options(limit, shots, batch_size)
         begin = time.perf_counter()
         candidates = draw_candidates(read_countries("test"), seed)[:limit]
@@ -84,23 +88,14 @@ class Capitals(Task):
         on_batch = count_steps(progress, 2 * len(countries))
         prompts = [prefix + country.prompt for country in countries]
         choices = [[f" {capital}" for capital in group] for group in candidates]
-        likelihoods = candidate_log_likelihoods(model, tokenizer, prompts, choices, batch_size, on_batch=on_batch)
-        outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
-        examples = []
-        for country, group, scores, output in zip(countries, candidates, likelihoods, outputs, strict=True):
-            ranked = group[max(range(len(group)), key=lambda place, scores=scores: scores[place][0])]
-            examples.append(
-                {
-                    "prompt": country.prompt,
-                    "reference": country.capital,
-                    "output": output.strip(),
-                    "greedy_accuracy": float(names_capital(output, country)),
-                    "ranking_accuracy": float(ranked == country.capital),
-                    "ranked_first": ranked,
-                    "nll": -scores[group.index(country.capital)][0],
-                    "tokens": scores[group.index(country.capital)][1],
-                }
-            )
+        likelihoods = candidate_log_likelihoods(
+            model, tokenizer, prompts, choices, batch_size, on_batch=on_batch
+        )
+        outputs = generate_completions(
+            model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch
+        )
+        rows = zip(countries, candidates, likelihoods, outputs, strict=True)
+        examples = [score_country(*row) for row in rows]
         most_frequent = max(Counter(country.capital for country in countries).values())
         return TaskResult(
             task=self.name,
@@ -137,8 +132,29 @@ def draw_candidates(countries: Sequence[Country], seed: int) -> list[list[str]]:
     groups = []
     for country in countries:
         others = [capital for capital in capitals if capital != country.capital]
-        groups.append(generator.sample([country.capital, *generator.sample(others, CANDIDATES - 1)], CANDIDATES))
+        groups.append(
+            generator.sample([country.capital, *generator.sample(others, CANDIDATES - 1)], CANDIDATES)
+        )
     return groups
+
+
+def score_country(
+    country: Country, candidates: list[str], scores: list[tuple[float, int]], output: str
+) -> dict[str, Any]:
+    """One example of the result; `scores` are the candidates' log-likelihoods and numbers of tokens."""
+    sums = [total for total, _ in scores]
+    ranked_first = candidates[sums.index(max(sums))]
+    log_likelihood, tokens = scores[candidates.index(country.capital)]
+    return {
+        "prompt": country.prompt,
+        "reference": country.capital,
+        "output": output.strip(),
+        "greedy_accuracy": float(names_capital(output, country)),
+        "ranking_accuracy": float(ranked_first == country.capital),
+        "ranked_first": ranked_first,
+        "nll": -log_likelihood,
+        "tokens": tokens,
+    }
 
 
 def few_shot_prefix(shots: int, seed: int) -> str:
@@ -158,7 +174,8 @@ def names_capital(output: str, country: Country) -> bool:
 def _plain(text: str) -> str:
     """Lower case without accents, apostrophes and full stops; all other punctuation separates words.
 
-    "Washington, D.C." and "Washington D.C." agree, as do "N'Djamena" and "N’Djaména", "Porto-Novo" and "Porto Novo".
+    "Washington, D.C." and "Washington D.C." agree, as do "N'Djamena" and "N’Djaména", "Porto-Novo" and "Porto
+    Novo".
     """
     kept = []
     for character in unicodedata.normalize("NFKD", text.casefold()):

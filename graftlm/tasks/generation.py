@@ -1,4 +1,5 @@
-"""Greedy completions and their log-likelihoods, batched, for any Hugging Face causal LM with or without an adapter.
+"""Greedy completions and their log-likelihoods, batched, for any Hugging Face causal LM with or without an
+adapter.
 
 Both pad by themselves and leave the tokenizer as it is, so `tokenizer.padding_side` makes no difference.
 """
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 MAX_LOGIT_ROWS = 2048
-"""At most so many positions are unembedded at once (0.4 GB in float32 at 49,152 words); one example may need more."""
+"""At most so many positions are unembedded at once (0.4 GB in float32 at 49,152 words); one example may need
+more."""
 
 OnBatch = Callable[[int], None]
 
@@ -34,8 +36,9 @@ def generate_completions(
 ) -> list[str]:
     """The greedy completion of each prompt, without special tokens, cut before `stop`.
 
-    Whatever sampling or penalties the model's own generation config asks for is switched off. A batch ends as soon
-    as each of its rows has written `stop` or an end-of-sequence token. `on_batch` gets the number of prompts just done.
+    Whatever sampling or penalties the model's own generation config asks for is switched off. A batch ends as
+    soon as each of its rows has written `stop` or an end-of-sequence token. `on_batch` gets the number of
+    prompts just done.
     """
     import torch
 
@@ -43,14 +46,13 @@ def generate_completions(
     _check_lengths(model, [len(ids) + max_new_tokens for ids in encoded])
     pad_id = _pad_id(tokenizer)
     config = _greedy_config(model, tokenizer, max_new_tokens, pad_id)
-    order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
     outputs = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    generate: Any = model.generate
+    for chosen in _prompt_batches([len(ids) for ids in encoded], batch_size, equal=has_virtual_tokens(model)):
         width = len(encoded[chosen[0]])
         ids = [[pad_id] * (width - len(encoded[index])) + encoded[index] for index in chosen]
         mask = [[0] * (width - len(encoded[index])) + [1] * len(encoded[index]) for index in chosen]
-        generated = model.generate(  # the model may be a PeftModel, whose generate takes keywords only
+        generated = generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
@@ -72,10 +74,10 @@ def completion_log_likelihoods(
     *,
     on_batch: OnBatch | None = None,
 ) -> list[tuple[float, int]]:
-    """Of each (prompt, completion): the sum of log p(token | all before it), in nats, and the number of tokens, over
-    the completion's tokens. Only the positions that predict them are unembedded.
+    """Of each (prompt, completion): the sum of log p(token | all before it), in nats, and the number of
+    tokens, over the completion's tokens. Only the positions that predict them are unembedded.
 
-    Rows are padded on the right, which needs neither masks nor positions to be right for any causal architecture.
+    Rows are padded on the right: no token sees what follows it, so neither masks nor positions are needed.
     """
     encoded = [encode_pair(tokenizer, prompt, completion) for prompt, completion in pairs]
     _check_lengths(model, [len(prompt) + len(completion) for prompt, completion in encoded])
@@ -97,10 +99,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and completion with the boundary of TRL's training: the joint text is tokenised, and the
-    completion is what follows the prompt's own tokens. Where tokens merge across the boundary the two are tokenised
-    apart, so that each completion is scored after exactly the prompt that generation sees."""
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of prompt and completion with the boundary of TRL's training: the joint text is tokenised,
+    and the completion is what follows the prompt's own tokens. Where tokens merge across the boundary the two
+    are tokenised apart, so that each completion is scored after exactly the prompt that generation sees."""
     prompt_ids = encode_prompt(tokenizer, prompt)
     joint = list(tokenizer(prompt + completion)["input_ids"])
     if joint[: len(prompt_ids)] == prompt_ids:
@@ -109,7 +113,8 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
 
 
 def target_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(logits)[targets], in float32 or better: logits [..., vocabulary], targets [...] -> [...]."""
+    """log softmax(logits)[targets], in float32 or better: logits [..., vocabulary], targets [...] ->
+    [...]."""
     import torch
 
     if logits.dtype != torch.float64:
@@ -118,12 +123,20 @@ def target_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     return chosen - logits.logsumexp(-1)
 
 
+def has_virtual_tokens(model: PreTrainedModel | PeftModel) -> bool:
+    """Prompt and prefix tuning: PEFT puts tokens of its own before every input, and takes no position ids, so
+    that padding on the left would shift them, and a cache would get them twice."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
 def logits_at(model: PreTrainedModel | PeftModel, positions: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
     """Logits [batch, len(positions), vocabulary] at these positions, and the cache if any.
 
-    `positions` (int64) count from the end, -1 being the last, which holds where PEFT puts virtual tokens first. A model whose forward has no `logits_to_keep` computes all of them first.
+    `positions` (int64) count from the end, -1 being the last, which holds where PEFT puts virtual tokens
+    first. A model whose forward has no `logits_to_keep` computes all of them first.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapted: Any = model
+    base = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
     if "logits_to_keep" in inspect.signature(base.forward).parameters:
         output = model(**inputs, logits_to_keep=positions)
         return output.logits, getattr(output, "past_key_values", None)
@@ -131,18 +144,19 @@ def logits_at(model: PreTrainedModel | PeftModel, positions: Tensor, **inputs: A
     return output.logits[:, positions], getattr(output, "past_key_values", None)
 
 
-def _score(model: PreTrainedModel | PeftModel, batch: list[tuple[list[int], list[int]]], pad_id: int) -> list[float]:
+def _score(
+    model: PreTrainedModel | PeftModel, batch: list[tuple[list[int], list[int]]], pad_id: int
+) -> list[float]:
     """Sum of the log-probabilities of each completion in a batch that fits into memory."""
     import torch
 
     rows = [prompt + completion for prompt, completion in batch]
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
     first = min(len(prompt) for prompt, _ in batch)  # the first position that any completion takes up
     with torch.no_grad():
         positions = torch.arange(first - 1 - width, -1, device=model.device)
-        logits, _ = logits_at(model, positions, input_ids=ids, attention_mask=mask, use_cache=False)
+        logits, _ = logits_at(model, positions, input_ids=ids, use_cache=False)
         scores = target_log_probs(logits, ids[:, first:])
     scores = scores.double().cpu()
     return [
@@ -152,7 +166,8 @@ def _score(model: PreTrainedModel | PeftModel, batch: list[tuple[list[int], list
 
 
 def _batches(encoded: Sequence[tuple[list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, each of at most `batch_size` rows and MAX_LOGIT_ROWS unembedded positions."""
+    """Indices in batches of like lengths, each of at most `batch_size` rows and MAX_LOGIT_ROWS unembedded
+    positions."""
     order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index][0]), len(encoded[index][1])))
     batch: list[int] = []
     first = last = 0
@@ -167,11 +182,25 @@ def _batches(encoded: Sequence[tuple[list[int], list[int]]], batch_size: int) ->
         yield batch
 
 
+def _prompt_batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> Iterator[list[int]]:
+    """Indices in batches of falling length; with `equal` no batch mixes lengths."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) == batch_size or (equal and lengths[index] != lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
 def _check_lengths(model: PreTrainedModel | PeftModel, lengths: Sequence[int]) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(lengths, default=0)
     if isinstance(limit, int) and longest > limit:
-        raise InputError(f"an example of {longest} tokens exceeds the model's {limit} positions: use fewer shots")
+        raise InputError(
+            f"an example of {longest} tokens exceeds the model's {limit} positions: use fewer shots"
+        )
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -211,19 +240,22 @@ def _greedy_config(
 def _stop_criteria(tokenizer: PreTrainedTokenizerBase, stop: str | None, width: int) -> StoppingCriteriaList:
     """Ends each row by itself once `stop` is among what it has written after the prompt of `width` tokens.
 
-    transformers' own `stop_strings` prepares the whole vocabulary for it, which costs more than these short texts.
+    transformers' own `stop_strings` prepares the whole vocabulary for it, which costs more than these short
+    texts.
     """
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
     if not stop:
         return StoppingCriteriaList()
-    window = len(stop.encode()) + 1  # a token is at least one byte; one more, as decoders trim the first one's space
+    # A token is at least one byte; one token more, as some decoders trim the first one's space.
+    window = len(stop.encode()) + 1
+    wanted = stop
 
     class StopString(StoppingCriteria):
         def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
             tails = input_ids[:, max(width, input_ids.shape[1] - window) :]
             texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
-            return torch.tensor([stop in text for text in texts], device=input_ids.device)
+            return torch.tensor([wanted in text for text in texts], device=input_ids.device)
 
     return StoppingCriteriaList([StopString()])

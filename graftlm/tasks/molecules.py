@@ -1,4 +1,5 @@
-"""molecules: from a molecule's common name to its SMILES, the domain task of the demo (see data/README.md)."""
+"""molecules: from a molecule's common name to its SMILES, the domain task of the demo (see
+data/README.md)."""
 
 from __future__ import annotations
 
@@ -41,12 +42,14 @@ class Molecules(Task):
     """Metrics, each the mean over the test molecules except the last:
 
     - `valid`: RDKit parses the output (its first line), which must be one word;
-    - `tanimoto`: similarity of the Morgan fingerprints (radius 2, 1,024 bits) of output and reference, 0 if invalid;
+    - `tanimoto`: similarity of the Morgan fingerprints (radius 2, 1,024 bits) of output and reference, 0 if
+      invalid;
     - `exact`: both have the same canonical SMILES without stereo;
     - `nll_per_token`: nats per token of the references, newline included and end-of-sequence token excluded.
 
-    Floors: what a molecule drawn at random from the training split reaches. For `tanimoto` it is the exact expectation,
-    over all of them; for `exact` 0 and for `valid` 1, so `valid` alone shows only that the format is known.
+    Floors: what a molecule drawn at random from the training split reaches. For `tanimoto` it is the exact
+    expectation, over all of them; for `exact` 0 and for `valid` 1, so `valid` alone shows only that the
+    format is known.
     """
 
     name: ClassVar[str] = "molecules"
@@ -80,13 +83,18 @@ class Molecules(Task):
         pairs = [(prefix + molecule.prompt, molecule.completion) for molecule in molecules]
         likelihoods = completion_log_likelihoods(model, tokenizer, pairs, batch_size, on_batch=on_batch)
         prompts = [prompt for prompt, _ in pairs]
-        outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
+        outputs = generate_completions(
+            model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch
+        )
         examples = []
         for molecule, output, (log_likelihood, tokens) in zip(molecules, outputs, likelihoods, strict=True):
-            example = {"prompt": molecule.prompt, "reference": molecule.smiles, "output": output.strip()}
-            scores = score_smiles(output.strip(), molecule.smiles)
-            examples.append({**example, **scores, "nll": -log_likelihood, "tokens": tokens})
-        metrics = {key: _mean([example[key] for example in examples]) for key in ("valid", "tanimoto", "exact")}
+            scores: dict[str, Any] = {**score_smiles(output.strip(), molecule.smiles)}
+            scores |= {"nll": -log_likelihood, "tokens": tokens}
+            texts = {"prompt": molecule.prompt, "reference": molecule.smiles, "output": output.strip()}
+            examples.append({**texts, **scores})
+        metrics = {
+            key: _mean([example[key] for example in examples]) for key in ("valid", "tanimoto", "exact")
+        }
         metrics["nll_per_token"] = sum(e["nll"] for e in examples) / sum(e["tokens"] for e in examples)
         return TaskResult(
             task=self.name,
@@ -140,7 +148,8 @@ def random_tanimoto(references: Sequence[str]) -> float:
 
 
 def _parse(smiles: str) -> Any | None:
-    """RDKit's molecule, None if invalid. RDKit itself takes the empty string, and ignores all after a space."""
+    """RDKit's molecule, None if invalid. RDKit itself takes the empty string, and ignores all after a
+    space."""
     from rdkit import Chem, rdBase
 
     if not smiles or any(character.isspace() for character in smiles):

@@ -13,6 +13,7 @@ from graftlm.tasks.generation import (
     OnBatch,
     completion_log_likelihoods,
     encode_pair,
+    has_virtual_tokens,
     logits_at,
     target_log_probs,
 )
@@ -39,13 +40,14 @@ def candidate_log_likelihoods(
 ) -> Scores:
     """For each prompt the (sum of log-probabilities in nats, number of tokens) of each of its candidates.
 
-    Equal to `completion_log_likelihoods` of all pairs. Each prompt runs once: its last position scores the first token
-    of all candidates, and only those of two tokens or more run on from its cache. Prompts of one length share a batch,
-    so no prompt is padded. Models without a plain key-value cache, and PEFT's virtual tokens, take pair by pair.
+    Equal to `completion_log_likelihoods` of all pairs. Each prompt runs once: its last position scores the
+    first token of all candidates, and only those of two tokens or more run on from its cache. Prompts of one
+    length share a batch, so no prompt is padded. Models without a plain key-value cache, and PEFT's virtual
+    tokens, take pair by pair.
     """
     from transformers import DynamicCache
 
-    if _has_virtual_tokens(model):
+    if has_virtual_tokens(model):
         return _pair_by_pair(model, tokenizer, prompts, candidates, batch_size, on_batch)
     encoded = [
         [encode_pair(tokenizer, prompt, candidate) for candidate in group]
@@ -76,16 +78,17 @@ def candidate_log_likelihoods(
     return scores
 
 
-
-
 def _first_tokens(model: PreTrainedModel | PeftModel, batch: list[Group]) -> tuple[list[list[float]], Any]:
-    """Log-probability of each candidate's first token, and the cache after the prompts (all of one length)."""
+    """Log-probability of each candidate's first token, and the cache after the prompts (all of one
+    length)."""
     import torch
 
     ids = torch.tensor([group[0][0] for group in batch], device=model.device)
     with torch.no_grad():
         last = torch.tensor([-1], device=model.device)
-        logits, cache = logits_at(model, last, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        logits, cache = logits_at(
+            model, last, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True
+        )
     scores = []
     for row, group in enumerate(batch):
         firsts = torch.tensor([completion[0] for _, completion in group])
@@ -96,7 +99,8 @@ def _first_tokens(model: PreTrainedModel | PeftModel, batch: list[Group]) -> tup
 def _further_tokens(
     model: PreTrainedModel | PeftModel, batch: list[Group], cache: DynamicCache
 ) -> dict[tuple[int, int], float]:
-    """(row, column) -> log-probability of all tokens but the first, for the candidates that have more than one."""
+    """(row, column) -> log-probability of all tokens but the first, for the candidates that have more than
+    one."""
     import torch
 
     longer = [
@@ -116,7 +120,12 @@ def _further_tokens(
         mask = torch.ones(len(part), past.get_seq_length() + width, dtype=torch.long, device=model.device)
         with torch.no_grad():
             every = torch.arange(-width, 0, device=model.device)
-            inputs = {"input_ids": padded[:, :-1], "attention_mask": mask, "past_key_values": past, "use_cache": True}
+            inputs = {
+                "input_ids": padded[:, :-1],
+                "attention_mask": mask,
+                "past_key_values": past,
+                "use_cache": True,
+            }
             logits, _ = logits_at(model, every, **inputs)
             log_probs = target_log_probs(logits, padded[:, 1:]).double().cpu()
         for place, (row, column, ids) in enumerate(part):
@@ -125,8 +134,8 @@ def _further_tokens(
 
 
 def _take_like_lengths(longer: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
-    """The next batch and the remainder of candidates in falling order of length: a batch ends where shorter ones begin,
-    unless it would be too small to keep the processor busy."""
+    """The next batch and the remainder of candidates in falling order of length: a batch ends where shorter
+    ones begin, unless it would be too small to keep the processor busy."""
     longest = len(longer[0][2])
     size = 1
     while size < len(longer) and (size + 1) * (longest - 1) <= MAX_LOGIT_ROWS // 4:
@@ -134,11 +143,6 @@ def _take_like_lengths(longer: list[Candidate]) -> tuple[list[Candidate], list[C
             break
         size += 1
     return longer[:size], longer[size:]
-
-
-def _has_virtual_tokens(model: PreTrainedModel | PeftModel) -> bool:
-    """Prompt and prefix tuning: PEFT puts its own tokens before every input, also before one that has a cache."""
-    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def _pair_by_pair(
@@ -149,7 +153,9 @@ def _pair_by_pair(
     batch_size: int,
     on_batch: OnBatch | None,
 ) -> Scores:
-    pairs = [(prompt, candidate) for prompt, group in zip(prompts, candidates, strict=True) for candidate in group]
+    pairs = [
+        (prompt, candidate) for prompt, group in zip(prompts, candidates, strict=True) for candidate in group
+    ]
     flat = iter(completion_log_likelihoods(model, tokenizer, pairs, batch_size))
     if on_batch is not None:
         on_batch(len(prompts))

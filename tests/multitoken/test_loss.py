@@ -16,6 +16,7 @@ from graftlm.multitoken.config import Schedule, Weighting
 from graftlm.multitoken.loss import forking_token_mask, head_coefficients, schedule_factor, shifted_targets
 from tests.conftest import ARCHITECTURES, tiny_model
 from tests.multitoken.plain import (
+    PEFT_WARNING,
     assert_same,
     gradients,
     plain_logits,
@@ -24,7 +25,10 @@ from tests.multitoken.plain import (
     plain_schedule,
 )
 
-EXACT = 1e-12  # float64
+pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
+
+EXACT = 1e-12  # float64 throughout
+SINGLE = 1e-6  # what is left where a layer works in float32 whatever the model's dtype
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +64,13 @@ def lora(model: nn.Module) -> nn.Module:
 
 
 def double(architecture: str = "llama", **settings: object) -> nn.Module:
-    return tiny_model(architecture, **settings).double()
+    """A model in float64, also in its norms, which transformers computes in float32."""
+    model = tiny_model(architecture, **settings).double()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm") and "Gemma" not in type(child).__name__:
+                setattr(module, name, nn.RMSNorm(child.weight.shape, child.variance_epsilon, dtype=torch.float64))
+    return model
 
 
 def loss_of(whole: MultiTokenModel, ids: Tensor, labels: Tensor, mask: Tensor | None, **settings: object) -> Tensor:
@@ -98,7 +108,7 @@ def test_loss_and_gradients_equal_the_plain_implementation(weighting: Weighting,
     ("architecture", "settings"),
     [
         *((name, {}) for name in ARCHITECTURES),
-        ("gemma2", {"final_logit_softcapping": 0.5, "attn_implementation": "eager"}),
+        ("gemma3_text", {"final_logit_softcapping": 0.5}),  # as in Gemma 2
         ("granite", {"logits_scaling": 3.0}),
         ("cohere", {"logit_scale": 0.25}),
         ("phi", {}),  # its unembedding has a bias
@@ -114,7 +124,8 @@ def test_loss_and_gradients_are_the_plain_ones_for_every_architecture(
     plain_loss(model, heads, ids, labels, mask, coefficient=0.3).backward()
     expected = gradients(whole)
     loss_of(whole, ids, labels, mask).backward()
-    assert_same(gradients(whole), expected, 1e-10)
+    single = architecture.startswith(("gemma", "cohere"))
+    assert_same(gradients(whole), expected, SINGLE if single else EXACT)
 
 
 def test_heads_of_depth_two_have_the_plain_loss_and_gradients() -> None:
@@ -258,12 +269,13 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(attention: str, 
         block.masked_fill_(~sees, torch.finfo(torch.float64).min)
     packed = loss_of(whole, packed_ids, packed_labels, block, position_ids=positions)
     packed.backward()
-    torch.testing.assert_close(packed, loss, atol=EXACT, rtol=0)
-    assert_same(gradients(whole), expected, EXACT)
+    accuracy = EXACT if attention == "sdpa" else SINGLE
+    torch.testing.assert_close(packed, loss, atol=accuracy, rtol=0)
+    assert_same(gradients(whole), expected, accuracy)
     torch.testing.assert_close(
         head_losses(model, heads, packed_ids, block, packed_labels, position_ids=positions),
         head_losses(model, heads, ids, padding, labels),
-        atol=EXACT,
+        atol=accuracy,
         rtol=0,
     )
 
@@ -279,8 +291,7 @@ def test_sdpa_and_eager_attention_have_the_same_loss_and_gradients(architecture:
         loss = loss_of(whole, ids, labels, mask)
         loss.backward()
         found.append({"loss": loss.detach(), **gradients(whole)})
-    # Some layers compute rotary embeddings or the softmax in float32 whatever the model's dtype.
-    assert_same(found[0], found[1], 1e-6)
+    assert_same(found[0], found[1], SINGLE)  # eager softmax is in float32
 
 
 def test_left_padding_changes_no_loss() -> None:

@@ -17,11 +17,12 @@ VOCABULARY = 258  # 256 bytes, end of sequence, padding
 SIZES = {
     "llama": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
-    "gpt_neox": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "gpt_neox": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                 "num_attention_heads": 4},
     "mistral": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
                 "num_key_value_heads": 2, "sliding_window": 8},
-    "gemma2": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-               "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 2.0},
+    "granite": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "logits_scaling": 0.5},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }  # fmt: skip
 
@@ -30,16 +31,22 @@ def tiny_model(kind: str = "llama") -> PreTrainedModel:
     """A random causal LM in float64 and eval mode, with weights large enough for peaked predictions."""
     torch.manual_seed(0)
     special = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
-    config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, initializer_range=0.3, **special, **SIZES[kind])
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    config = AutoConfig.for_model(
+        kind, vocab_size=VOCABULARY, initializer_range=0.3, **special, **SIZES[kind]
+    )
+    # Eager attention takes the softmax in float32, where float64's mask overflows.
+    attention = {} if kind == "mamba" else {"attn_implementation": "sdpa"}
+    return AutoModelForCausalLM.from_config(config, **attention).double().eval()
 
 
 def successor_model(successors: dict[str, str], otherwise: str) -> PreTrainedModel:
-    """A Llama whose greedy next byte depends on the last byte alone: `successors[it]`, or `otherwise`; "" ends."""
+    """A Llama whose greedy next byte depends on the last byte alone: `successors[it]`, or `otherwise`; ""
+    ends."""
     size = VOCABULARY + 2
     config = AutoConfig.for_model(
         "llama", vocab_size=VOCABULARY, hidden_size=size, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=1, tie_word_embeddings=False, bos_token_id=256, eos_token_id=256, pad_token_id=257,
+        num_attention_heads=1, tie_word_embeddings=False,
+        bos_token_id=256, eos_token_id=256, pad_token_id=257,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
     ids = byte_ids()
@@ -62,7 +69,12 @@ def byte_ids() -> dict[str, int]:
 
 def byte_tokenizer(merges: tuple[tuple[str, str], ...] = ()) -> PreTrainedTokenizerFast:
     """One token per byte, but for the merges."""
-    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>", "<|pad|>", *("".join(pair) for pair in merges)]
+    words = [
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "<|end|>",
+        "<|pad|>",
+        *("".join(pair) for pair in merges),
+    ]
     vocabulary = {word: token_id for token_id, word in enumerate(words)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -19,7 +19,7 @@ PAIRS = [
     ("an empty completion", ""),
 ]
 PROMPTS = [prompt for prompt, _ in PAIRS]
-KINDS = ["llama", "gpt2", "gpt_neox", "mistral", "gemma2", "mamba"]
+KINDS = ["llama", "gpt2", "gpt_neox", "mistral", "granite", "mamba"]
 
 
 def plain_log_likelihood(model: Any, tokenizer: Any, prompt: str, completion: str) -> tuple[float, int]:
@@ -33,14 +33,19 @@ def plain_log_likelihood(model: Any, tokenizer: Any, prompt: str, completion: st
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_log_likelihoods_equal_a_plain_float64_computation(kind: str, side: str, make_model: Any, make_tokenizer: Any):
+def test_log_likelihoods_equal_a_plain_float64_computation(
+    kind: str, side: str, make_model: Any, make_tokenizer: Any
+):
     model, tokenizer = make_model(kind), make_tokenizer()
     tokenizer.padding_side = side
     expected = [plain_log_likelihood(model, tokenizer, *pair) for pair in PAIRS]
+    tolerance = 1e-6 if kind == "mamba" else 1e-9  # its scan computes in float32
     for batch_size in (1, 3, 32):
         scores = completion_log_likelihoods(model, tokenizer, PAIRS, batch_size)
         assert [count for _, count in scores] == [count for _, count in expected]
-        assert [total for total, _ in scores] == pytest.approx([total for total, _ in expected], rel=1e-9)
+        assert [total for total, _ in scores] == pytest.approx(
+            [total for total, _ in expected], rel=tolerance
+        )
     assert tokenizer.padding_side == side
 
 
@@ -96,7 +101,12 @@ def test_completions_are_cut_before_the_stop_string_and_in_the_order_of_the_prom
     make_successor_model: Any, tokenizer: Any
 ):
     model = make_successor_model({"a": "b", "b": "c", "c": "\n", "x": "y", "y": "\n"}, otherwise="a")
-    assert generate_completions(model, tokenizer, ["..x", "a", "b.....a", "?"], 10, 2) == ["y", "bc", "bc", "abc"]
+    assert generate_completions(model, tokenizer, ["..x", "a", "b.....a", "?"], 10, 2) == [
+        "y",
+        "bc",
+        "bc",
+        "abc",
+    ]
 
 
 def test_a_stop_string_of_several_tokens_ends_a_row(make_successor_model: Any, tokenizer: Any):
@@ -116,11 +126,18 @@ def test_a_batch_ends_when_every_row_has_stopped(make_successor_model: Any, toke
     assert steps == [1, 1]
 
 
-def test_sampling_and_penalties_of_the_models_own_generation_config_are_switched_off(make_model: Any, tokenizer: Any):
+def test_sampling_and_penalties_of_the_models_own_generation_config_are_switched_off(
+    make_model: Any, tokenizer: Any
+):
     model = make_model()
     expected = generate_completions(model, tokenizer, PROMPTS, 12, stop=None)
     model.generation_config.update(
-        do_sample=True, temperature=5.0, repetition_penalty=50.0, no_repeat_ngram_size=1, num_beams=2, min_new_tokens=12
+        do_sample=True,
+        temperature=5.0,
+        repetition_penalty=50.0,
+        no_repeat_ngram_size=1,
+        num_beams=2,
+        min_new_tokens=12,
     )
     assert generate_completions(model, tokenizer, PROMPTS, 12, stop=None) == expected
 

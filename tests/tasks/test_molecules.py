@@ -26,7 +26,11 @@ def needs_chemicals() -> None:
 
 
 def test_the_splits_have_the_sizes_that_the_readme_of_the_data_states():
-    assert {split: len(read_molecules(split)) for split in SPLITS} == {"train": 2584, "validation": 126, "test": 400}
+    assert {split: len(read_molecules(split)) for split in SPLITS} == {
+        "train": 2584,
+        "validation": 126,
+        "test": 400,
+    }
 
 
 def test_no_molecule_stereoisomer_or_tautomer_is_in_two_splits():
@@ -60,7 +64,10 @@ def test_no_synonym_of_a_test_molecule_names_a_trained_one(load_tool: Any):
 
 def test_the_script_rebuilds_the_data_file(load_tool: Any):
     needs_chemicals()
-    tool, data = load_tool("build_molecules"), files("graftlm.tasks").joinpath("data", "molecules.tsv.gz").read_bytes()
+    tool, data = (
+        load_tool("build_molecules"),
+        files("graftlm.tasks").joinpath("data", "molecules.tsv.gz").read_bytes(),
+    )
     assert gzip.decompress(data).decode() == tool.build()
     assert tool.compress("equal text") == tool.compress("equal text")
 
@@ -104,7 +111,9 @@ def test_an_output_is_scored_as_the_molecule_it_means(output: str, valid: float,
     assert valid or scores["tanimoto"] == 0.0
 
 
-def test_rdkit_is_silent_about_invalid_outputs_and_only_while_they_are_scored(capfd: pytest.CaptureFixture[str]):
+def test_rdkit_is_silent_about_invalid_outputs_and_only_while_they_are_scored(
+    capfd: pytest.CaptureFixture[str],
+):
     from rdkit import Chem
 
     score_smiles("C(C", "CC")
@@ -119,7 +128,9 @@ def test_the_tanimoto_floor_is_the_mean_over_all_training_molecules():
     assert random_tanimoto(["CCCCO"]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_without_rdkit_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any):
+def test_without_rdkit_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any
+):
     monkeypatch.setitem(sys.modules, "rdkit", None)
     with pytest.raises(InputError, match=r"pip install 'graftlm\[molecules\]'"):
         Molecules().evaluate(make_model(), tokenizer, limit=1)
@@ -135,7 +146,9 @@ def test_the_result_holds_means_of_its_examples_and_nats_per_token(make_model: A
     assert result.metrics["nll_per_token"] == pytest.approx(math.log(258))
     assert result.metrics["valid"] == sum(example["valid"] for example in result.examples) / 5
     assert set(result.floors) == {"valid", "tanimoto", "exact"}
-    assert [example["reference"] for example in result.examples] == [m.smiles for m in read_molecules("test")[:5]]
+    assert [example["reference"] for example in result.examples] == [
+        m.smiles for m in read_molecules("test")[:5]
+    ]
     assert result.examples[0]["tokens"] == len(result.examples[0]["reference"]) + 2  # space and newline
     assert steps[-1] == (10, 10)
 
@@ -144,7 +157,9 @@ def test_a_model_that_writes_every_reference_scores_one(
     monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any
 ):
     right = {molecule.prompt: f" {molecule.smiles}" for molecule in read_molecules("test")}
-    monkeypatch.setattr(molecules, "generate_completions", lambda model, tok, prompts, *args, **kw: [right[p] for p in prompts])
+    monkeypatch.setattr(
+        molecules, "generate_completions", lambda *args, **options: [right[p] for p in args[2]]
+    )
     metrics = Molecules().evaluate(make_model(), tokenizer, limit=20).metrics
     assert (metrics["valid"], metrics["tanimoto"], metrics["exact"]) == (1.0, 1.0, 1.0)
 

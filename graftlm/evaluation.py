@@ -27,10 +27,11 @@ def evaluate(
 ) -> dict[str, TaskResult]:
     """Task name -> result, in the order of `tasks`.
 
-    `model` may be a name, which `graftlm.models.load_model` loads, with its tokenizer where none is given. The first
-    `limit` test examples of each task are taken (None: all), with `shots` solved examples before each prompt. `seed`
-    decides what a task draws, so results compare only under the same one. `progress` gets the task's name, the steps
-    done and the steps in all. The model runs in eval mode; afterwards every module has the mode that it had.
+    `model` may be a name, which `graftlm.models.load_model` loads, with its tokenizer where none is given.
+    The first `limit` test examples of each task are taken (None: all), with `shots` solved examples before
+    each prompt. `seed` decides what a task draws, so results compare only under the same one. `progress` gets
+    the task's name, the steps done and the steps in all. The model runs in eval mode; afterwards every module
+    has the mode that it had.
 
     Raises InputError for an unknown task, no task, a task named twice, or numbers out of range.
     """

@@ -1,0 +1,250 @@
+"""One optimisation step, side by side: graftlm's multi-token step, TRL's next-token step, the reference `caft-llm`.
+
+    bench/setup_reference.sh                                  # once: the reference's own environment
+    .venv/bin/python bench/multitoken_step.py --output bench/results/multitoken_step.json
+
+Every arm runs alone in a process of its own, one after another, on the same SmolLM2-135M, LoRA rank 8 on all linear
+layers of the decoder, and the same batches of 8 rows: 128 tokens with half or a quarter of the positions supervised,
+and rows of 32 to 128 tokens with half supervised. A step is forward, loss, backward, AdamW, gradients cleared.
+
+The lower bound is the time that the step's necessary matrix products take alone: each product's FLOPs divided by this
+machine's speed at that product's own shape, measured in the same run. Necessary are: the decoder forward and the
+gradient with respect to its inputs (its weights are frozen), the same of the heads, LoRA's products, attention over
+the causal half, and of each head's supervised rows the unembedding forward and back; padding is not. `bound at best`
+divides all FLOPs by the fastest speed of any shape instead, which no mixture of these shapes reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+REFERENCE = HERE.parent / ".venv-reference" / "bin" / "python"
+ROWS, TIME, RANK = 8, 128, 8
+BATCHES = ("half", "quarter", "varied")
+
+
+def make_batches(folder: Path, vocabulary: int) -> None:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    for name in BATCHES:
+        lengths = random.integers(32, TIME + 1, ROWS) if name == "varied" else np.full(ROWS, TIME)
+        width = int(lengths.max())
+        ids = random.integers(5, vocabulary, (ROWS, width))
+        mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+        share = 0.25 if name == "quarter" else 0.5
+        supervised = (np.arange(width) >= (lengths * (1 - share)).astype(int)[:, None]) & (mask == 1)
+        np.savez(
+            folder / f"{name}.npz",
+            input_ids=np.where(mask == 1, ids, 2),
+            attention_mask=mask,
+            labels=np.where(supervised, ids, -100),
+        )
+
+
+def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
+    """graftlm's step (objective multi-token, --num-heads) or TRL's next-token step (--num-heads 0)."""
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from measure import measure_step, resident_bytes
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    from graftlm import MultiTokenConfig, MultiTokenHeads, MultiTokenTrainer, load_model
+
+    torch.set_num_threads(arguments.threads)
+    model, tokenizer = load_model(arguments.model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # safetensors maps the file; the copy is resident
+    model.tie_weights()
+    baseline = resident_bytes()
+    stored = np.load(arguments.batch)
+    batch = {name: torch.from_numpy(stored[name]) for name in stored}
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    settings: dict[str, Any] = {
+        "model": model,
+        "processing_class": tokenizer,
+        "train_dataset": Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}]),
+        "peft_config": LoraConfig(r=RANK, lora_alpha=16, target_modules=linear, task_type="CAUSAL_LM"),
+    }
+    common: dict[str, Any] = {"report_to": "none", "gradient_checkpointing": False, "bf16": False}
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.num_heads:
+            heads = MultiTokenHeads.from_model(model, arguments.num_heads)
+            trainer: Any = MultiTokenTrainer(args=MultiTokenConfig(folder, **common), heads=heads, **settings)
+        else:
+            trainer = SFTTrainer(args=SFTConfig(folder, **common), **settings)
+        trainer.state.max_steps = 1000
+        trainer.create_optimizer()
+        losses: list[float] = []
+        supervised = (batch["labels"][:, 1:] != -100).sum()
+
+        def step() -> None:
+            losses.append(float(trainer.training_step(trainer.model, dict(batch), supervised)))
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
+
+        result = dict(measure_step(step, arguments.warmup, arguments.repeats, baseline))
+    heads_bytes = 4 * sum(p.numel() for p in heads.parameters()) if arguments.num_heads else 0
+    return {**result, "losses": losses, "heads_bytes": heads_bytes}
+
+
+def products(batch: Path, num_heads: int, config: Any) -> list[tuple[tuple[int, int, int], float]]:
+    """((m, k, n), how many) of the necessary matrix products of a step."""
+    import numpy as np
+
+    stored = np.load(batch)
+    tokens = int(stored["attention_mask"].sum())
+    rows = sum(int((stored["labels"][:, k + 1 :] != -100).sum()) for k in range(num_heads + 1))
+    hidden, inner = config.hidden_size, config.intermediate_size
+    wide = config.num_attention_heads * config.head_dim
+    narrow = config.num_key_value_heads * config.head_dim
+    linear = [(hidden, wide), (hidden, narrow), (hidden, narrow), (wide, hidden)]
+    linear += [(hidden, inner), (hidden, inner), (inner, hidden)]
+    layers = config.num_hidden_layers
+    needed = []
+    for inputs, outputs in linear:
+        needed += [((tokens, inputs, outputs), layers + num_heads), ((tokens, outputs, inputs), layers + num_heads)]
+        # LoRA: down and up, forward, with respect to inputs, with respect to weights.
+        needed += [((tokens, inputs, RANK), 3 * layers), ((tokens, RANK, outputs), 3 * layers)]
+    needed += [((rows, hidden, config.vocab_size), 1), ((rows, config.vocab_size, hidden), 1)]
+    lengths = stored["attention_mask"].sum(1).tolist()
+    for length in lengths:
+        # Two products forward and four back, of which causal attention needs half.
+        needed.append(((length, config.head_dim, length), 3 * config.num_attention_heads * (layers + num_heads)))
+    return needed
+
+
+def measure_products(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The bound of each batch and number of heads, from the speed of each product at its own shape."""
+    import torch
+    from transformers import AutoConfig
+
+    torch.set_num_threads(arguments.threads)
+    config = AutoConfig.from_pretrained(arguments.model)
+    speeds: dict[tuple[int, int, int], float] = {}
+
+    def speed(shape: tuple[int, int, int]) -> float:
+        if shape not in speeds:
+            m, k, n = shape
+            left, right = torch.randn(m, k), torch.randn(k, n)
+            calls = max(1, int(2e9 // (m * k * n)))
+            best = float("inf")
+            for _ in range(5):
+                started = time.perf_counter()
+                for _ in range(calls):
+                    left @ right
+                best = min(best, (time.perf_counter() - started) / calls)
+            speeds[shape] = 2 * m * k * n / best
+        return speeds[shape]
+
+    bounds: dict[str, Any] = {}
+    for name in BATCHES:
+        for heads in arguments.heads:
+            needed = products(arguments.folder / f"{name}.npz", heads, config)
+            flops = sum(2 * m * k * n * count for (m, k, n), count in needed)
+            seconds = sum(2 * s[0] * s[1] * s[2] * count / speed(s) for s, count in needed)
+            bounds[f"{name}-{heads}"] = {"flops": flops, "seconds": seconds}
+    best = max(speeds.values())
+    return {"bounds": bounds, "best_flops_per_second": best}
+
+
+def call(command: list[str], output: Path) -> dict[str, Any]:
+    print(" ".join(Path(c).name if "/" in c else c for c in command[1:]), file=sys.stderr, flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"multitoken_step: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
+    result = json.loads(output.read_text())
+    if "seconds" in result:
+        print(f"  {min(result['seconds']):.2f} s, {result['peak_bytes'] / 2**20:.0f} MiB", file=sys.stderr)
+    return dict(result)
+
+
+def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
+    from graftlm.bundled import SMOLLM2_135M, bundled_folder
+
+    if not REFERENCE.exists():
+        sys.exit("multitoken_step: the reference's environment is missing; run bench/setup_reference.sh first")
+    model = str(bundled_folder(SMOLLM2_135M))
+    results: dict[str, Any] = {"arms": {}, "machine": platform.processor() or platform.machine()}
+    common = ["--threads", str(arguments.threads), "--warmup", "2", "--repeats", str(arguments.repeats)]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, output = Path(scratch), Path(scratch) / "result.json"
+        make_batches(folder, 49152)
+        me = [sys.executable, str(Path(__file__)), "--model", model, "--output", str(output), *common]
+        for name in BATCHES:
+            batch = folder / f"{name}.npz"
+            for heads in [0, *(arguments.heads if name == "half" else [4])]:
+                label = f"graftlm-{heads}" if heads else "trl-next-token"
+                worker = [*me, "--worker", "step", "--batch", str(batch), "--num-heads", str(heads)]
+                results["arms"][f"{name}/{label}"] = call(worker, output)
+            for heads in arguments.reference_heads if name == "half" else [4]:
+                worker = [str(REFERENCE), str(HERE / "multitoken_step_reference.py"), model, str(batch)]
+                worker += ["--num-heads", str(heads), "--output", str(output), *common]
+                results["arms"][f"{name}/reference-{heads}"] = call(worker, output)
+        heads_list = [h for heads in arguments.heads for h in ("--heads", str(heads))]
+        results |= call([*me, "--worker", "products", "--folder", str(folder), *heads_list], output)
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: the fastest of the repeats of each arm, peak memory above the weights, and the ratios."""
+    arms, bounds, best = results["arms"], results["bounds"], results["best_flops_per_second"]
+    lines = [
+        "| batch | arm | seconds (min of n; max) | × reference speed | peak MiB | of reference | × bound | × bound at best |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, arm in arms.items():
+        batch, label = key.split("/")
+        heads = int(label.rpartition("-")[2]) if label[-1].isdigit() else 0
+        seconds, peak = min(arm["seconds"]), arm["peak_bytes"]
+        reference = arms.get(f"{batch}/reference-{heads}")
+        bound = bounds.get(f"{batch}-{heads}")
+        faster = f"{min(reference['seconds']) / seconds:.2f}" if reference else ""
+        smaller = f"{peak / reference['peak_bytes']:.2f}" if reference else ""
+        over = f"{seconds / bound['seconds']:.2f}" if bound else ""
+        over_best = f"{seconds / (bound['flops'] / best):.2f}" if bound else ""
+        spread = f"{seconds:.2f} ({len(arm['seconds'])}; {max(arm['seconds']):.2f})"
+        lines.append(f"| {batch} | {label} | {spread} | {faster} | {peak / 2**20:.0f} | {smaller} | {over} | {over_best} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time a multi-token step against its peers and its lower bound.")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; the table goes beside it as .md")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--heads", type=int, action="append", help="numbers of heads (default 1, 2, 4, 8)")
+    parser.add_argument("--reference-heads", type=int, action="append", help="default 1, 4, 8")
+    for hidden in ("--worker", "--model", "--batch", "--folder", "--num-heads"):
+        kind = int if hidden == "--num-heads" else Path if hidden in ("--batch", "--folder") else str
+        parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.heads = arguments.heads or [1, 2, 4, 8]
+    arguments.reference_heads = arguments.reference_heads or [1, 4, 8]
+    if arguments.worker == "step":
+        arguments.output.write_text(json.dumps(run_graftlm(arguments)))
+    elif arguments.worker == "products":
+        arguments.output.write_text(json.dumps(measure_products(arguments)))
+    else:
+        results = measure_all(arguments)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.output.with_suffix(".md").write_text(table(results) + "\n")
+        print(table(results))
+
+
+if __name__ == "__main__":
+    main()
