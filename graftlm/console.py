@@ -60,6 +60,11 @@ def plain_lines() -> Report:
     return report
 
 
+def prefixed(report: Report, prefix: str) -> Report:
+    """The same report, its things named `prefix: ...`."""
+    return lambda what, done, total: report(f"{prefix}: {what}", done, total)
+
+
 def say(line: str) -> None:
     """One line on stderr."""
     print(line, file=sys.stderr, flush=True)
@@ -85,9 +90,7 @@ def evaluation_table(results: Mapping[str, Mapping[str, TaskResult]]) -> Table:
         label = f"{task} ({first.count})"
         for metric in first.metrics:
             values = [model[task].metrics.get(metric) for model in models]
-            table.add_row(
-                label, metric, number(first.floors.get(metric)), *(number(value) for value in values)
-            )
+            table.add_row(label, metric, number(first.floors.get(metric)), *(number(value) for value in values))
             label = ""
     return table
 

@@ -111,7 +111,7 @@ def test_a_model_without_a_tokenizer_is_refused(make_model: Any):
 
 def test_importing_tasks_loads_no_heavy_library():
     code = (
-        "import sys, graftlm.evaluate, graftlm.tasks; "
+        "import sys, graftlm.evaluation, graftlm.tasks; "
         "print([m for m in ('torch', 'transformers', 'datasets', 'rdkit', 'peft') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
