@@ -59,6 +59,7 @@ class Anchor:
             raise InputError("the anchor's text is empty: none of the rows of --anchor-data has a token")
         self.batches: list[AnchorBatch] = []
         was_training = model.training
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.eval()
         with torch.no_grad(), adapters_off:
             for start in range(0, len(encoded), batch_size):
@@ -69,6 +70,10 @@ class Anchor:
                 final, _ = decoder.run(-1, input_ids=ids, attention_mask=mask)
                 self.batches.append(AnchorBatch(ids, mask, final[mask.bool()], base_weight, base_bias))
         model.train(was_training)
+        # PEFT makes every parameter of an adapter trainable when it switches the adapter on again.
+        model.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
     def batch(self, index: int) -> AnchorBatch:
         return self.batches[index % len(self.batches)]

@@ -222,7 +222,7 @@ class TestFiles:
             (("llama", {"vocab_size": 300}), "vocabulary size"),
             (("llama", {"hidden_size": 64}), "hidden size"),
             (("qwen3", {}), "layer class"),
-            (("llama", {"intermediate_size": 48}), "do not fit"),
+            (("llama", {"intermediate_size": 48}), "unembedding's hash"),
         ],
     )
     def test_heads_of_another_model_are_refused(
