@@ -41,7 +41,7 @@ class DistillConfig:
     domain_tokens: int = option(45_000, "Tokens that the model writes from the domain's prompts.")
     general_tokens: int = option(10_000, "Tokens that it writes from the general prompts.")
     prompts: str | None = option(None, "File of general prompts, one a line (default: a bundled set).")
-    temperature: float = option(1.0, "Sampling temperature of the written text.")
+    temperature: float = option(0.7, "Sampling temperature of the written text.")
     max_new_tokens: int = option(64, "Most tokens written from one prompt.")
     sampling_batch_size: int = option(128, "Texts written at once.")
     targets: Literal["soft", "sampled"] = option(
@@ -52,7 +52,7 @@ class DistillConfig:
     )
     epochs: int = option(3, "Passes over the text; the model's hidden states are computed once.")
     tokens_per_batch: int = option(512, "Positions in one step.")
-    learning_rate: float = option(1e-3, "Peak learning rate of AdamW, cosine with warm-up.")
+    learning_rate: float = option(2e-3, "Peak learning rate of AdamW, cosine with warm-up.")
     decay: float = option(0.8, "Weight of head k in the loss: decay^k.")
     held_out: float = option(0.1, "Share of the text kept for measuring agreement.")
     seed: int = option(0, "Seed of the sampling, the order and the split.")

@@ -40,13 +40,13 @@ class MultiTokenModel(nn.Module):
         model: nn.Module,
         heads: MultiTokenHeads | None,
         *,
-        weighting: Weighting = "uniform",
+        weights: Weighting = "uniform",
         forking_fraction: float = 0.2,
     ) -> None:
         super().__init__()
         self.model = model
         self.heads = heads
-        self.weighting: Weighting = weighting
+        self.weights: Weighting = weights
         self.forking_fraction = forking_fraction
 
     def __getattr__(self, name: str) -> Any:
@@ -77,7 +77,7 @@ class MultiTokenModel(nn.Module):
                 weights are all 0 are not run.
             attention_mask: [batch, time], 0 at padding, or None.
             position_ids: [batch, time] of packed rows, or None.
-            token_weights: [batch, time] weights of the tokens in the auxiliary losses (`weighting` "importance").
+            token_weights: [batch, time] weights of the tokens in the auxiliary losses (`weights` "importance").
             anchor: general text on which anchor_weight · KL(base ‖ tuned) is added.
             inputs: passed on to the model's backbone.
         """
@@ -98,7 +98,7 @@ class MultiTokenModel(nn.Module):
         rows = final[kept]
         precision = torch.promote_types(rows.dtype, torch.float32)
         weights = torch.full((len(rows),), coefficients[0], device=rows.device, dtype=precision) / normaliser
-        needs_entropy = self.weighting == "entropy" or not torch.is_grad_enabled()
+        needs_entropy = self.weights == "entropy" or not torch.is_grad_enabled()
         own = rows_loss(decoder, rows, target[kept], weights, with_entropy=needs_entropy)
         loss, sums, counts = own.loss, [own.nll.sum()], [len(rows)]
         if heads is not None:
@@ -139,12 +139,12 @@ class MultiTokenModel(nn.Module):
 
     def _token_weights(self, predicted: Tensor, own: LinearCrossEntropy, given: Tensor | None) -> Tensor:
         """Weight [batch, time] of each token as an auxiliary target; the rows of `own` lie at `predicted`."""
-        if self.weighting == "importance" and given is not None:
+        if self.weights == "importance" and given is not None:
             return given
-        if self.weighting in ("uniform", "importance"):
+        if self.weights in ("uniform", "importance"):
             return torch.ones_like(predicted, dtype=own.nll.dtype)
         weights = torch.zeros_like(predicted, dtype=own.nll.dtype)
-        weights[predicted] = self_weights(self.weighting, own, self.forking_fraction)
+        weights[predicted] = self_weights(self.weights, own, self.forking_fraction)
         # A position's row predicts the token after it.
         return torch.nn.functional.pad(weights[:, :-1], (1, 0))
 

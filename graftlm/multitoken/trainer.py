@@ -6,7 +6,7 @@ What is saved is the plain model (or adapter), which loads without graftlm; the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.loss import IGNORE, head_coefficients, schedule_factor
 from graftlm.multitoken.model import MultiTokenModel, MultiTokenOutput
+from graftlm.multitoken.token_weights import TokenWeightsCollator, align_token_weights
 
 HEADS_FOLDER = "heads"
 
@@ -41,8 +42,8 @@ class MultiTokenConfig(SFTConfig):
     coefficient: float = _setting(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.")
     decay: float = _setting(0.8, "d in that sum.")
     schedule: str = _setting("rsine", "s(t): rsine, sine, linear or constant.")
-    weighting: str = _setting("uniform", "Which tokens the heads learn from: uniform, entropy, surprisal, importance.")
-    forking_fraction: float = _setting(0.2, "Share of tokens that weighting=entropy keeps.")
+    weights: str = _setting("uniform", "Which tokens the heads learn from: uniform, entropy, surprisal, importance.")
+    forking_fraction: float = _setting(0.2, "Share of tokens that weights=entropy keeps.")
     train_heads: bool = _setting(False, "Train the heads along instead of keeping them frozen.")
     heads_learning_rate: float | None = _setting(None, "Learning rate of trained heads; None: the model's.")
     freeze_unembedding: bool = _setting(False, "Leave the unembedding (and an embedding tied to it) as it is.")
@@ -54,8 +55,10 @@ class MultiTokenConfig(SFTConfig):
             self.bf16 = False
         super().__post_init__()
         schedule_factor(self.schedule, 0, 1)  # type: ignore[arg-type]
-        if self.weighting not in ("uniform", "entropy", "surprisal", "importance"):
-            raise InputError(f"weighting is {self.weighting!r}; it is uniform, entropy, surprisal or importance")
+        if self.weights not in ("uniform", "entropy", "surprisal", "importance"):
+            raise InputError(f"weights is {self.weights!r}; it is uniform, entropy, surprisal or importance")
+        if self.weights == "importance" and (self.packing or self.padding_free or self.truncation_mode == "keep_end"):
+            raise InputError("weights 'importance' excludes packing, padding_free and truncation_mode 'keep_end'")
         if not 0 <= self.protect_layers < 1:
             raise InputError(f"protect_layers is {self.protect_layers}, but it is a share from 0 to below 1")
         if self.coefficient < 0:
@@ -91,8 +94,12 @@ class MultiTokenTrainer(SFTTrainer):
         if compute_loss_func is not None:
             raise InputError("compute_loss_func is not supported: the multi-token loss is this trainer's own")
         args = args or MultiTokenConfig("multi-token")
+        if args.weights == "importance":
+            args.remove_unused_columns = False  # TRL would drop the weights
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         plain = self.model
+        if args.weights == "importance":
+            self._attach_token_weights()
         if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant") and args.gradient_checkpointing:
             raise InputError("gradient_checkpointing_kwargs use_reentrant=True cuts the heads off: leave it unset")
         if heads is not None and not isinstance(heads, MultiTokenHeads):
@@ -108,7 +115,7 @@ class MultiTokenTrainer(SFTTrainer):
         self.model = self.model_wrapped = MultiTokenModel(
             plain,
             heads,
-            weighting=args.weighting,  # type: ignore[arg-type]
+            weights=args.weights,  # type: ignore[arg-type]
             forking_fraction=args.forking_fraction,
         )
         # Every trainable parameter has a gradient in each backward pass.
@@ -116,6 +123,15 @@ class MultiTokenTrainer(SFTTrainer):
             args.ddp_find_unused_parameters = False
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._anchored = (-1, 0)  # the last step with an anchor, and how many of its micro-batches had one
+
+    def _attach_token_weights(self) -> None:
+        """`token_weights` in the rows and in each batch, from the rows' column `weights` or `importance`."""
+        self.data_collator = TokenWeightsCollator(self.data_collator)
+        self.train_dataset = align_token_weights(self.train_dataset, self.args.max_length)
+        if isinstance(self.eval_dataset, Mapping):
+            self.eval_dataset = {n: align_token_weights(d, self.args.max_length) for n, d in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = align_token_weights(self.eval_dataset, self.args.max_length)
 
     # -- loss ---------------------------------------------------------------------------------------------------
 

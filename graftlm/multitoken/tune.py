@@ -109,11 +109,6 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
 def checked_rows(config: TuneConfig, split: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     rows = load_rows(config.data, split)
     prompt_too_long(rows, tokenizer, config.max_length)
-    if config.weights == "importance" and not {"weights", "importance"} & set(rows.column_names):
-        raise InputError(
-            f"--weights importance needs a column `importance` with one number a completion token, but {config.data} "
-            f"has {', '.join(rows.column_names)}"
-        )
     return rows
 
 
@@ -157,7 +152,7 @@ def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:
         "coefficient": config.coefficient,
         "decay": config.decay,
         "schedule": config.schedule,
-        "weighting": config.weights,
+        "weights": config.weights,
         "forking_fraction": config.forking_fraction,
         "train_heads": config.train_heads,
         "heads_learning_rate": config.heads_learning_rate,

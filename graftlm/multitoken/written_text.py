@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def write_texts(
     tokens: int,
     kind: str = "domain",
     path: Path | None = None,
-    temperature: float = 1.0,
+    temperature: float = 0.7,
     max_new_tokens: int = 64,
     batch_size: int = 128,
     seed: int = 0,
@@ -70,13 +71,14 @@ def write_texts(
     if path is not None and path.exists():
         _drop_partial_line(path)
     done = sum(t.written for t in texts)
+    stream = itertools.islice(_shuffled(encoded, seed), len(texts), None)
     model.eval()
-    for start, batch in _batches(encoded, batch_size, seed):
-        if done >= tokens:
-            break
-        if start < len(texts):
-            continue
-        set_seed(seed + start)
+    while done < tokens:
+        # Each text may be cut at max_new_tokens: no more prompts than that many tokens can need.
+        size = min(batch_size, -(-(tokens - done) // max_new_tokens))
+        # Similar lengths need the least padding within a batch; the order within it does not matter.
+        batch = sorted(itertools.islice(stream, size), key=len)
+        set_seed(seed + len(texts))
         new = _continue(model, tokenizer, batch, kind, temperature, max_new_tokens)
         if path is not None:
             with path.open("a", encoding="utf-8") as file:
@@ -94,19 +96,11 @@ def _drop_partial_line(path: Path) -> None:
         path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-def _batches(prompts: Sequence[list[int]], size: int, seed: int) -> Iterator[tuple[int, list[list[int]]]]:
-    """(number of texts before, batch) without end."""
-
-    def shuffled() -> Iterable[list[int]]:
-        order = random.Random(seed)
-        while True:
-            yield from order.sample(list(prompts), len(prompts))
-
-    stream, start = iter(shuffled()), 0
+def _shuffled(prompts: Sequence[list[int]], seed: int) -> Iterator[list[int]]:
+    """The prompts again and again, each time in another order."""
+    order = random.Random(seed)
     while True:
-        # Similar lengths need the least padding within a batch; the order within it does not matter.
-        yield start, sorted((next(stream) for _ in range(size)), key=len)
-        start += size
+        yield from order.sample(list(prompts), len(prompts))
 
 
 @torch.inference_mode()

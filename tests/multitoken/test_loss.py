@@ -86,7 +86,7 @@ def loss_of(whole: MultiTokenModel, ids: Tensor, labels: Tensor, mask: Tensor | 
 def test_loss_and_gradients_equal_the_plain_implementation(weighting: Weighting, trained: str) -> None:
     model = double() if trained == "all" else lora(double())
     heads = grown(model)
-    whole = MultiTokenModel(model, heads, weighting=weighting, forking_fraction=0.3)
+    whole = MultiTokenModel(model, heads, weights=weighting, forking_fraction=0.3)
     ids, labels, mask = batch()
     given = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -206,7 +206,7 @@ def test_a_head_without_targets_contributes_zero() -> None:
 def test_an_all_masked_batch_gives_a_finite_zero_with_zero_gradients(weighting: Weighting) -> None:
     model = lora(tiny_model())
     heads = grown(model)
-    whole = MultiTokenModel(model, heads, weighting=weighting)
+    whole = MultiTokenModel(model, heads, weights=weighting)
     ids, labels, mask = batch()
     loss = loss_of(whole, ids, torch.full_like(labels, -100), mask)
     loss.backward()

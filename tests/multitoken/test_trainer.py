@@ -422,7 +422,7 @@ def test_a_loss_that_is_not_finite_stops_training(tokenizer: PreTrainedTokenizer
     ("settings", "says"),
     [
         ({"schedule": "cosine"}, "cosine"),
-        ({"weighting": "importances"}, "importances"),
+        ({"weights": "importances"}, "importances"),
         ({"protect_layers": 1.0}, "protect_layers"),
         ({"coefficient": -1.0}, "coefficient"),
         ({"loss_type": "dft"}, "loss_type"),
@@ -450,7 +450,7 @@ def test_contradictions_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path
 
 @pytest.mark.parametrize("weighting", ["entropy", "surprisal"])
 def test_every_weighting_trains(weighting: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    trainer, _ = run(tokenizer, tmp_path, weighting=weighting, train_heads=True, max_steps=10, learning_rate=1e-2)
+    trainer, _ = run(tokenizer, tmp_path, weights=weighting, train_heads=True, max_steps=10, learning_rate=1e-2)
     for name in ("next_token_loss", "head_1_loss"):
         assert losses(trainer, name)[-1] < losses(trainer, name)[0]
 
@@ -464,3 +464,28 @@ def test_a_run_of_rows_without_targets_for_the_heads_trains(
     trainer, _ = run(tokenizer, tmp_path, train_dataset=short, train_heads=True)
     assert losses(trainer, "head_1_loss") == [0.0] * 4
     assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_importance_weights_reach_the_heads(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    plain = rows()
+    # A token is a byte; one weight for each byte of the completion, the end-of-sequence token counts 1.
+    found = {}
+    for name, weight in (("none", 0.0), ("all", 1.0), ("half", 0.5)):
+        weighted = plain.add_column("importance", [[weight] * len(c) for c in plain["completion"]])
+        trainer, _ = run(tokenizer, tmp_path, weights="importance", train_dataset=weighted, max_steps=1, schedule="constant")
+        logged = trainer.state.log_history[0]
+        found[name] = logged["loss"] - logged["next_token_loss"]
+    uniform, _ = run(tokenizer, tmp_path, max_steps=1, schedule="constant")
+    logged = uniform.state.log_history[0]
+    assert found["all"] == pytest.approx(logged["loss"] - logged["next_token_loss"], abs=1e-5)
+    assert found["half"] == pytest.approx((found["none"] + found["all"]) / 2, abs=1e-5)
+    assert 0 < found["none"] < 0.5 * found["all"]
+
+
+@pytest.mark.parametrize(("given", "says"), [(None, "no column"), ([1.0], "row 1: `importance` has 1 numbers")])
+def test_missing_importance_weights_are_refused(
+    given: list[float] | None, says: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    data = rows() if given is None else rows().add_column("importance", [given] * 16)
+    with pytest.raises(InputError, match=says):
+        run(tokenizer, tmp_path, weights="importance", train_dataset=data)
