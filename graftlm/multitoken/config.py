@@ -52,7 +52,7 @@ class DistillConfig:
     )
     epochs: int = option(3, "Passes over the text; the model's hidden states are computed once.")
     tokens_per_batch: int = option(512, "Positions in one step.")
-    learning_rate: float = option(2e-3, "Peak learning rate of AdamW, cosine with warm-up.")
+    learning_rate: float = option(3e-3, "Peak learning rate of AdamW, cosine with warm-up.")
     decay: float = option(0.8, "Weight of head k in the loss: decay^k.")
     held_out: float = option(0.1, "Share of the text kept for measuring agreement.")
     seed: int = option(0, "Seed of the sampling, the order and the split.")

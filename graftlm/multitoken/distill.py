@@ -8,6 +8,7 @@ the authors' train_aux_heads.py.
 
 Where this differs from the authors' code:
 1. The text is written here, by the model in hand, from the user's prompts and a general set; theirs is downloaded.
+   At temperature 0.7: at 1 a small model soon writes noise, which teaches the heads less (docs/multitoken.md).
 2. Soft targets by default: the model's 16 likeliest words and one bin for all others. Sampled ones are the paper's.
 3. The trunk runs once: its hidden states are cached for all epochs.
 4. Not the whole vocabulary is scored in a step, but the words in the batch's targets and a random sample of the
