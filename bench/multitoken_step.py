@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -31,6 +32,8 @@ sys.path.insert(0, str(HERE))
 REFERENCE = HERE.parent / ".venv-reference" / "bin" / "python"
 ROWS, TIME, RANK = 8, 128, 8
 BATCHES = ("half", "quarter", "varied")
+RECOMPUTE_EVERY = 8  # what `graftlm tune` does on a CPU: every eighth layer is computed again in the backward pass
+LIVE = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
 
 def make_batches(folder: Path, vocabulary: int) -> None:
@@ -78,9 +81,7 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
         "train_dataset": Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}]),
         "peft_config": LoraConfig(r=RANK, lora_alpha=16, target_modules=linear, task_type="CAUSAL_LM"),
     }
-    common: dict[str, Any] = {"report_to": "none", "bf16": False, "gradient_checkpointing": bool(arguments.checkpointing)}
-    if arguments.checkpointing:
-        common["gradient_checkpointing_kwargs"] = json.loads(arguments.checkpointing)
+    common: dict[str, Any] = {"report_to": "none", "gradient_checkpointing": False, "bf16": False}
     with tempfile.TemporaryDirectory() as folder:
         if arguments.num_heads:
             heads = MultiTokenHeads.from_model(model, arguments.num_heads)
@@ -89,6 +90,8 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
             trainer = SFTTrainer(args=SFTConfig(folder, **common), **settings)
         trainer.state.max_steps = 1000
         trainer.create_optimizer()
+        if arguments.recompute_every:  # as `train` does for gradient_checkpointing_kwargs={"every_n_layers": n}
+            model.activation_checkpointing_enable(every_n_layers=arguments.recompute_every)
         losses: list[float] = []
         supervised = (batch["labels"][:, 1:] != -100).sum()
 
@@ -162,15 +165,19 @@ def measure_products(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"bounds": bounds, "best_flops_per_second": best}
 
 
-def call(command: list[str], output: Path) -> dict[str, Any]:
-    print(" ".join(Path(c).name if "/" in c else c for c in command[1:]), file=sys.stderr, flush=True)
-    done = subprocess.run(command, capture_output=True, text=True)
+def call(command: list[str], output: Path, live_memory: bool = False) -> dict[str, Any]:
+    """Run a worker; with `live_memory` glibc gives every larger block back when it is freed."""
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(LIVE if live_memory else {})})
     if done.returncode:
         sys.exit(f"multitoken_step: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
-    result = json.loads(output.read_text())
-    if "seconds" in result:
-        print(f"  {min(result['seconds']):.2f} s, {result['peak_bytes'] / 2**20:.0f} MiB", file=sys.stderr)
-    return dict(result)
+    return dict(json.loads(output.read_text()))
+
+
+def measure_arm(command: list[str], output: Path, repeats: int) -> dict[str, Any]:
+    """Seconds from one process, peak memory from another: what makes the second exact slows the first."""
+    timed = call([*command, "--warmup", "1", "--repeats", str(repeats)], output)
+    weighed = call([*command, "--warmup", "1", "--repeats", "1"], output, live_memory=True)
+    return {**timed, "default_allocator_peak_bytes": timed["peak_bytes"], "peak_bytes": weighed["peak_bytes"]}
 
 
 def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -179,25 +186,42 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
     if not REFERENCE.exists():
         sys.exit("multitoken_step: the reference's environment is missing; run bench/setup_reference.sh first")
     model = str(bundled_folder(SMOLLM2_135M))
-    results: dict[str, Any] = {"arms": {}, "machine": platform.processor() or platform.machine()}
-    common = ["--threads", str(arguments.threads), "--warmup", "2", "--repeats", str(arguments.repeats)]
+    arms: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder, output = Path(scratch), Path(scratch) / "result.json"
         make_batches(folder, 49152)
-        me = [sys.executable, str(Path(__file__)), "--model", model, "--output", str(output), *common]
+        shared = ["--output", str(output), "--threads", str(arguments.threads)]
+        me = [sys.executable, str(Path(__file__)), "--model", model, *shared]
+        products = [*me, "--worker", "products", "--folder", str(folder)]
+        products += [h for heads in arguments.heads for h in ("--heads", str(heads))]
+        bounds = [call(products, output)]
         for name in BATCHES:
             batch = folder / f"{name}.npz"
-            for heads in [0, *(arguments.heads if name == "half" else [4])]:
-                label = f"graftlm-{heads}" if heads else "trl-next-token"
-                worker = [*me, "--worker", "step", "--batch", str(batch), "--num-heads", str(heads)]
-                results["arms"][f"{name}/{label}"] = call(worker, output)
+            step = [*me, "--worker", "step", "--batch", str(batch)]
+            workers = {"trl-next-token": [*step, "--num-heads", "0"]}
+            for heads in arguments.heads if name == "half" else [4]:
+                ours = [*step, "--num-heads", str(heads), "--recompute-every"]
+                workers[f"graftlm-{heads}"] = [*ours, str(RECOMPUTE_EVERY)]
+                if heads == 4:
+                    workers["graftlm-all-kept-4"] = [*ours, "0"]
             for heads in arguments.reference_heads if name == "half" else [4]:
-                worker = [str(REFERENCE), str(HERE / "multitoken_step_reference.py"), model, str(batch)]
-                worker += ["--num-heads", str(heads), "--output", str(output), *common]
-                results["arms"][f"{name}/reference-{heads}"] = call(worker, output)
-        heads_list = [h for heads in arguments.heads for h in ("--heads", str(heads))]
-        results |= call([*me, "--worker", "products", "--folder", str(folder), *heads_list], output)
-    return results
+                worker = [str(REFERENCE), str(HERE / "multitoken_step_reference.py"), model, str(batch), *shared]
+                workers[f"reference-{heads}"] = [*worker, "--num-heads", str(heads)]
+            for label, worker in workers.items():
+                arm = arms[f"{name}/{label}"] = measure_arm(worker, output, arguments.repeats)
+                line = f"{name}/{label}: {min(arm['seconds']):.2f} s, {arm['peak_bytes'] / 2**20:.0f} MiB"
+                print(line, file=sys.stderr, flush=True)
+            bounds.append(call(products, output))
+    fastest = {
+        key: min((each["bounds"][key] for each in bounds), key=lambda bound: bound["seconds"]) for key in bounds[0]["bounds"]
+    }
+    return {
+        "arms": arms,
+        "bounds": fastest,
+        "best_flops_per_second": max(each["best_flops_per_second"] for each in bounds),
+        "machine": platform.processor() or platform.machine(),
+        "threads": arguments.threads,
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -226,12 +250,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time a multi-token step against its peers and its lower bound.")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the table goes beside it as .md")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--heads", type=int, action="append", help="numbers of heads (default 1, 2, 4, 8)")
     parser.add_argument("--reference-heads", type=int, action="append", help="default 1, 4, 8")
-    for hidden in ("--worker", "--model", "--batch", "--folder", "--num-heads", "--checkpointing"):
-        kind = int if hidden == "--num-heads" else Path if hidden in ("--batch", "--folder") else str
+    for hidden in ("--worker", "--model", "--batch", "--folder", "--num-heads", "--recompute-every"):
+        kind = int if hidden in ("--num-heads", "--recompute-every") else Path if hidden in ("--batch", "--folder") else str
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.heads = arguments.heads or [1, 2, 4, 8]

@@ -94,8 +94,8 @@ def main() -> None:
     say(f"{minutes:.1f} minutes; report: {report}")
 
 
-DISTILLATION: dict[str, Any] = {"domain_tokens": 26_000, "general_tokens": 6_000, "temperature": 0.7, "epochs": 2}
-TRAINING: dict[str, Any] = {"max_steps": 60, "batch_size": 8, "learning_rate": 6e-4}
+DISTILLATION: dict[str, Any] = {"domain_tokens": 26_000, "general_tokens": 6_000, "epochs": 3}
+TRAINING: dict[str, Any] = {"max_steps": 50, "batch_size": 8, "learning_rate": 6e-4}
 
 
 def opened(config: DistillConfig | TuneConfig, command: str) -> Run:
