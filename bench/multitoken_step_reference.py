@@ -97,9 +97,7 @@ def load_base_model(folder: Path) -> Any:
     rope = config.get("rope_parameters")
     if rope is not None and "rope_theta" not in config:
         if rope.get("rope_type", "default") != "default":
-            raise SystemExit(
-                f"multitoken_step_reference: {folder}: rope_type other than 'default' is not handled"
-            )
+            raise SystemExit(f"multitoken_step_reference: {folder}: rope_type other than 'default' is not handled")
         options["rope_theta"] = rope["rope_theta"]
     model = AutoModelForCausalLM.from_pretrained(
         folder, torch_dtype=torch.float32, tie_word_embeddings=False, low_cpu_mem_usage=True, **options
@@ -167,7 +165,6 @@ def measure(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     import peft  # noqa: F401
     import torch
     import transformers.trainer  # noqa: F401
-
     from measure import measure_step, resident_bytes
 
     if arguments.threads:

@@ -107,9 +107,7 @@ def is_complete(folder: Path, bundled: BundledModel) -> bool:
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         same_source = marker["format"] == FORMAT and marker["sha256"] == bundled.sha256
-        return same_source and all(
-            (folder / name).stat().st_size == size for name, size in marker["files"].items()
-        )
+        return same_source and all((folder / name).stat().st_size == size for name, size in marker["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -231,9 +229,7 @@ def reported_steps(name: str, folder: Path, total: int) -> Iterator[Callable[[st
         print(f"prepared {name} in {time.monotonic() - start:.0f} s", file=console.file, flush=True)
         return
     columns = (SpinnerColumn(), TextColumn("preparing {task.fields[name]}: {task.description}"), BarColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, redirect_stderr=False, transient=True
-    ) as progress:
+    with Progress(*columns, TimeElapsedColumn(), console=console, redirect_stderr=False, transient=True) as progress:
         task = progress.add_task("", total=total, name=name)
         started = 0
 

@@ -28,9 +28,7 @@ def has_tokenizer(folder: Path) -> bool:
 def check_model_folder(folder: Path) -> None:
     """Raise InputError unless `folder` has a config, a tokenizer and all of its safetensors files."""
     if not (folder / "config.json").is_file():
-        raise InputError(
-            f"model folder {folder} has no config.json (nor {ADAPTER_CONFIG}); is a model saved there?"
-        )
+        raise InputError(f"model folder {folder} has no config.json (nor {ADAPTER_CONFIG}); is a model saved there?")
     check_weights(folder, "model")
     if not has_tokenizer(folder):
         raise InputError(f"model folder {folder} has no tokenizer; save the model's tokenizer there as well")
@@ -53,9 +51,7 @@ def check_weights(folder: Path, stem: str) -> None:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index} is damaged; copy the model anew") from error
     if absent := sorted(name for name in files if not (folder / name).is_file()):
-        raise InputError(
-            f"model folder {folder} lacks {absent[0]}, which {index.name} lists; copy the model anew"
-        )
+        raise InputError(f"model folder {folder} lacks {absent[0]}, which {index.name} lists; copy the model anew")
 
 
 def describe_absent_weights(folder: Path, stem: str) -> str:

@@ -17,9 +17,7 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
-        return (
-            torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0"))) if found else torch.device("cpu")
-        )
+        return torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0"))) if found else torch.device("cpu")
     try:
         target = torch.device(device)
     except RuntimeError as error:

@@ -12,7 +12,6 @@ from graftlm.provenance import git_commit, versions
 
 EXTRAS = {
     "molecules": ("rdkit",),
-    "report": ("matplotlib",),
     "serve": ("fastapi", "uvicorn"),
     "eval": ("lm_eval",),
     "dev": ("pytest", "ruff", "mypy"),

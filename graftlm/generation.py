@@ -41,9 +41,7 @@ def stream_completion(
     encoded = encode_prompt(tokenizer, prompt, chat).to(model.device)
     check_length(model, encoded["input_ids"].shape[1], max_new_tokens)
     config = copy.deepcopy(model.generation_config)
-    config.update(
-        max_new_tokens=max_new_tokens, do_sample=temperature > 0, pad_token_id=tokenizer.pad_token_id
-    )
+    config.update(max_new_tokens=max_new_tokens, do_sample=temperature > 0, pad_token_id=tokenizer.pad_token_id)
     config.update(max_length=None, temperature=temperature or None)
     if temperature == 0:
         config.update(top_k=None, top_p=None)
@@ -63,9 +61,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | 
     if tokenizer.chat_template is None:
         raise InputError("this model's tokenizer has no chat template; give --no-chat")
     messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
 def check_length(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_tokens: int) -> None:

@@ -167,9 +167,7 @@ def is_cached(hub_id: str, options: LoadOptions) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     files = ("config.json", ADAPTER_CONFIG)
-    return any(
-        isinstance(try_to_load_from_cache(hub_id, file, revision=options.revision), str) for file in files
-    )
+    return any(isinstance(try_to_load_from_cache(hub_id, file, revision=options.revision), str) for file in files)
 
 
 def fetch_adapter(hub_id: str, options: LoadOptions, offline: bool) -> Path | None:
@@ -186,9 +184,7 @@ def fetch_adapter(hub_id: str, options: LoadOptions, offline: bool) -> Path | No
         return Path(snapshot_download(hub_id, allow_patterns=ADAPTER_FILES, **where))
 
 
-def load_pretrained(
-    source: str, options: LoadOptions, *, offline: bool
-) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_pretrained(source: str, options: LoadOptions, *, offline: bool) -> tuple[Any, PreTrainedTokenizerBase]:
     """A whole model, no adapter, from a folder or hub id; refused if it lacks a parameter of its config."""
     from transformers import AutoModelForCausalLM
 
@@ -264,9 +260,7 @@ def set_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Pad with the end-of-sequence token where there is no pad token. The vocabulary stays as it is."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise InputError(
-                f"the tokenizer of {tokenizer.name_or_path} has neither pad nor end-of-sequence token"
-            )
+            raise InputError(f"the tokenizer of {tokenizer.name_or_path} has neither pad nor end-of-sequence token")
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -32,9 +32,7 @@ def read_file(path: Path) -> Iterator[PlacedRow]:
     """The rows of one file, by its ending. InputError: unsupported, unreadable, damaged or malformed."""
     reader = READERS.get(ending(path))
     if reader is None:
-        raise InputError(
-            f"data file {path} has an unsupported ending; use {', '.join(READERS)} or any of them .gz"
-        )
+        raise InputError(f"data file {path} has an unsupported ending; use {', '.join(READERS)} or any of them .gz")
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
@@ -57,9 +55,7 @@ def select_files(folder: Path, split: str) -> list[Path]:
     chosen = [path for path in files if names_split(path.relative_to(folder), split)]
     if not chosen and split == "train":
         others = [name for name in SPLIT_WORDS if name != "train"]
-        chosen = [
-            path for path in files if not any(names_split(path.relative_to(folder), name) for name in others)
-        ]
+        chosen = [path for path in files if not any(names_split(path.relative_to(folder), name) for name in others)]
     if not chosen:
         found = ", ".join(path.name for path in files[:5])
         raise InputError(f"folder {folder} has no file for the split {split!r}; it holds {found}")
@@ -138,9 +134,7 @@ def read_csv(path: Path) -> Iterator[PlacedRow]:
         try:
             for number, row in enumerate(reader, start=1):
                 if "" in row:
-                    raise InputError(
-                        f"row {number} of {path} has more cells than the header; quote its commas"
-                    )
+                    raise InputError(f"row {number} of {path} has more cells than the header; quote its commas")
                 yield f"row {number} of {path}", row
         except csv.Error as error:
             raise InputError(f"line {reader.line_num} of {path} is not valid CSV: {error}") from error

@@ -76,9 +76,7 @@ def detect_form(row: Mapping[str, Any], place: str) -> str:
         if all(column in row for column in columns):
             return form
     expected = "; ".join(" + ".join(columns) for columns in FORMS.values())
-    raise InputError(
-        f"{place} has the columns {describe_columns(row)}, but one of these is needed: {expected}"
-    )
+    raise InputError(f"{place} has the columns {describe_columns(row)}, but one of these is needed: {expected}")
 
 
 def from_prompt_completion(row: Mapping[str, Any], place: str) -> Iterator[Row]:
@@ -87,9 +85,7 @@ def from_prompt_completion(row: Mapping[str, Any], place: str) -> Iterator[Row]:
         prompt = [to_message(message, f"{place}: prompt") for message in prompt]
         completion = [to_message(message, f"{place}: completion") for message in completion]
         if not prompt or not completion or completion[-1]["role"] != "assistant":
-            raise InputError(
-                f"{place}: prompt needs a message, and completion has to end with the assistant's"
-            )
+            raise InputError(f"{place}: prompt needs a message, and completion has to end with the assistant's")
     else:
         prompt, completion = text(row, "prompt", place), text(row, "completion", place)
         if not completion:
@@ -155,9 +151,7 @@ def to_message(turn: Any, place: str) -> Message:
             return {"role": ROLES[role.lower()], "content": content}
         if isinstance(role, str) and isinstance(content, str):
             raise InputError(f"{place} has the role {role!r}; known are {', '.join(ROLES)}")
-    raise InputError(
-        f"{place} has {describe(turn)} as a message, but {{role, content}} or {{from, value}} is expected"
-    )
+    raise InputError(f"{place} has {describe(turn)} as a message, but {{role, content}} or {{from, value}} is expected")
 
 
 def add_token_columns(converted: Row, row: Mapping[str, Any], place: str) -> None:
@@ -166,9 +160,7 @@ def add_token_columns(converted: Row, row: Mapping[str, Any], place: str) -> Non
             continue
         values = row[name]
         if not isinstance(values, list) or not all(is_weight(value) for value in values):
-            raise InputError(
-                f"{place}: column {name!r} is {describe(values)}, but a list of numbers >= 0 is expected"
-            )
+            raise InputError(f"{place}: column {name!r} is {describe(values)}, but a list of numbers >= 0 is expected")
         turns = converted.get("prompt")
         if isinstance(turns, list) and any(message["role"] == "assistant" for message in turns):
             raise InputError(f"{place}: column {name!r} fits no conversation with several assistant turns")
@@ -176,12 +168,7 @@ def add_token_columns(converted: Row, row: Mapping[str, Any], place: str) -> Non
 
 
 def is_weight(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def check_same_kind(first: tuple[str, Row], place: str, row: Row) -> None:
@@ -191,9 +178,7 @@ def check_same_kind(first: tuple[str, Row], place: str, row: Row) -> None:
         names = " + ".join(row), " + ".join(expected)
         raise InputError(f"{place} gives {names[0]}, but {first_place} gives {names[1]}; make the rows alike")
     if isinstance(row.get("prompt"), list) != isinstance(expected.get("prompt"), list):
-        raise InputError(
-            f"{place} and {first_place} differ: one has text, the other messages; make them alike"
-        )
+        raise InputError(f"{place} and {first_place} differ: one has text, the other messages; make them alike")
 
 
 def column(row: Mapping[str, Any], name: str, place: str) -> Any:

@@ -50,9 +50,7 @@ class Run:
         resumed: whether an earlier run is continued here.
     """
 
-    def __init__(
-        self, folder: Path, document: dict[str, Any], lock: FileLock | None, *, resumed: bool
-    ) -> None:
+    def __init__(self, folder: Path, document: dict[str, Any], lock: FileLock | None, *, resumed: bool) -> None:
         self.folder = folder
         self.is_main = lock is not None
         self.resumed = resumed

@@ -123,9 +123,7 @@ def test_the_gguf_becomes_a_plain_model_that_saves_and_keeps_its_weights(
     assert model.dtype == torch.float32
     reader = gguf.GGUFReader(find_gguf(tiny))
     stored = {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in reader.tensors}
-    torch.testing.assert_close(
-        model.get_input_embeddings().weight.data, stored["token_embd.weight"], rtol=0, atol=0
-    )
+    torch.testing.assert_close(model.get_input_embeddings().weight.data, stored["token_embd.weight"], rtol=0, atol=0)
     torch.testing.assert_close(
         model.model.layers[1].mlp.down_proj.weight.data, stored["blk.1.ffn_down.weight"], rtol=0, atol=0
     )
@@ -201,9 +199,7 @@ def test_two_processes_at_once_convert_one_model(site: Path, tmp_path: Path) -> 
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-c", script]
-    started = [
-        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     assert sum("preparing tiny" in text for text in errors) == 1, errors
@@ -221,9 +217,7 @@ def test_the_real_default_model_chats(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer.convert_ids_to_tokens(tokenizer("[\n    1")["input_ids"]) == ["[", "ĊĠĠĠĠ", "1"]
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    assert prompt.startswith("<|im_start|>system\n") and prompt.endswith(
-        "<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert prompt.startswith("<|im_start|>system\n") and prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
     inputs = tokenizer(prompt, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])

@@ -83,9 +83,7 @@ def test_an_unknown_key_like_none_is_refused_too(tmp_path: Path) -> None:
         ("rank: 1\nrank: 2", "key 'rank' is given twice"),
     ],
 )
-def test_a_wrong_value_in_the_file_names_key_value_and_expectation(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_wrong_value_in_the_file_names_key_value_and_expectation(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load_config(Recipe, write(tmp_path, text), {})
     assert "\n" not in str(caught.value)

@@ -326,6 +326,4 @@ def test_the_general_sets_are_varied_and_short() -> None:
     for lines, count, length in ((general_prompts(), 150, 100), (general_text(), 60, 250)):
         assert len(lines) >= count and len(set(lines)) == len(lines)
         assert all(0 < len(line) <= length and line == line.strip() for line in lines)
-    assert not any(
-        "capital of" in line.lower() for line in general_prompts() + general_text()
-    )  # a probe asks that
+    assert not any("capital of" in line.lower() for line in general_prompts() + general_text())  # a probe asks that

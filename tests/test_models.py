@@ -80,9 +80,7 @@ def test_a_tokenizer_without_pad_token_pads_with_eos_and_keeps_its_vocabulary(
     assert model.generation_config.pad_token_id is not None
 
 
-def test_the_fingerprint_depends_on_the_vocabulary_alone(
-    tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> None:
+def test_the_fingerprint_depends_on_the_vocabulary_alone(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     _, loaded = load_model(folder, device="cpu")
     loaded.chat_template = None
     assert fingerprint(loaded) == fingerprint(tokenizer)
@@ -102,9 +100,7 @@ def test_an_adapter_folder_gives_a_frozen_peft_model(adapter: Path, folder: Path
         assert not torch.equal(model(TOKENS).logits, plain(TOKENS).logits)
 
 
-def test_an_adapter_brings_its_own_tokenizer_if_it_has_one(
-    adapter: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_an_adapter_brings_its_own_tokenizer_if_it_has_one(adapter: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     changed = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         eos_token="<eos>",
@@ -133,9 +129,7 @@ def test_an_adapter_with_added_tokens_loads_with_their_rows(folder: Path, tmp_pa
 def test_an_adapter_on_the_embedded_model_finds_it_in_any_users_cache(
     adapter: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rewrite(
-        adapter / "adapter_config.json", base_model_name_or_path="/home/somebody/.cache/graftlm/smollm2-135m"
-    )
+    rewrite(adapter / "adapter_config.json", base_model_name_or_path="/home/somebody/.cache/graftlm/smollm2-135m")
     monkeypatch.setattr(models, "bundled_folder", lambda bundled: folder)
     assert isinstance(load_model(adapter, device="cpu")[0], PeftModel)
 
@@ -189,9 +183,7 @@ def test_an_unreachable_hub_is_given_up_within_the_time_limit(monkeypatch: pytes
     hub.hub_reachable.cache_clear()
 
 
-def test_a_folder_without_config_weights_or_tokenizer_says_what_is_missing(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_folder_without_config_weights_or_tokenizer_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "config.json" in refuse(tmp_path / "empty")
     (folder / "tokenizer.json").unlink()

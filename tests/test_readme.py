@@ -55,11 +55,7 @@ def test_every_command_line_in_the_documentation_is_accepted(line: str) -> None:
     config = CONFIGS[verb]
     types = field_types(config)
     # Typer makes lists of click's tuples, and None of empty ones, when it calls the function.
-    flags = {
-        n: list(v) if isinstance(v, tuple) else v
-        for n, v in given.items()
-        if n in types and v not in (None, ())
-    }
+    flags = {n: list(v) if isinstance(v, tuple) else v for n, v in given.items() if n in types and v not in (None, ())}
     for name, value in flags.items():
         coerce_flag(value, types[name], flag_name(name))
     file = given["config_file"] or given["config_option"]

@@ -83,9 +83,7 @@ def build() -> str:
         if country.name in LEFT_OUT or country.population <= SHOT_POPULATION:
             continue
         split = "test" if country.population > PROBED_POPULATION else "validation"
-        name = (
-            f"the {country.name}" if country.name in TAKES_ARTICLE else country.name.replace("The ", "the ")
-        )
+        name = f"the {country.name}" if country.name in TAKES_ARTICLE else country.name.replace("The ", "the ")
         lines.append(f"{split}\t{name}\t{country.capital}\t{'|'.join(ALSO_ACCEPTED.get(country.name, ()))}")
     return "\n".join(lines) + "\n"
 

@@ -25,7 +25,7 @@ from graftlm.multitoken.linear_cross_entropy import linear_kl_divergence
 @dataclass
 class AnchorBatch:
     """input_ids, attention_mask: [batch, time]; base_rows: [rows, hidden], the base model's final hidden states at
-    the positions that are not padding; base_weight, base_bias: its unembedding [vocabulary, hidden] and [vocabulary]."""
+    the positions that are not padding; base_weight, base_bias: its unembedding [vocabulary, hidden], [vocabulary]."""
 
     input_ids: Tensor
     attention_mask: Tensor

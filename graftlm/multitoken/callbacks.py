@@ -39,9 +39,7 @@ class ConsoleCallback(TrainerCallback):
         self.started = self.shown = time.monotonic()
         self.first_step = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.started = self.shown = time.monotonic()
         self.first_step = state.global_step
 
@@ -63,9 +61,7 @@ class InterruptCallback(TrainerCallback):
         self.interrupted = False
         self._before: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         try:
             self._before = signal.signal(signal.SIGINT, self._on_signal)
         except ValueError:  # not the main thread: the caller handles Ctrl-C
@@ -81,8 +77,6 @@ class InterruptCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._before is not None and not self.interrupted:
             signal.signal(signal.SIGINT, self._before)

@@ -63,9 +63,7 @@ class DistillConfig:
         require(self.depth >= 1, "depth", self.depth, "a head has at least one layer")
         require(self.domain_tokens >= 0, "domain_tokens", self.domain_tokens, "it cannot be negative")
         require(self.general_tokens >= 0, "general_tokens", self.general_tokens, "it cannot be negative")
-        require(
-            self.domain_tokens + self.general_tokens > 0, "domain_tokens", 0, "the model must write some text"
-        )
+        require(self.domain_tokens + self.general_tokens > 0, "domain_tokens", 0, "the model must write some text")
         require(self.temperature > 0, "temperature", self.temperature, "sampling needs a positive one")
         require(self.max_new_tokens > self.num_heads, "max_new_tokens", self.max_new_tokens, "must exceed num-heads")
         require(self.sampling_batch_size >= 1, "sampling_batch_size", self.sampling_batch_size, "must be positive")
@@ -112,7 +110,9 @@ class TuneConfig:
     save_steps: int | None = option(None, "Steps between checkpoints (default: at the end of an epoch).")
     early_stopping: int | None = option(None, "Stop after so many evaluations without improvement.")
     seed: int = option(0, "Seed of initialisation and order.")
-    report_to: str = option("none", "wandb, trackio, tensorboard, ... (comma-separated); metrics.jsonl is always there.")
+    report_to: str = option(
+        "none", "wandb, trackio, tensorboard, ... (comma-separated); metrics.jsonl is always there."
+    )
     push_to_hub: str | None = option(None, "Hub repository for the tuned model and its card (off by default).")
     trainer: dict[str, Any] = option({}, "Any further TRL SFTConfig field, as key=value.")
     trust_remote_code: bool = option(False, "Run code that the model's repository ships.")
@@ -132,7 +132,9 @@ class TuneConfig:
         require(self.anchor_weight >= 0, "anchor_weight", self.anchor_weight, "it cannot be negative")
         require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "must be positive")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be positive")
-        require(self.gradient_accumulation >= 1, "gradient_accumulation", self.gradient_accumulation, "must be positive")
+        require(
+            self.gradient_accumulation >= 1, "gradient_accumulation", self.gradient_accumulation, "must be positive"
+        )
         require(self.max_length >= 2, "max_length", self.max_length, "a row has at least two tokens")
         require(
             self.early_stopping is None or self.eval_split is not None,

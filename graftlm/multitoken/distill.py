@@ -76,9 +76,7 @@ def distill_heads(
     """
     config = config or DistillConfig()
     set_seed(config.seed)
-    heads = MultiTokenHeads.from_model(
-        model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer
-    )
+    heads = MultiTokenHeads.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
     kept, held_out = split_held_out(texts, config.held_out, config.seed)
     report = (lambda done, total: progress("hidden states", done, total)) if progress else None
     shared: dict[str, Any] = {

@@ -103,9 +103,7 @@ class MultiTokenModel(nn.Module):
         loss, sums, counts = own.loss, [own.nll.sum()], [len(rows)]
         if heads is not None:
             weight_of_token = self._token_weights(kept, own, token_weights)
-            targets = [
-                shifted_targets(labels, k, attention_mask, documents) for k in range(1, heads.num_heads + 1)
-            ]
+            targets = [shifted_targets(labels, k, attention_mask, documents) for k in range(1, heads.num_heads + 1)]
             rows, row_targets, lengths = gather_rows(heads, decoder, call, targets)
             weights = torch.cat(
                 [

@@ -236,7 +236,12 @@ class MultiTokenTrainer(SFTTrainer):
         optimizer = super().create_optimizer(model) if model is not None else super().create_optimizer()
         rate = self.args.heads_learning_rate
         heads = (self.model if model is None else model).heads
-        if rate is None or heads is None or not self.args.train_heads or any("heads" in g for g in optimizer.param_groups):
+        if (
+            rate is None
+            or heads is None
+            or not self.args.train_heads
+            or any("heads" in g for g in optimizer.param_groups)
+        ):
             return optimizer
         own = {id(parameter) for parameter in heads.parameters()}
         for group in list(optimizer.param_groups):

@@ -59,8 +59,9 @@ def tune(config: TuneConfig, run: Run, *, dry_run: bool = False) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, InterruptCallback))
     if interrupt.interrupted:
-        raise KeyboardInterrupt(f"checkpoint saved at step {trainer.state.global_step}; continue with: "
-                                f"{run.resume_command}")
+        raise KeyboardInterrupt(
+            f"checkpoint saved at step {trainer.state.global_step}; continue with: {run.resume_command}"
+        )
     save_model(trainer, run.folder / MODEL)
     if config.push_to_hub:
         trainer.push_to_hub()

@@ -35,7 +35,9 @@ def metric_panels(results: Results) -> Markup:
             top = 1.0  # a whisker may leave the scale of a share
         title = f"{capital(label(metric))}, {task}"
         shown = ", ".join(f"{d.label} {d.value:.3f}" for d in dots if d.value is not None)
-        plot = dot_plot(title, f"{shown}; floor {'none' if floor is None else f'{floor:.3f}'}", dots, top=top, floor=floor)
+        plot = dot_plot(
+            title, f"{shown}; floor {'none' if floor is None else f'{floor:.3f}'}", dots, top=top, floor=floor
+        )
         better = "lower is better" if lower_is_better(metric) else "higher is better"
         heading = element("figcaption", element("b", capital(label(metric))), element("small", f" {task}, {better}"))
         panels.append(element("figure", heading, plot))
@@ -120,9 +122,7 @@ def agreement_plots(agreement: Mapping[str, Any]) -> Markup:
     figures, rows = [], []
     for kind, values in shares.items():
         bare = copies.get(kind) or []
-        bars = [
-            (f"head {k + 1}", share, bare[k] if k < len(bare) else None) for k, share in enumerate(values)
-        ]
+        bars = [(f"head {k + 1}", share, bare[k] if k < len(bare) else None) for k, share in enumerate(values)]
         shown = ", ".join(f"{name} {share:.1%}" for name, share, _ in bars)
         held_out = f", {positions[kind]:,} held-out positions" if kind in positions else ""
         heading = element("figcaption", element("b", f"{capital(kind)} text"), element("small", held_out))

@@ -1,9 +1,9 @@
 """What two results of one task differ by, and whether their examples show a difference at all.
 
 A metric is the mean of a value over the examples, or, for `X_per_token`, sum of X / sum of tokens over them. Either way
-each example pulls the metric away from its mean by an *influence*, and the standard error is that of the mean influence;
-of a difference between two models on the same examples it is that of the influences' differences (paired, which takes out
-that some examples are hard for both).
+each example pulls the metric away from its mean by an *influence*, and the standard error is that of the mean
+influence; of a difference between two models on the same examples it is that of the influences' differences (paired,
+which takes out that some examples are hard for both).
 """
 
 from __future__ import annotations

@@ -24,9 +24,7 @@ Child = str | float | None
 def element(tag: str, /, *children: Child | Iterable[Child], **attributes: str | float | None) -> Markup:
     """`<tag attributes>children</tag>`; in attribute names a last _ is dropped and others become hyphens."""
     names = {key: key.rstrip("_").replace("_", "-") for key in attributes}
-    given = "".join(
-        f' {names[key]}="{escape(value)}"' for key, value in attributes.items() if value is not None
-    )
+    given = "".join(f' {names[key]}="{escape(value)}"' for key, value in attributes.items() if value is not None)
     if tag in VOID:
         return Markup(f"<{tag}{given}/>")
     return Markup(f"<{tag}{given}>{join(*children)}</{tag}>")

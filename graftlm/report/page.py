@@ -91,8 +91,8 @@ def _results(results: Results) -> Markup:
         element("span", "▲", class_="good"),
         " better and ",
         element("span", "▼", class_="bad"),
-        " worse than untrained; shaded: the best tuned model. Both only where the examples show it: zero lies outside the "
-        "95 % interval of the paired difference, or, for right-or-wrong metrics, an exact sign test says so at 5 %.",
+        " worse than untrained; shaded: the best tuned model. Both only where the examples show it: zero lies outside "
+        "the 95 % interval of the paired difference, or, for right-or-wrong metrics, an exact sign test says so at 5 %.",
     )
     return section(
         "What was gained, what was kept",
@@ -121,8 +121,8 @@ def _losses(curves: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
     return section(
         "Loss by head",
         plots,
-        note="Head k predicts k tokens further than the model's own head. The vertical axis is the same in all plots; a line "
-        "of many points is their moving average, with the points faint behind it.",
+        note="Head k predicts k tokens further than the model's own head. The vertical axis is the same in all plots; a "
+        "line of many points is their moving average, with the points faint behind it.",
     )
 
 
@@ -132,8 +132,8 @@ def _agreement(agreement: Mapping[str, Any]) -> Markup | None:
     return section(
         "Agreement of the distilled heads",
         agreement_plots(agreement),
-        note="Share of held-out positions where a head's likeliest token is the model's own greedy one, as many tokens ahead. "
-        "The line across each bar: the same head before distillation, a bare copy of the last layer.",
+        note="Share of held-out positions where a head's likeliest token is the model's own greedy one, as many tokens "
+        "ahead. The line across each bar: the same head before distillation, a bare copy of the last layer.",
     )
 
 

@@ -55,9 +55,7 @@ def line_plot(
             for t in ticks(x_top, whole=True)
         ),
         _words(x_label, frame.left + frame.width / 2, 266, anchor="middle", class_="axis"),
-        element(
-            "text", y_label, x=12, y=120, text_anchor="middle", transform="rotate(-90 12 120)", class_="axis"
-        ),
+        element("text", y_label, x=12, y=120, text_anchor="middle", transform="rotate(-90 12 120)", class_="axis"),
     ]
     curves = [_curve(frame, line) for line in lines if line.points]
     ends = _apart([(frame.y(smooth(line.points)[-1][1]), line) for line in lines if line.points])
@@ -118,9 +116,7 @@ def dot_plot(title: str, description: str, dots: Sequence[Dot], *, top: float, f
         for tick in ticks(top, about=3)
     ]
     if floor is not None and floor <= top:
-        grid.append(
-            element("line", x1=frame.x(floor), x2=frame.x(floor), y1=frame.top, y2=bottom, class_="floor")
-        )
+        grid.append(element("line", x1=frame.x(floor), x2=frame.x(floor), y1=frame.top, y2=bottom, class_="floor"))
     rows = [_dot(frame, dot, frame.top + row * (place + 0.5)) for place, dot in enumerate(dots)]
     return figure(title, description, 300, bottom + 22, join(grid, rows))
 

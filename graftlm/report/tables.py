@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os.path
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
 LONGEST_OUTPUT = 160  # characters; an untuned model may write on and on
 
 
-def table(
-    caption: str, headings: Sequence[str], rows: Sequence[Markup], *, class_: str = "", cells: int = 1
-) -> Markup:
-    """On a phone each row becomes a block of `cells` cells side by side; the roles keep it a table to screen readers."""
+def table(caption: str, headings: Sequence[str], rows: Sequence[Markup], *, class_: str = "", cells: int = 1) -> Markup:
+    """On a phone each row becomes a block of `cells` cells abreast; the roles keep it a table for screen readers."""
     head = element("tr", [element("th", h, scope="col", role="columnheader") for h in headings], role="row")
     return element(
         "table",
@@ -227,8 +226,8 @@ def examples_note(result: TaskResult) -> str:
 
 def common_part_cut(prompts: Sequence[str]) -> dict[str, str]:
     """Prompt -> what is left of it without the beginning and the end that all share ("The capital of … is")."""
-    start = len(os.path.commonprefix(list(prompts)))
-    end = len(os.path.commonprefix([prompt[start:][::-1] for prompt in prompts]))
+    start = len(os.path.commonpath(list(prompts)))
+    end = len(os.path.commonpath([prompt[start:][::-1] for prompt in prompts]))
     short = {prompt: prompt[start : len(prompt) - end].strip() for prompt in prompts}
     return short if all(short.values()) else {prompt: prompt for prompt in prompts}
 
@@ -246,7 +245,7 @@ def capital(text: str) -> str:
 
 def _pairs(models: Sequence[str]) -> list[tuple[str, str]]:
     """Neighbours in the order given; of many models all pairs would fill the page."""
-    return list(zip(models, models[1:], strict=False))
+    return list(itertools.pairwise(models))
 
 
 def _floor(results: Results, task: str, metric: str) -> float | None:

@@ -64,13 +64,14 @@ def describe(change: Difference) -> str:
 
 
 def _gained(results: Results, task: str, seeds: int) -> Iterator[str]:
-    """One sentence: each metric of the untrained model, then of the tuned ones; one more where a floor is not beaten."""
+    """One sentence: each metric of the untrained model, then of the tuned ones; one more where no floor is beaten."""
     tuned = [model for model in tuned_models(results) if task in results[model]]
     before = results.get("untrained", {}).get(task)
     if before is None or not tuned:
         return
     changes = {
-        metric: [(model, difference(before, results[model][task], metric)) for model in tuned] for metric in before.metrics
+        metric: [(model, difference(before, results[model][task], metric)) for model in tuned]
+        for metric in before.metrics
     }
     every = all(c and c.shown and is_better(m, c.value) for m, pairs in changes.items() for _, c in pairs)
     parts = []
@@ -94,7 +95,8 @@ def _below_floor(results: Results, task: str, tuned: list[str]) -> Iterator[str]
             value = metric_value(results, model, task, metric)
             # A floor of 1 is also the ceiling: there the metric shows only that a trivial answer does as well.
             if value is not None and floor != 1 and not is_better(metric, value - floor):
-                yield f"{_capital(model)} does not beat a trivial answer on {task}: {label(metric)} {value:.3f}, floor {floor:.3f}."
+                found = f"{label(metric)} {value:.3f}, floor {floor:.3f}"
+                yield f"{_capital(model)} does not beat a trivial answer on {task}: {found}."
 
 
 def _kept_or_forgotten(results: Results, task: str, seeds: int) -> Iterator[str]:

@@ -88,12 +88,8 @@ class Capitals(Task):
         on_batch = count_steps(progress, 2 * len(countries))
         prompts = [prefix + country.prompt for country in countries]
         choices = [[f" {capital}" for capital in group] for group in candidates]
-        likelihoods = candidate_log_likelihoods(
-            model, tokenizer, prompts, choices, batch_size, on_batch=on_batch
-        )
-        outputs = generate_completions(
-            model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch
-        )
+        likelihoods = candidate_log_likelihoods(model, tokenizer, prompts, choices, batch_size, on_batch=on_batch)
+        outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
         rows = zip(countries, candidates, likelihoods, outputs, strict=True)
         examples = [score_country(*row) for row in rows]
         most_frequent = max(Counter(country.capital for country in countries).values())
@@ -132,9 +128,7 @@ def draw_candidates(countries: Sequence[Country], seed: int) -> list[list[str]]:
     groups = []
     for country in countries:
         others = [capital for capital in capitals if capital != country.capital]
-        groups.append(
-            generator.sample([country.capital, *generator.sample(others, CANDIDATES - 1)], CANDIDATES)
-        )
+        groups.append(generator.sample([country.capital, *generator.sample(others, CANDIDATES - 1)], CANDIDATES))
     return groups
 
 

@@ -99,9 +99,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids
 
 
-def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
-) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
     """Token ids of prompt and completion with the boundary of TRL's training: the joint text is tokenised,
     and the completion is what follows the prompt's own tokens. Where tokens merge across the boundary the two
     are tokenised apart, so that each completion is scored after exactly the prompt that generation sees."""
@@ -144,9 +142,7 @@ def logits_at(model: PreTrainedModel | PeftModel, positions: Tensor, **inputs: A
     return output.logits[:, positions], getattr(output, "past_key_values", None)
 
 
-def _score(
-    model: PreTrainedModel | PeftModel, batch: list[tuple[list[int], list[int]]], pad_id: int
-) -> list[float]:
+def _score(model: PreTrainedModel | PeftModel, batch: list[tuple[list[int], list[int]]], pad_id: int) -> list[float]:
     """Sum of the log-probabilities of each completion in a batch that fits into memory."""
     import torch
 
@@ -198,9 +194,7 @@ def _check_lengths(model: PreTrainedModel | PeftModel, lengths: Sequence[int]) -
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(lengths, default=0)
     if isinstance(limit, int) and longest > limit:
-        raise InputError(
-            f"an example of {longest} tokens exceeds the model's {limit} positions: use fewer shots"
-        )
+        raise InputError(f"an example of {longest} tokens exceeds the model's {limit} positions: use fewer shots")
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -83,18 +83,14 @@ class Molecules(Task):
         pairs = [(prefix + molecule.prompt, molecule.completion) for molecule in molecules]
         likelihoods = completion_log_likelihoods(model, tokenizer, pairs, batch_size, on_batch=on_batch)
         prompts = [prompt for prompt, _ in pairs]
-        outputs = generate_completions(
-            model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch
-        )
+        outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
         examples = []
         for molecule, output, (log_likelihood, tokens) in zip(molecules, outputs, likelihoods, strict=True):
             scores: dict[str, Any] = {**score_smiles(output.strip(), molecule.smiles)}
             scores |= {"nll": -log_likelihood, "tokens": tokens}
             texts = {"prompt": molecule.prompt, "reference": molecule.smiles, "output": output.strip()}
             examples.append({**texts, **scores})
-        metrics = {
-            key: _mean([example[key] for example in examples]) for key in ("valid", "tanimoto", "exact")
-        }
+        metrics = {key: _mean([example[key] for example in examples]) for key in ("valid", "tanimoto", "exact")}
         metrics["nll_per_token"] = sum(e["nll"] for e in examples) / sum(e["tokens"] for e in examples)
         return TaskResult(
             task=self.name,

@@ -86,9 +86,7 @@ def _first_tokens(model: PreTrainedModel | PeftModel, batch: list[Group]) -> tup
     ids = torch.tensor([group[0][0] for group in batch], device=model.device)
     with torch.no_grad():
         last = torch.tensor([-1], device=model.device)
-        logits, cache = logits_at(
-            model, last, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True
-        )
+        logits, cache = logits_at(model, last, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
     scores = []
     for row, group in enumerate(batch):
         firsts = torch.tensor([completion[0] for _, completion in group])
@@ -153,9 +151,7 @@ def _pair_by_pair(
     batch_size: int,
     on_batch: OnBatch | None,
 ) -> Scores:
-    pairs = [
-        (prompt, candidate) for prompt, group in zip(prompts, candidates, strict=True) for candidate in group
-    ]
+    pairs = [(prompt, candidate) for prompt, group in zip(prompts, candidates, strict=True) for candidate in group]
     flat = iter(completion_log_likelihoods(model, tokenizer, pairs, batch_size))
     if on_batch is not None:
         on_batch(len(prompts))

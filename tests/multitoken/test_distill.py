@@ -98,9 +98,7 @@ class TestWrittenText:
         assert write_texts(model, tokenizer, ["x"], kind="general", tokens=50, path=path) == general
         assert path.stat().st_size == size
 
-    def test_it_ends_with_the_end_of_sequence_token(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_it_ends_with_the_end_of_sequence_token(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         with torch.no_grad():
             model.lm_head.weight[257] = model.lm_head.weight.abs().max() * 8
         written = write_texts(model, tokenizer, PROMPTS, tokens=100, temperature=5.0, max_new_tokens=12)
@@ -280,9 +278,7 @@ def test_a_distillation_leaves_heads_text_and_agreement_and_its_text_serves_agai
     model = tiny_model()
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "rows.jsonl").write_text(
-        "".join(json.dumps({"prompt": p, "completion": " x"}) + "\n" for p in PROMPTS)
-    )
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "completion": " x"}) + "\n" for p in PROMPTS))
     (tmp_path / "prompts.txt").write_text("once\n\nupon\n a time\n")
     settings = {
         "model": str(tmp_path / "model"),
@@ -308,5 +304,8 @@ def test_a_distillation_leaves_heads_text_and_agreement_and_its_text_serves_agai
     for one, two in zip(loaded[0].parameters(), loaded[1].parameters(), strict=True):
         assert torch.equal(one, two)
     missing = DistillConfig(output=str(tmp_path / "third"), text=str(tmp_path / "rows.jsonl"), **settings)
-    with pytest.raises(InputError, match=r"holds no text\.jsonl"), Run.create(missing.output, "distill", missing, {}) as run:
+    with (
+        pytest.raises(InputError, match=r"holds no text\.jsonl"),
+        Run.create(missing.output, "distill", missing, {}) as run,
+    ):
         distill(missing, run)

@@ -20,8 +20,17 @@ ROOT = Path(__file__).parents[2]
 
 def torchrun(processes: int, settings: dict[str, Any]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-        + ["tests.multitoken.training", json.dumps(settings)],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+            "-m",
+            "tests.multitoken.training",
+            json.dumps(settings),
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

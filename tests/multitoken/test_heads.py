@@ -171,9 +171,7 @@ def test_impossible_heads_are_refused(settings: dict[str, int], says: str) -> No
 def test_a_model_that_is_no_decoder_is_refused() -> None:
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=16
-    )
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=16)
     with pytest.raises(InputError, match="heads cannot be grown on BertModel"):
         MultiTokenHeads.from_model(BertModel(config))
 
@@ -242,9 +240,7 @@ class TestFiles:
         torch.save(self.heads(model).state_dict(), tmp_path / "pytorch_model.bin")
         self.refuses(tmp_path, model, "pytorch_model.bin is a pickle")
 
-    def test_a_pickle_under_the_name_of_a_safetensors_file_is_refused(
-        self, model: nn.Module, tmp_path: Path
-    ) -> None:
+    def test_a_pickle_under_the_name_of_a_safetensors_file_is_refused(self, model: nn.Module, tmp_path: Path) -> None:
         heads = self.heads(model)
         heads.save_pretrained(tmp_path)
         torch.save(heads.state_dict(), tmp_path / "model.safetensors")

@@ -154,7 +154,7 @@ def test_each_schedule_scales_the_auxiliary_terms_alone(schedule: Schedule, step
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(InputError, match="cosine.*rsine"):
+    with pytest.raises(InputError, match=r"cosine.*rsine"):
         schedule_factor("cosine", 0, 1)  # type: ignore[arg-type]
 
 
@@ -186,9 +186,7 @@ def test_a_head_without_targets_contributes_zero() -> None:
     heads = grown(model, num_heads=6)
     whole = MultiTokenModel(model, heads)
     ids = batch()[0][:, :4]
-    output = whole(
-        input_ids=ids, labels=ids, normaliser=9, coefficients=head_coefficients(6, 0.3, 0.8)
-    )
+    output = whole(input_ids=ids, labels=ids, normaliser=9, coefficients=head_coefficients(6, 0.3, 0.8))
     output.loss.backward()
     found = gradients(whole)
     assert output.target_counts.tolist() == [9, 6, 3, 0, 0, 0, 0]

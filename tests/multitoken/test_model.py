@@ -116,9 +116,7 @@ def test_attributes_fall_through_to_the_model() -> None:
 
 
 def test_an_unembedding_trained_through_modules_to_save_gets_its_gradient() -> None:
-    model = get_peft_model(
-        tiny_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    )
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
     whole = MultiTokenModel(model, MultiTokenHeads.from_model(model, num_heads=1).requires_grad_(False))
     ids = tokens()
     whole(input_ids=ids, labels=ids, normaliser=20, coefficients=[1.0, 0.0]).loss.backward()

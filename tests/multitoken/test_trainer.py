@@ -72,9 +72,7 @@ def losses(trainer: Any, name: str = "loss") -> list[float]:
     return [line[name] for line in trainer.state.log_history if name in line]
 
 
-def test_eight_rows_at_once_are_eight_accumulated_ones(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_eight_rows_at_once_are_eight_accumulated_ones(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     found = [
         run(
             tokenizer,
@@ -130,9 +128,7 @@ def test_coefficient_zero_is_the_trajectory_of_trl(
         assert_same(own, expected, 2e-5)
 
 
-def test_the_heads_losses_are_logged_as_head_losses_says(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_the_heads_losses_are_logged_as_head_losses_says(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     trainer, _ = run(
         tokenizer, tmp_path, max_steps=1, per_device_train_batch_size=16, eval_dataset=rows(), learning_rate=0.0
     )
@@ -441,9 +437,7 @@ def test_contradictions_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path
         MultiTokenTrainer(model, config(tmp_path, anchor_weight=0.1), **given)
     with pytest.raises(InputError, match="compute_loss_func"):
         MultiTokenTrainer(model, config(tmp_path), compute_loss_func=lambda *_: None, **given)
-    reentrant = config(
-        tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}
-    )
+    reentrant = config(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(InputError, match="use_reentrant"):
         MultiTokenTrainer(model, reentrant, **given)
 
@@ -455,9 +449,7 @@ def test_every_weighting_trains(weighting: str, tokenizer: PreTrainedTokenizerBa
         assert losses(trainer, name)[-1] < losses(trainer, name)[0]
 
 
-def test_a_run_of_rows_without_targets_for_the_heads_trains(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_a_run_of_rows_without_targets_for_the_heads_trains(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     from datasets import Dataset
 
     short = Dataset.from_dict({"input_ids": [[65, 66]] * 8, "labels": [[-100, 66]] * 8})
@@ -472,7 +464,9 @@ def test_importance_weights_reach_the_heads(tokenizer: PreTrainedTokenizerBase, 
     found = {}
     for name, weight in (("none", 0.0), ("all", 1.0), ("half", 0.5)):
         weighted = plain.add_column("importance", [[weight] * len(c) for c in plain["completion"]])
-        trainer, _ = run(tokenizer, tmp_path, weights="importance", train_dataset=weighted, max_steps=1, schedule="constant")
+        trainer, _ = run(
+            tokenizer, tmp_path, weights="importance", train_dataset=weighted, max_steps=1, schedule="constant"
+        )
         logged = trainer.state.log_history[0]
         found[name] = logged["loss"] - logged["next_token_loss"]
     uniform, _ = run(tokenizer, tmp_path, max_steps=1, schedule="constant")

@@ -31,9 +31,7 @@ def tiny_model(kind: str = "llama") -> PreTrainedModel:
     """A random causal LM in float64 and eval mode, with weights large enough for peaked predictions."""
     torch.manual_seed(0)
     special = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
-    config = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, initializer_range=0.3, **special, **SIZES[kind]
-    )
+    config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, initializer_range=0.3, **special, **SIZES[kind])
     # Eager attention takes the softmax in float32, where float64's mask overflows.
     attention = {} if kind == "mamba" else {"attn_implementation": "sdpa"}
     return AutoModelForCausalLM.from_config(config, **attention).double().eval()

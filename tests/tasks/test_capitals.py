@@ -76,9 +76,7 @@ def test_a_limit_asks_the_same_questions_about_fewer_countries(make_model: Any, 
     more = Capitals().evaluate(model, tokenizer, limit=9, batch_size=3)
     for one, other in zip(few.examples, more.examples, strict=False):
         assert one["nll"] == pytest.approx(other["nll"])
-        assert {key: one[key] for key in one if key != "nll"} == {
-            key: other[key] for key in other if key != "nll"
-        }
+        assert {key: one[key] for key in one if key != "nll"} == {key: other[key] for key in other if key != "nll"}
     assert (few.count, more.count) == (4, 9)
     assert few.floors == {"greedy_accuracy": 1 / 4, "ranking_accuracy": 0.1}
     assert set(few.examples[0]) >= {"prompt", "reference", "output", "ranked_first", *few.metrics}
@@ -102,9 +100,7 @@ def test_a_model_that_prefers_every_right_capital_scores_one(
         ]
 
     monkeypatch.setattr(capitals, "candidate_log_likelihoods", rank)
-    monkeypatch.setattr(
-        capitals, "generate_completions", lambda *args, **options: [right[p] for p in args[2]]
-    )
+    monkeypatch.setattr(capitals, "generate_completions", lambda *args, **options: [right[p] for p in args[2]])
     result = Capitals().evaluate(make_model(), tokenizer)
     assert result.metrics == {"greedy_accuracy": 1.0, "ranking_accuracy": 1.0}
     assert result.count == 135

@@ -48,9 +48,7 @@ def test_results_come_in_the_order_of_the_tasks(make_model: Any, tokenizer: Any)
     assert all(result.count == 2 and result.seconds > 0 for result in results.values())
 
 
-def test_the_model_is_measured_in_eval_mode_and_each_modules_mode_comes_back(
-    make_model: Any, make_tokenizer: Any
-):
+def test_the_model_is_measured_in_eval_mode_and_each_modules_mode_comes_back(make_model: Any, make_tokenizer: Any):
     model, task, tokenizer = make_model(), Recorder(), make_tokenizer()
     model.train()
     model.model.layers[0].eval()
@@ -73,9 +71,7 @@ def test_the_mode_comes_back_after_a_failure_too(make_model: Any, tokenizer: Any
     ("options", "message"),
     [({"shots": -1}, "shots must not be negative"), ({"batch_size": 0}, "batch_size must be")],
 )
-def test_numbers_out_of_range_are_refused(
-    options: dict[str, int], message: str, make_model: Any, tokenizer: Any
-):
+def test_numbers_out_of_range_are_refused(options: dict[str, int], message: str, make_model: Any, tokenizer: Any):
     with pytest.raises(InputError, match=message):
         evaluate(make_model(), tokenizer, ["capitals"], **options)
 

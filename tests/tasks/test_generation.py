@@ -33,9 +33,7 @@ def plain_log_likelihood(model: Any, tokenizer: Any, prompt: str, completion: st
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_log_likelihoods_equal_a_plain_float64_computation(
-    kind: str, side: str, make_model: Any, make_tokenizer: Any
-):
+def test_log_likelihoods_equal_a_plain_float64_computation(kind: str, side: str, make_model: Any, make_tokenizer: Any):
     model, tokenizer = make_model(kind), make_tokenizer()
     tokenizer.padding_side = side
     expected = [plain_log_likelihood(model, tokenizer, *pair) for pair in PAIRS]
@@ -43,9 +41,7 @@ def test_log_likelihoods_equal_a_plain_float64_computation(
     for batch_size in (1, 3, 32):
         scores = completion_log_likelihoods(model, tokenizer, PAIRS, batch_size)
         assert [count for _, count in scores] == [count for _, count in expected]
-        assert [total for total, _ in scores] == pytest.approx(
-            [total for total, _ in expected], rel=tolerance
-        )
+        assert [total for total, _ in scores] == pytest.approx([total for total, _ in expected], rel=tolerance)
     assert tokenizer.padding_side == side
 
 
@@ -126,9 +122,7 @@ def test_a_batch_ends_when_every_row_has_stopped(make_successor_model: Any, toke
     assert steps == [1, 1]
 
 
-def test_sampling_and_penalties_of_the_models_own_generation_config_are_switched_off(
-    make_model: Any, tokenizer: Any
-):
+def test_sampling_and_penalties_of_the_models_own_generation_config_are_switched_off(make_model: Any, tokenizer: Any):
     model = make_model()
     expected = generate_completions(model, tokenizer, PROMPTS, 12, stop=None)
     model.generation_config.update(

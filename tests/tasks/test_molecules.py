@@ -128,9 +128,7 @@ def test_the_tanimoto_floor_is_the_mean_over_all_training_molecules():
     assert random_tanimoto(["CCCCO"]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_without_rdkit_one_line_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any
-):
+def test_without_rdkit_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any):
     monkeypatch.setitem(sys.modules, "rdkit", None)
     with pytest.raises(InputError, match=r"pip install 'graftlm\[molecules\]'"):
         Molecules().evaluate(make_model(), tokenizer, limit=1)
@@ -146,9 +144,7 @@ def test_the_result_holds_means_of_its_examples_and_nats_per_token(make_model: A
     assert result.metrics["nll_per_token"] == pytest.approx(math.log(258))
     assert result.metrics["valid"] == sum(example["valid"] for example in result.examples) / 5
     assert set(result.floors) == {"valid", "tanimoto", "exact"}
-    assert [example["reference"] for example in result.examples] == [
-        m.smiles for m in read_molecules("test")[:5]
-    ]
+    assert [example["reference"] for example in result.examples] == [m.smiles for m in read_molecules("test")[:5]]
     assert result.examples[0]["tokens"] == len(result.examples[0]["reference"]) + 2  # space and newline
     assert steps[-1] == (10, 10)
 
@@ -157,9 +153,7 @@ def test_a_model_that_writes_every_reference_scores_one(
     monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any
 ):
     right = {molecule.prompt: f" {molecule.smiles}" for molecule in read_molecules("test")}
-    monkeypatch.setattr(
-        molecules, "generate_completions", lambda *args, **options: [right[p] for p in args[2]]
-    )
+    monkeypatch.setattr(molecules, "generate_completions", lambda *args, **options: [right[p] for p in args[2]])
     metrics = Molecules().evaluate(make_model(), tokenizer, limit=20).metrics
     assert (metrics["valid"], metrics["tanimoto"], metrics["exact"]) == (1.0, 1.0, 1.0)
 

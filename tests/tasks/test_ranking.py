@@ -37,12 +37,8 @@ def test_candidates_score_as_if_each_pair_ran_alone(kind: str, make_model: Any, 
     check(make_model(kind), tokenizer)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing`:FutureWarning"
-)  # what PEFT asks of transformers
-@pytest.mark.filterwarnings(
-    "ignore:Position ids are not supported"
-)  # PEFT says so at each prompt with virtual tokens
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # what PEFT asks of transformers
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # PEFT says so at each prompt with virtual tokens
 @pytest.mark.parametrize(
     "config",
     [
@@ -62,9 +58,7 @@ def test_adapters_score_and_generate_like_any_model(config: Any, make_model: Any
 
 def test_a_prompt_is_computed_once_for_all_its_candidates(make_model: Any, tokenizer: Any):
     model, tokens = make_model(), []
-    model.model.embed_tokens.register_forward_hook(
-        lambda module, inputs, output: tokens.append(inputs[0].numel())
-    )
+    model.model.embed_tokens.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].numel()))
     candidate_log_likelihoods(model, tokenizer, ["p" * 50], [["a", "b", "cd", "ef"]])
     assert tokens == [50, 2]
 
