@@ -212,7 +212,7 @@ def test_a_dry_run_shows_a_row_with_its_mask_and_leaves_nothing(
     with Run.create(tmp_path / "scratch", "tune", given, {}) as opened:
         tune(given, opened, dry_run=True)
     printed = capsys.readouterr().out
-    for part in ("trainable", "steps", "alpha"):
+    for part in ("are trained", "steps: 6 of 4 rows", "0: alpha ->[[ be"):
         assert part in printed
     assert not (tmp_path / "run").exists()
 
@@ -220,7 +220,7 @@ def test_a_dry_run_shows_a_row_with_its_mask_and_leaves_nothing(
 # -- what is refused: one line that names the culprit, exit code 2, nothing lost ------------------------------------
 
 
-def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
+def bad_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[list[str], str]]:
     """What is wrong -> (flags, what the line must say)."""
     model, rows = str(folder / "tiny"), str(folder / "rows.jsonl")
     write_rows(folder / "rows.jsonl", 8)
@@ -238,6 +238,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
     cut = folder / "cut-model" / "model.safetensors"
     cut.write_bytes(cut.read_bytes()[:3000])
     tiny_model().save_pretrained(folder / "pickled-model")
+    for name in ("cut-model", "pickled-model"):
+        tokenizer.save_pretrained(folder / name)
     (folder / "pickled-model" / "model.safetensors").unlink()
     torch.save(tiny_model().state_dict(), folder / "pickled-model" / "pytorch_model.bin")
     base = ["--model", model, "--data", rows, "--heads", "cold"]
@@ -259,8 +261,10 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
 
 
 @pytest.mark.slow
-def test_bad_input_is_one_line_with_exit_code_2_and_loses_nothing(model_folder: Path, tmp_path: Path) -> None:
-    cases = bad_inputs(tmp_path)
+def test_bad_input_is_one_line_with_exit_code_2_and_loses_nothing(
+    model_folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    cases = bad_inputs(tmp_path, tokenizer)
     before = sorted(path.name for path in tmp_path.iterdir())
     started = {
         name: subprocess.Popen(
