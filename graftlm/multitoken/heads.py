@@ -180,9 +180,7 @@ class MultiTokenHeads(nn.Module):
             heads.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
-            raise InputError(
-                f"the weights in {folder} do not fit heads of {config.layer_class}: {reason}"
-            ) from error
+            raise InputError(f"the weights in {folder} do not fit heads of {config.layer_class}: {reason}") from error
         return heads
 
 

@@ -92,7 +92,7 @@ def _results(results: Results) -> Markup:
         " better and ",
         element("span", "▼", class_="bad"),
         " worse than untrained; shaded: the best tuned model. Both only where the examples show it: zero lies outside "
-        "the 95 % interval of the paired difference, or, for right-or-wrong metrics, an exact sign test says so at 5 %.",
+        "the 95 % interval of the paired difference, or, for right-or-wrong metrics, an exact sign test says so at 5%.",
     )
     return section(
         "What was gained, what was kept",
@@ -121,8 +121,8 @@ def _losses(curves: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
     return section(
         "Loss by head",
         plots,
-        note="Head k predicts k tokens further than the model's own head. The vertical axis is the same in all plots; a "
-        "line of many points is their moving average, with the points faint behind it.",
+        note="Head k predicts k tokens further than the model's own head. The vertical axis is the same in all plots; "
+        "a line of many points is their moving average, with the points faint behind it.",
     )
 
 
