@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
@@ -39,7 +40,7 @@ class Anchor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[str],
         *,
@@ -49,7 +50,7 @@ class Anchor:
         if not texts:
             raise InputError("the anchor's text is empty: --anchor-data needs at least one row of text")
         decoder = Decoder(model)
-        weight: Tensor = decoder.unembedding.weight  # type: ignore[assignment]
+        weight: Tensor = decoder.unembedding.weight
         bias: Tensor | None = getattr(decoder.unembedding, "bias", None)
         base_weight, base_bias = _as_of_now(weight), None if bias is None else _as_of_now(bias)
         adapters_off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
@@ -88,7 +89,7 @@ def anchor_divergence(decoder: Decoder, anchor: AnchorBatch) -> Tensor:
     """Mean KL(base ‖ tuned) in nats per position of `anchor`; scalar with gradient."""
     final, _ = decoder.run(-1, input_ids=anchor.input_ids, attention_mask=anchor.attention_mask)
     rows = final[anchor.attention_mask.bool()]
-    weight: Tensor = decoder.unembedding.weight  # type: ignore[assignment]
+    weight: Tensor = decoder.unembedding.weight
     divergence = linear_kl_divergence(
         anchor.base_rows,
         anchor.base_weight,

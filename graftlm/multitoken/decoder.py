@@ -57,7 +57,8 @@ _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_position", 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside `model`, which may be a PEFT model (whose adapters stay in place)."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value]
+    inner: Any = model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 class Decoder:
@@ -78,7 +79,7 @@ class Decoder:
             raise self._unsupported(
                 "has an adapter on its unembedding; leave that out of target_modules (modules_to_save trains it whole)"
             )
-        self.unembedding: nn.Module = unembedding
+        self.unembedding: Any = unembedding
 
     def _unsupported(self, why: str) -> InputError:
         return InputError(f"heads cannot be grown on {type(self.model).__name__}: it {why}")

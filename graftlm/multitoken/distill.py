@@ -21,6 +21,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def split_held_out(
     texts: Sequence[WrittenText], share: float, seed: int
 ) -> tuple[list[WrittenText], list[WrittenText]]:
     """(kept, held out): of each kind `share` of the *prompts* is held out, with all that was written from them."""
-    kept, held_out = [], []
+    kept: list[WrittenText] = []
+    held_out: list[WrittenText] = []
     for kind in kinds(texts):
         of_kind = [t for t in texts if t.kind == kind]
         prompts = sorted({tuple(t.input_ids[: t.prompt_length]) for t in of_kind})
@@ -165,7 +167,7 @@ def _train(
 
 def _step(decoder: Decoder, heads: MultiTokenHeads, batch: CachedBatch, config: DistillConfig) -> list[float]:
     """Forward and backward of one batch, head by head; returns each head's mean loss in nats."""
-    words = candidate_words(batch, decoder.unembedding.weight.shape[0], config.candidates)  # type: ignore[arg-type]
+    words = candidate_words(batch, decoder.unembedding.weight.shape[0], config.candidates)
     losses = []
     for head in range(1, heads.num_heads + 1):
         positions = batch.targets(head)
@@ -300,7 +302,7 @@ def collect_texts(
                 max_new_tokens=config.max_new_tokens,
                 batch_size=config.sampling_batch_size,
                 seed=config.seed,
-                progress=(lambda done, total, kind=kind: progress(f"{kind} text", done, total)) if progress else None,
+                progress=None if progress is None else partial(progress, f"{kind} text"),
             )
     return texts
 

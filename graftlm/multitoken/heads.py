@@ -22,6 +22,7 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -203,7 +204,7 @@ def read_heads_config(folder: str | os.PathLike[str]) -> HeadsConfig:
 
 def _copy_layer(layer: nn.Module) -> nn.Module:
     """A deep copy without adapters or gradients."""
-    duplicate = copy.deepcopy(layer)
+    duplicate: Any = copy.deepcopy(layer)
     for name, module in list(duplicate.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent = duplicate.get_submodule(name.rpartition(".")[0])

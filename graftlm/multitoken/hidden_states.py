@@ -80,7 +80,7 @@ class HiddenStateCache:
             str(Path(self._scratch.name) / "values"),
             shared=True,
             size=max(sum(sizes), 1) * int(hidden_size),
-            dtype=decoder.unembedding.weight.dtype,  # type: ignore[arg-type]
+            dtype=decoder.unembedding.weight.dtype,
         )
         self.batches: list[CachedBatch] = []
         used = 0

@@ -55,7 +55,7 @@ def linear_cross_entropy(
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_states: Tensor,
         weight: Tensor,
@@ -119,7 +119,7 @@ class _Function(torch.autograd.Function):
         return loss, nll, entropy, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if saved is None else saved * grad_loss.to(saved.dtype) for saved in ctx.saved_tensors)
         return (*grads, None, None, None, None, None, None)
 

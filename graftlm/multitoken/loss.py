@@ -116,7 +116,7 @@ def rows_loss(
     """`linear_cross_entropy` of normed rows [rows, hidden] through the model's unembedding."""
     return linear_cross_entropy(
         rows,
-        decoder.unembedding.weight,  # type: ignore[arg-type]
+        decoder.unembedding.weight,
         targets,
         row_weights,
         bias=getattr(decoder.unembedding, "bias", None),

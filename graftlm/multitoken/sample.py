@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftlm.multitoken.loss import IGNORE
 
@@ -42,7 +42,7 @@ def describe_plan(trainer: MultiTokenTrainer) -> str:
 
 def marked_row(trainer: MultiTokenTrainer, input_ids: list[int], labels: list[int]) -> str:
     """The row's text with what the loss reads marked."""
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    tokenizer: Any = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     before, after = (SUPERVISED, PLAIN) if sys.stdout.isatty() else ("[[", "]]")
     pieces: list[str] = []
     start = 0

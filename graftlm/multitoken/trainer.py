@@ -51,7 +51,8 @@ class MultiTokenConfig(SFTConfig):
     anchor_weight: float = _setting(0.0, "Weight of KL(base ‖ tuned) on the trainer's anchor_texts.")
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and not self.fp16 and not torch.cuda.is_available():
+        bf16: bool | None = self.bf16  # type: ignore[has-type]
+        if bf16 is None and not self.fp16 and not torch.cuda.is_available():
             self.bf16 = False
         super().__post_init__()
         schedule_factor(self.schedule, 0, 1)  # type: ignore[arg-type]
@@ -80,6 +81,10 @@ class MultiTokenTrainer(SFTTrainer):
     """
 
     args: MultiTokenConfig
+    model: Any
+    data_collator: Any
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -232,7 +237,7 @@ class MultiTokenTrainer(SFTTrainer):
 
     # -- optimizer ----------------------------------------------------------------------------------------------
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model) if model is not None else super().create_optimizer()
         rate = self.args.heads_learning_rate
         heads = (self.model if model is None else model).heads
