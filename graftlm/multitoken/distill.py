@@ -217,7 +217,7 @@ def candidate_cross_entropy(
     `weights` [rows, n]; what these leave of 1 is the probability of all other words together, as one bin."""
     ids = words.ids.to(rows.device)
     bias = getattr(decoder.unembedding, "bias", None)
-    logits = nn.functional.linear(rows, decoder.unembedding.weight[ids], None if bias is None else bias[ids])  # type: ignore[index]
+    logits = nn.functional.linear(rows, decoder.unembedding.weight[ids], None if bias is None else bias[ids])
     logits = logits.float() * decoder.logit_scale
     if decoder.logit_softcap is not None:
         logits = decoder.logit_softcap * torch.tanh(logits / decoder.logit_softcap)
