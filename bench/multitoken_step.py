@@ -7,16 +7,19 @@ Every arm runs alone in a process of its own, one after another, on the same Smo
 layers of the decoder, and the same batches of 8 rows: 128 tokens with half or a quarter of the positions supervised,
 and rows of 32 to 128 tokens with half supervised. A step is forward, loss, backward, AdamW, gradients cleared.
 
-The lower bound is the time that the step's necessary matrix products take alone: each product's FLOPs divided by this
-machine's speed at that product's own shape, measured in the same run. Necessary are: the decoder forward and the
+The lower bound is the time that the step's necessary matrix products take alone, each at its own shape. It is measured
+in the arm's own process, in turns with the steps, so that both meet the same machine; of both the fastest counts.
+Necessary are: the decoder forward and the
 gradient with respect to its inputs (its weights are frozen), the same of the heads, LoRA's products, attention over
-the causal half, and of each head's supervised rows the unembedding forward and back; padding is not. `bound at best`
-divides all FLOPs by the fastest speed of any shape instead, which no mixture of these shapes reaches.
+the causal half, and of each head's supervised rows the unembedding forward and back; padding is not. `× best`
+divides all FLOPs by the fastest speed of any shape instead, which no mixture of these shapes reaches. A run that was cut
+short goes on with the arms that are missing; delete the output to start anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import platform
@@ -100,13 +103,55 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
             trainer.optimizer.step()
             trainer.optimizer.zero_grad(set_to_none=True)
 
-        result = dict(measure_step(step, arguments.warmup, arguments.repeats, baseline))
+        result: dict[str, Any] = {}
+        seconds, bound = [], []
+        needed = products(arguments.batch, arguments.num_heads, model.config)
+        for repeat in range(arguments.repeats):
+            result = dict(measure_step(step, arguments.warmup if repeat == 0 else 0, 1, baseline))
+            seconds += result["seconds"]
+            if not arguments.memory_only:
+                bound.append(multiply(needed))
     heads_bytes = 4 * sum(p.numel() for p in heads.parameters()) if arguments.num_heads else 0
-    return {**result, "losses": losses, "heads_bytes": heads_bytes}
+    result |= {"seconds": seconds, "losses": losses, "heads_bytes": heads_bytes}
+    if bound:
+        result["flops"] = sum(flops(shape) * count for shape, count in needed)
+        result["bound_seconds"] = [sum(of_shape.values()) for of_shape in bound]
+        counts = dict(needed)
+        result["best_flops_per_second"] = max(
+            flops(shape) * counts[shape] / spent for of_shape in bound for shape, spent in of_shape.items()
+        )
+    return result
 
 
-def products(batch: Path, num_heads: int, config: Any) -> list[tuple[tuple[int, int, int], float]]:
-    """((m, k, n), how many) of the necessary matrix products of a step."""
+Shape = tuple[int, int, int, int]  # as many products as the first says, [m, k] times [k, n]
+
+
+def flops(shape: Shape) -> int:
+    batch, m, k, n = shape
+    return 2 * batch * m * k * n
+
+
+def multiply(needed: list[tuple[Shape, int]]) -> dict[Shape, float]:
+    """Seconds that the products of each shape take, one pass over all of them."""
+    import torch
+
+    seconds = {}
+    for shape, count in needed:
+        batch, m, k, n = shape
+        left, right, out = torch.randn(batch, m, k), torch.randn(batch, k, n), torch.empty(batch, m, n)
+        if batch == 1:
+            left, right, out = left[0], right[0], out[0]
+        product = torch.mm if batch == 1 else torch.bmm
+        product(left, right, out=out)
+        started = time.perf_counter()
+        for _ in range(count):
+            product(left, right, out=out)
+        seconds[shape] = time.perf_counter() - started
+    return seconds
+
+
+def products(batch: Path, num_heads: int, config: Any) -> list[tuple[Shape, int]]:
+    """The necessary matrix products of a step: each shape once, and how many there are of it."""
     import numpy as np
 
     stored = np.load(batch)
@@ -118,51 +163,19 @@ def products(batch: Path, num_heads: int, config: Any) -> list[tuple[tuple[int, 
     linear = [(hidden, wide), (hidden, narrow), (hidden, narrow), (wide, hidden)]
     linear += [(hidden, inner), (hidden, inner), (inner, hidden)]
     layers = config.num_hidden_layers
-    needed = []
+    needed: list[tuple[tuple[int, int, int], int]] = []
     for inputs, outputs in linear:
         needed += [((tokens, inputs, outputs), layers + num_heads), ((tokens, outputs, inputs), layers + num_heads)]
         # LoRA: down and up, forward, with respect to inputs, with respect to weights.
         needed += [((tokens, inputs, RANK), 3 * layers), ((tokens, RANK, outputs), 3 * layers)]
     needed += [((rows, hidden, config.vocab_size), 1), ((rows, config.vocab_size, hidden), 1)]
-    lengths = stored["attention_mask"].sum(1).tolist()
-    for length in lengths:
+    counts: collections.Counter[Shape] = collections.Counter()
+    for (m, k, n), count in needed:
+        counts[1, m, k, n] += count
+    for length in stored["attention_mask"].sum(1).tolist():
         # Two products forward and four back, of which causal attention needs half.
-        needed.append(((length, config.head_dim, length), 3 * config.num_attention_heads * (layers + num_heads)))
-    return needed
-
-
-def measure_products(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The bound of each batch and number of heads, from the speed of each product at its own shape."""
-    import torch
-    from transformers import AutoConfig
-
-    torch.set_num_threads(arguments.threads)
-    config = AutoConfig.from_pretrained(arguments.model)
-    speeds: dict[tuple[int, int, int], float] = {}
-
-    def speed(shape: tuple[int, int, int]) -> float:
-        if shape not in speeds:
-            m, k, n = shape
-            left, right = torch.randn(m, k), torch.randn(k, n)
-            calls = max(1, int(2e9 // (m * k * n)))
-            best = float("inf")
-            for _ in range(5):
-                started = time.perf_counter()
-                for _ in range(calls):
-                    left @ right
-                best = min(best, (time.perf_counter() - started) / calls)
-            speeds[shape] = 2 * m * k * n / best
-        return speeds[shape]
-
-    bounds: dict[str, Any] = {}
-    for name in BATCHES:
-        for heads in arguments.heads:
-            needed = products(arguments.folder / f"{name}.npz", heads, config)
-            flops = sum(2 * m * k * n * count for (m, k, n), count in needed)
-            seconds = sum(2 * s[0] * s[1] * s[2] * count / speed(s) for s, count in needed)
-            bounds[f"{name}-{heads}"] = {"flops": flops, "seconds": seconds}
-    best = max(speeds.values())
-    return {"bounds": bounds, "best_flops_per_second": best}
+        counts[config.num_attention_heads, length, config.head_dim, length] += 3 * (layers + num_heads)
+    return list(counts.items())
 
 
 def call(command: list[str], output: Path, live_memory: bool = False) -> dict[str, Any]:
@@ -176,8 +189,8 @@ def call(command: list[str], output: Path, live_memory: bool = False) -> dict[st
 def measure_arm(command: list[str], output: Path, repeats: int) -> dict[str, Any]:
     """Seconds from one process, peak memory from another: what makes the second exact slows the first."""
     timed = call([*command, "--warmup", "1", "--repeats", str(repeats)], output)
-    weighed = call([*command, "--warmup", "1", "--repeats", "1"], output, live_memory=True)
-    return {**timed, "default_allocator_peak_bytes": timed["peak_bytes"], "peak_bytes": weighed["peak_bytes"]}
+    weighed = call([*command, "--warmup", "1", "--repeats", "1", "--memory-only"], output, live_memory=True)
+    return {**timed, "peak_bytes": weighed["peak_bytes"]}
 
 
 def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -186,15 +199,20 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
     if not REFERENCE.exists():
         sys.exit("multitoken_step: the reference's environment is missing; run bench/setup_reference.sh first")
     model = str(bundled_folder(SMOLLM2_135M))
-    arms: dict[str, Any] = {}
+    results: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": arguments.threads,
+        "arms": {},
+    }
+    if arguments.output.exists():
+        results["arms"] = json.loads(arguments.output.read_text("utf-8"))["arms"]
+    arms = results["arms"]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder, output = Path(scratch), Path(scratch) / "result.json"
         make_batches(folder, 49152)
         shared = ["--output", str(output), "--threads", str(arguments.threads)]
         me = [sys.executable, str(Path(__file__)), "--model", model, *shared]
-        products = [*me, "--worker", "products", "--folder", str(folder)]
-        products += [h for heads in arguments.heads for h in ("--heads", str(heads))]
-        bounds = [call(products, output)]
         for name in BATCHES:
             batch = folder / f"{name}.npz"
             step = [*me, "--worker", "step", "--batch", str(batch)]
@@ -208,26 +226,19 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
                 worker = [str(REFERENCE), str(HERE / "multitoken_step_reference.py"), model, str(batch), *shared]
                 workers[f"reference-{heads}"] = [*worker, "--num-heads", str(heads)]
             for label, worker in workers.items():
+                if f"{name}/{label}" in arms:
+                    continue
                 arm = arms[f"{name}/{label}"] = measure_arm(worker, output, arguments.repeats)
+                arguments.output.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
                 line = f"{name}/{label}: {min(arm['seconds']):.2f} s, {arm['peak_bytes'] / 2**20:.0f} MiB"
                 print(line, file=sys.stderr, flush=True)
-            bounds.append(call(products, output))
-    fastest = {
-        key: min((each["bounds"][key] for each in bounds), key=lambda bound: bound["seconds"])
-        for key in bounds[0]["bounds"]
-    }
-    return {
-        "arms": arms,
-        "bounds": fastest,
-        "best_flops_per_second": max(each["best_flops_per_second"] for each in bounds),
-        "machine": platform.processor() or platform.machine(),
-        "threads": arguments.threads,
-    }
+    return results
 
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: the fastest of the repeats of each arm, peak memory above the weights, and the ratios."""
-    arms, bounds, best = results["arms"], results["bounds"], results["best_flops_per_second"]
+    arms = results["arms"]
+    best = max(arm.get("best_flops_per_second", 0) for arm in arms.values())
     lines = [
         "| batch | arm | seconds (min of n; max) | × reference speed | peak MiB | of reference | × bound | × best |",
         "|---|---|---|---|---|---|---|---|",
@@ -237,11 +248,12 @@ def table(results: dict[str, Any]) -> str:
         heads = int(label.rpartition("-")[2]) if label[-1].isdigit() else 0
         seconds, peak = min(arm["seconds"]), arm["peak_bytes"]
         reference = arms.get(f"{batch}/reference-{heads}")
-        bound = bounds.get(f"{batch}-{heads}")
+        # The reference's process has no torch of the same version: graftlm's bound of the same step stands for it.
+        measured = arm if "bound_seconds" in arm else arms.get(f"{batch}/graftlm-{heads}")
         faster = f"{min(reference['seconds']) / seconds:.2f}" if reference else ""
         smaller = f"{peak / reference['peak_bytes']:.2f}" if reference else ""
-        over = f"{seconds / bound['seconds']:.2f}" if bound else ""
-        over_best = f"{seconds / (bound['flops'] / best):.2f}" if bound else ""
+        over = f"{seconds / min(measured['bound_seconds']):.2f}" if measured else ""
+        over_best = f"{seconds / (measured['flops'] / best):.2f}" if measured else ""
         spread = f"{seconds:.2f} ({len(arm['seconds'])}; {max(arm['seconds']):.2f})"
         lines.append(
             f"| {batch} | {label} | {spread} | {faster} | {peak / 2**20:.0f} | {smaller} | {over} | {over_best} |"
@@ -257,26 +269,22 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--heads", type=int, action="append", help="numbers of heads (default 1, 2, 4, 8)")
     parser.add_argument("--reference-heads", type=int, action="append", help="default 1, 4, 8")
-    for hidden in ("--worker", "--model", "--batch", "--folder", "--num-heads", "--recompute-every"):
-        kind = (
-            int
-            if hidden in ("--num-heads", "--recompute-every")
-            else Path
-            if hidden in ("--batch", "--folder")
-            else str
-        )
+    parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
+    for hidden, kind in (
+        ("--worker", str),
+        ("--model", str),
+        ("--batch", Path),
+        ("--num-heads", int),
+        ("--recompute-every", int),
+    ):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.heads = arguments.heads or [1, 2, 4, 8]
     arguments.reference_heads = arguments.reference_heads or [1, 4, 8]
     if arguments.worker == "step":
         arguments.output.write_text(json.dumps(run_graftlm(arguments)))
-    elif arguments.worker == "products":
-        arguments.output.write_text(json.dumps(measure_products(arguments)))
     else:
         results = measure_all(arguments)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
         arguments.output.with_suffix(".md").write_text(table(results) + "\n")
         print(table(results))
 

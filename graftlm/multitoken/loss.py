@@ -17,7 +17,6 @@ Where this differs from the authors' code:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from graftlm.errors import InputError
 from graftlm.multitoken.config import Schedule, Weighting
-from graftlm.multitoken.decoder import Decoder, LayerCall
+from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 
@@ -124,17 +123,6 @@ def rows_loss(
         logit_softcap=decoder.logit_softcap,
         with_entropy=with_entropy,
     )
-
-
-def gather_rows(
-    heads: MultiTokenHeads, decoder: Decoder, call: LayerCall, targets: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, list[int]]:
-    """All heads' normed outputs at their supervised positions, one after another.
-
-    targets: K tensors [batch, time]. Returns rows [Σ rows, hidden], their targets [Σ rows] and each head's count.
-    """
-    rows = [heads.rows(k, call, decoder.final_norm, target != IGNORE) for k, target in enumerate(targets, start=1)]
-    return torch.cat(rows), torch.cat([t[t != IGNORE] for t in targets]), [len(r) for r in rows]
 
 
 def head_losses(

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from graftlm.multitoken.anchor import AnchorBatch, anchor_divergence
+from graftlm.multitoken.auxiliary_loss import auxiliary_loss
 from graftlm.multitoken.config import Weighting
 from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.linear_cross_entropy import LinearCrossEntropy
-from graftlm.multitoken.loss import IGNORE, document_ids, gather_rows, rows_loss, self_weights, shifted_targets
+from graftlm.multitoken.loss import IGNORE, document_ids, rows_loss, self_weights, shifted_targets
 
 
 @dataclass
@@ -33,7 +34,10 @@ class MultiTokenOutput:
 
 
 class MultiTokenModel(nn.Module):
-    """`model` (a causal LM or a PEFT model of one) with its `heads` beside it; attributes fall through to `model`."""
+    """`model` (a causal LM or a PEFT model of one) with its `heads` beside it; attributes fall through to `model`.
+
+    sharded: the parameters are divided over devices (FSDP, ZeRO).
+    """
 
     def __init__(
         self,
@@ -42,12 +46,14 @@ class MultiTokenModel(nn.Module):
         *,
         weights: Weighting = "uniform",
         forking_fraction: float = 0.2,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.heads = heads
         self.weights: Weighting = weights
         self.forking_fraction = forking_fraction
+        self.sharded = sharded
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -104,17 +110,18 @@ class MultiTokenModel(nn.Module):
         if heads is not None:
             weight_of_token = self._token_weights(kept, own, token_weights)
             targets = [shifted_targets(labels, k, attention_mask, documents) for k in range(1, heads.num_heads + 1)]
-            rows, row_targets, lengths = gather_rows(heads, decoder, call, targets)
-            weights = torch.cat(
-                [
-                    _ahead(weight_of_token, k)[t != IGNORE] * coefficients[k] / normaliser
-                    for k, t in enumerate(targets, start=1)
-                ]
+            auxiliary = auxiliary_loss(
+                heads,
+                decoder,
+                call,
+                targets,
+                [_ahead(weight_of_token, k) for k in range(1, heads.num_heads + 1)],
+                coefficients[1:],
+                sharded=self.sharded,
             )
-            auxiliary = rows_loss(decoder, rows, row_targets, weights)
-            loss = loss + auxiliary.loss
-            sums += [nll.sum() for nll in auxiliary.nll.split(lengths)]
-            counts += lengths
+            loss = loss + auxiliary.loss / normaliser
+            sums += auxiliary.nll_sums
+            counts += auxiliary.target_counts
         divergence = None
         if anchor is not None:
             divergence = anchor_divergence(decoder, anchor)

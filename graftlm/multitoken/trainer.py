@@ -122,6 +122,7 @@ class MultiTokenTrainer(SFTTrainer):
             heads,
             weights=args.weights,  # type: ignore[arg-type]
             forking_fraction=args.forking_fraction,
+            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
         )
         # Every trainable parameter has a gradient in each backward pass.
         if args.ddp_find_unused_parameters is None:
