@@ -97,6 +97,22 @@ def test_heads_with_zero_coefficients_are_not_run() -> None:
     assert not calls
 
 
+def test_a_frozen_head_is_computed_once_and_gives_the_gradient_of_one_computed_again() -> None:
+    model = lora_model()
+    heads = MultiTokenHeads.from_model(model, num_heads=2).requires_grad_(False)
+    calls: list[int] = []
+    heads.layers[0][0].register_forward_pre_hook(lambda *_: calls.append(1))
+    found = {}
+    for sharded in (False, True):
+        whole = MultiTokenModel(model, heads, sharded=sharded)
+        calls.clear()
+        step(whole).backward()
+        assert len(calls) == (2 if sharded else 1)
+        found[sharded] = gradients(model)
+    assert any(gradient.abs().max() > 0 for gradient in found[True].values())
+    assert_same(found[False], found[True], atol=1e-6)
+
+
 def test_trained_heads_with_zero_coefficients_still_get_a_gradient() -> None:
     """DDP waits for the gradient of every trained parameter."""
     model = tiny_model()
