@@ -77,7 +77,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tune"], "graftlm: --heads is None, but multi-token tuning needs them"),
+        (["tune"], "graftlm: --heads is not given, but multi-token tuning needs them"),
         (["tune", "--heads", "cold", "--lora-rank", "many"], "graftlm: --lora-rank is 'many'"),
         (["tune", "nowhere.yaml"], "graftlm: config file nowhere.yaml cannot be read"),
         (["evaluate", "a", "a"], "graftlm: a model is given twice"),

@@ -24,7 +24,8 @@ def option(default: Any, help: str) -> Any:
 def require(condition: bool, flag: str, value: Any, rule: str) -> None:
     """Raise InputError that names the flag, the value and the rule that it breaks."""
     if not condition:
-        raise InputError(f"--{flag.replace('_', '-')} is {value!r}, but {rule}")
+        shown = "not given" if value is None else repr(value)
+        raise InputError(f"--{flag.replace('_', '-')} is {shown}, but {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
