@@ -61,6 +61,17 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a causal LM, or of the one inside a PEFT model; InputError where there is no list of
+    them."""
+    plain = plain_model(model)
+    count = getattr(plain.config.get_text_config(), "num_hidden_layers", None)
+    for module in plain.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise InputError(f"{type(plain).__name__} is not supported: it has no list of {count} decoder layers")
+
+
 class Decoder:
     """The parts of a causal LM, by reference.
 
@@ -70,7 +81,8 @@ class Decoder:
     def __init__(self, model: nn.Module) -> None:
         self.model = plain_model(model)
         self.config = self.model.config.get_text_config()
-        self.backbone, self.layers = self._find_layers()
+        self.layers = decoder_layers(self.model)
+        self.backbone = next(m for m in self.model.modules() if any(c is self.layers for c in m.children()))
         self.final_norm = self._find_final_norm()
         unembedding = self.model.get_output_embeddings()
         if unembedding is None:
@@ -83,14 +95,6 @@ class Decoder:
 
     def _unsupported(self, why: str) -> InputError:
         return InputError(f"heads cannot be grown on {type(self.model).__name__}: it {why}")
-
-    def _find_layers(self) -> tuple[nn.Module, nn.ModuleList]:
-        count = getattr(self.config, "num_hidden_layers", None)
-        for module in self.model.modules():
-            for child in module.children():
-                if isinstance(child, nn.ModuleList) and len(child) == count:
-                    return module, child
-        raise self._unsupported(f"has no list of {count} decoder layers")
 
     def _find_final_norm(self) -> nn.Module:
         after_layers = False

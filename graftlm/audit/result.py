@@ -1,0 +1,130 @@
+"""What an audit found: plain data, each number of the report and of the terminal comes from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftlm.tasks import TaskResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A metric of the tuned model against the base model's, on the same examples.
+
+    `value` = tuned - base; [`low`, `high`] its 95 % bootstrap interval, paired by example (both None where the
+    examples hold no values of their own). `shown`: zero lies outside the interval. `better`: in the metric's own sense.
+    """
+
+    base: float
+    tuned: float
+    value: float
+    low: float | None
+    high: float | None
+    shown: bool
+    better: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactsChanged:
+    """The examples of a right-or-wrong metric whose answer changed: dicts as in `TaskResult.examples`, of the tuned
+    model. `kept`: right in both."""
+
+    lost: list[dict[str, Any]]
+    won: list[dict[str, Any]]
+    kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightChange:
+    """||tuned - base|| / ||base|| (Frobenius) of one weight; `group`: "embedding", "layer 7", "final norm",
+    "unembedding" or "other"; `module`: its name in the group, such as "self_attn.q_proj"."""
+
+    group: str
+    module: str
+    relative: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDrift:
+    """How the output of a decoder layer differs on general text: linear CKA and mean cosine, 1 where nothing
+    changed."""
+
+    layer: int
+    cka: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """The tuned model with the base model's weights in `layers` (first, last; inclusive).
+
+    `task_share`: share of the tuning's gain on the task that is left (1 in the tuned model, 0 in the base model).
+    `probe_share`: share of what tuning cost on the probes that is still lost (1 in the tuned model, 0 in the base
+    model). Either is None where tuning changed nothing to speak of. `task` and `probes`: the values behind them.
+    """
+
+    layers: tuple[int, int]
+    task: dict[str, float]
+    probes: dict[str, float]
+    task_share: float | None
+    probe_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diversity:
+    """Outputs of one model on the same prompts, sampled at temperature 1.
+
+    `distinct`: distinct outputs / outputs. `start_entropy`: mean entropy in nats of the first token's distribution.
+    `formats`: share of the outputs in each named format ("other": in none).
+    """
+
+    distinct: float
+    start_entropy: float
+    formats: dict[str, float]
+    outputs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedAudit:
+    """One tuned model against the base model. Outer keys of `changes`, `facts`, `retention`: task or probe name.
+
+    `divergence`: mean KL(base || tuned) in nats per token of text that the base model wrote; `divergence_error` its
+    standard error over texts. `retention`: per probe, the share of what the base model knew that is left, see
+    graftlm/audit/retention.py.
+    """
+
+    results: dict[str, TaskResult]
+    changes: dict[str, dict[str, Change]]
+    facts: dict[str, dict[str, FactsChanged]]
+    retention: dict[str, float]
+    divergence: float | None = None
+    divergence_error: float | None = None
+    weights: list[WeightChange] = field(default_factory=list)
+    drift: list[LayerDrift] = field(default_factory=list)
+    restoration: list[Restored] = field(default_factory=list)
+    diversity: Diversity | None = None
+
+    @property
+    def mean_retention(self) -> float | None:
+        """Mean of `retention` over the probes."""
+        return sum(self.retention.values()) / len(self.retention) if self.retention else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResult:
+    """An audit of one or several models tuned from one base model.
+
+    `tasks`: what was tuned for. `probes`: what should have been left alone. `seconds`: wall-clock time by part;
+    `forward_share`: the share of all that the models' forward passes took. `settings`: what the audit was asked for.
+    """
+
+    base: str
+    tasks: list[str]
+    probes: list[str]
+    base_results: dict[str, TaskResult]
+    base_diversity: Diversity | None
+    tuned: dict[str, TunedAudit]
+    seconds: dict[str, float]
+    forward_share: float
+    settings: dict[str, Any]
