@@ -224,7 +224,7 @@ def load_tokenizer(source: str, options: LoadOptions, *, offline: bool) -> PreTr
 
 def load_adapter(folder: Path, options: LoadOptions) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A PEFT adapter on its base model, frozen."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     check_adapter_folder(folder)
     with explained_errors(str(folder)):
@@ -235,6 +235,15 @@ def load_adapter(folder: Path, options: LoadOptions) -> tuple[PeftModel, PreTrai
         base, tokenizer = load_named(base_name, replace(options, revision=revision))
     except InputError as error:
         raise InputError(f"adapter {folder} needs its base model {base_name!r}: {error}") from error
+    return attach_adapter(base, tokenizer, folder, options)
+
+
+def attach_adapter(
+    base: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, options: LoadOptions
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The adapter of `folder` on `base`, which it changes in place, with the folder's tokenizer if it has one."""
+    from peft import PeftModel
+
     if has_tokenizer(folder):
         tokenizer = load_tokenizer(str(folder), options, offline=True)
     if len(tokenizer) > base.get_input_embeddings().num_embeddings:
@@ -246,6 +255,39 @@ def load_adapter(folder: Path, options: LoadOptions) -> tuple[PeftModel, PreTrai
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
     return model.eval(), tokenizer
+
+
+def adapter_on(
+    base: Any, tokenizer: PreTrainedTokenizerBase, base_name: str, name: str
+) -> tuple[PeftModel, PreTrainedTokenizerBase] | None:
+    """The adapter `name` on `base`, a model that was loaded from `base_name`; None if `name` is no adapter on it.
+
+    Saves loading the base model a second time. Raises InputError for a damaged adapter.
+    """
+    from peft import PeftConfig
+
+    path = Path(name).expanduser()
+    folder: Path | None = path
+    options = LoadOptions(revision=None, dtype=base.dtype, attn_implementation=None, trust_remote_code=False)
+    if not path.exists() and name != DEFAULT_MODEL and HUB_ID.fullmatch(name):
+        folder = fetch_adapter(name, options, offline=not hub_reachable())
+    if folder is None or not is_adapter(folder):
+        return None
+    check_adapter_folder(folder)
+    with explained_errors(str(folder)):
+        config = PeftConfig.from_pretrained(str(folder))
+    wanted = resolve_base(config.base_model_name_or_path, folder)
+    if wanted != base_name and not same_place(wanted, base_name):
+        return None
+    return attach_adapter(base, tokenizer, folder, options)
+
+
+def same_place(first: str, second: str) -> bool:
+    """Whether both name one model; the embedded one also by its cache folder."""
+    places = [
+        bundled_folder(SMOLLM2_135M) if name == DEFAULT_MODEL else Path(name).expanduser() for name in (first, second)
+    ]
+    return all(place is not None and place.is_dir() for place in places) and os.path.samefile(*map(str, places))
 
 
 def resolve_base(name: str | None, folder: Path) -> str:

@@ -1,0 +1,51 @@
+"""Open the models of an audit, each of them once, and hold them comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from graftlm.audit.pair import AdapterPair, ModelPair, WholePair
+from graftlm.errors import InputError
+from graftlm.models import adapter_on, fingerprint, load_model
+
+
+@contextmanager
+def opened_pair(base: Any, tokenizer: PreTrainedTokenizerBase, base_name: str, tuned_name: str) -> Iterator[ModelPair]:
+    """The pair of `base` (loaded from `base_name`) and the model of `tuned_name`.
+
+    An adapter on this base is put on it and taken off at the end; any other model is loaded whole beside it, an adapter
+    on another base merged into it. Raises InputError where the two cannot be compared.
+    """
+    adapted = adapter_on(base, tokenizer, base_name, tuned_name)
+    if adapted is not None:
+        model, own_tokenizer = adapted
+        try:
+            check_vocabulary(tokenizer, own_tokenizer, tuned_name)
+            yield AdapterPair(model)
+        finally:
+            model.base_model.unload()
+        return
+    loaded, own_tokenizer = load_model(tuned_name)
+    whole: Any = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
+    check_vocabulary(tokenizer, own_tokenizer, tuned_name)
+    yield WholePair(base, whole)
+
+
+def check_vocabulary(base: PreTrainedTokenizerBase, tuned: PreTrainedTokenizerBase, name: str) -> None:
+    """InputError that shows the first token whose id differs."""
+    if fingerprint(base) == fingerprint(tuned):
+        return
+    ours, theirs = base.get_vocab(), tuned.get_vocab()
+    odd = min(
+        (token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token)),
+        key=lambda token: (ours.get(token, theirs.get(token)), token),
+    )
+    raise InputError(
+        f"{name} has another vocabulary than the base model: token {odd!r} is {ours.get(odd, 'absent')} there "
+        f"and {theirs.get(odd, 'absent')} here; an audit needs a model tuned from this base"
+    )

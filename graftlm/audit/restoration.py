@@ -1,0 +1,106 @@
+"""Which layers hold what was lost? Put the base model's weights back, one group of layers at a time, and measure.
+
+With NLL_M of a set of references under model M, and R the tuned model with some layers restored:
+
+    share of the task's gain left      (NLL_base - NLL_R) / (NLL_base - NLL_tuned)      on what was tuned for
+    share of the probes' loss left     (NLL_R - NLL_base) / (NLL_tuned - NLL_base)      on what was known before
+
+The likelihood of the references is measured and nothing is generated: it moves with every change of the weights, where
+a right answer often stays right.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from graftlm.audit.pair import ModelPair
+from graftlm.audit.result import Restored
+from graftlm.tasks import Task
+from graftlm.tasks.generation import completion_log_likelihoods
+
+NOTHING = 1e-3  # nats per token: below it a share would be of noise
+Pairs = Mapping[str, Sequence[tuple[str, str]]]
+
+
+def restore_each(
+    pair: ModelPair,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Pairs,
+    probes: Pairs,
+    *,
+    groups: int = 6,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Restored]:
+    """One entry for each of `groups` runs of neighbouring layers, from the lowest to the highest.
+
+    `tasks`, `probes`: name -> (prompt, completion) pairs. `progress` gets the measurements done and their number.
+    """
+    spans = layer_spans(pair.layers, groups)
+    steps = len(spans) + 2
+
+    def measure(model: Any, step: int) -> tuple[dict[str, float], dict[str, float]]:
+        found = tuple(
+            {name: nll_per_token(model, tokenizer, pairs, batch_size) for name, pairs in kind.items()}
+            for kind in (tasks, probes)
+        )
+        if progress is not None:
+            progress(step, steps)
+        return found[0], found[1]
+
+    with pair.base() as model:
+        base = measure(model, 1)
+    with pair.tuned() as model:
+        tuned = measure(model, 2)
+    restored = []
+    for step, (first, last) in enumerate(spans, start=3):
+        with pair.tuned({f"layer {index}" for index in range(first, last + 1)}) as model:
+            task, probe = measure(model, step)
+        restored.append(
+            Restored(
+                layers=(first, last),
+                task=task,
+                probes=probe,
+                task_share=_share(base[0], tuned[0], task, fallen=True),
+                probe_share=_share(base[1], tuned[1], probe, fallen=False),
+            )
+        )
+    return restored
+
+
+def layer_spans(layers: int, groups: int) -> list[tuple[int, int]]:
+    """(first, last) of at most `groups` runs of like length that cover all layers."""
+    groups = min(groups, layers)
+    starts = [round(index * layers / groups) for index in range(groups + 1)]
+    return [(start, end - 1) for start, end in itertools.pairwise(starts)]
+
+
+def reference_pairs(task: Task, limit: int | None) -> list[tuple[str, str]]:
+    """(prompt, completion) of the task's first test rows."""
+    rows = task.rows("test")
+    rows = rows.select(range(min(limit, len(rows)))) if limit is not None else rows
+    return list(zip(rows["prompt"], rows["completion"], strict=True))
+
+
+def nll_per_token(
+    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], batch_size: int
+) -> float:
+    """Nats per token of the completions, given their prompts."""
+    scores = completion_log_likelihoods(model, tokenizer, pairs, batch_size)
+    return -sum(total for total, _ in scores) / max(sum(tokens for _, tokens in scores), 1)
+
+
+def _share(base: Mapping[str, float], tuned: Mapping[str, float], now: Mapping[str, float], *, fallen: bool) -> Any:
+    """Where `now` lies between base (0) and tuned (1), means over the names; None if tuning did not make the mean fall
+    (or, if not `fallen`, rise)."""
+    if not base:
+        return None
+    means = [sum(values.values()) / len(values) for values in (base, tuned, now)]
+    moved = means[1] - means[0]
+    if (-moved if fallen else moved) < NOTHING:
+        return None
+    return (means[2] - means[0]) / moved

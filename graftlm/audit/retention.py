@@ -1,0 +1,44 @@
+"""How much of what the base model knew is left in the tuned one.
+
+    accuracy          (tuned - floor) / (base - floor), floor: what a guess reaches
+    nll_per_token     exp(base - tuned), the ratio of the perplexities
+
+A probe's retention is the mean over its accuracies, or where it has none that of its perplexities. 1: nothing lost;
+above 1: something won. A probe on which the base model itself does not beat a guess has nothing to lose, and no
+retention.
+"""
+
+from __future__ import annotations
+
+import math
+
+from graftlm.audit.result import FactsChanged
+from graftlm.report.comparison import changed_answers
+from graftlm.tasks import TaskResult
+
+
+def retention(base: TaskResult, tuned: TaskResult) -> float | None:
+    """Of one probe; None where the base model knows nothing of it."""
+    accuracies = [metric for metric in base.metrics if metric.endswith("accuracy")]
+    if accuracies:
+        shares = []
+        for metric in accuracies:
+            floor = base.floors.get(metric, 0.0)
+            if base.metrics[metric] > floor:
+                shares.append(max(tuned.metrics[metric] - floor, 0.0) / (base.metrics[metric] - floor))
+        return sum(shares) / len(shares) if shares else None
+    if "nll_per_token" in base.metrics:
+        return math.exp(base.metrics["nll_per_token"] - tuned.metrics["nll_per_token"])
+    return None
+
+
+def facts_changed(base: TaskResult, tuned: TaskResult) -> dict[str, FactsChanged]:
+    """Metric -> the answers that were lost and won, for each right-or-wrong metric."""
+    found = {}
+    for metric in base.metrics:
+        answers = changed_answers(base, tuned, metric)
+        if answers is not None:
+            lost, won = answers
+            right = sum(example[metric] == 1 for example in tuned.examples)
+            found[metric] = FactsChanged(lost=lost, won=won, kept=right - len(won))
+    return found
