@@ -63,6 +63,16 @@ class ModelPair(ABC):
             inner = inner.split(".", 1)[1]
         return inner.removesuffix(".weight")
 
+    @property
+    @abstractmethod
+    def one_model(self) -> bool:
+        """Whether both are one module, an adapter switched on and off."""
+
+    @property
+    @abstractmethod
+    def tuned_model(self) -> nn.Module:
+        """The module of the tuned model."""
+
     @abstractmethod
     def base(self) -> Any:
         """Context manager: the base model."""
@@ -97,6 +107,12 @@ class WholePair(ModelPair):
                 raise InputError(f"the models are of different size: {name} is {shapes}")
         check_finite(theirs.items())
         self._parameters = [(name, parameter, theirs[name]) for name, parameter in ours.items()]
+
+    one_model = False
+
+    @property
+    def tuned_model(self) -> nn.Module:
+        return self._tuned
 
     @contextmanager
     def base(self) -> Iterator[PreTrainedModel]:
@@ -136,6 +152,12 @@ class AdapterPair(ModelPair):
             for name, module in base.named_modules()
             if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
         }
+
+    one_model = True
+
+    @property
+    def tuned_model(self) -> nn.Module:
+        return self._model
 
     @contextmanager
     def base(self) -> Iterator[PeftModel]:

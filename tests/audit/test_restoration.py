@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from graftlm.audit.pair import WholePair
 from graftlm.audit.restoration import layer_spans, nll_per_token, restore_each
+from graftlm.audit.result import Restored
 from tests.conftest import tiny_model
 
 PAIRS = {"task": [("one two", " three"), ("a", " b c")]}
@@ -32,7 +33,8 @@ def test_restoring_exactly_the_noisy_layers_brings_the_base_model_back(tokenizer
     pair = WholePair(base, noisy(base, range(2, 4)))
     found = {each.layers: each for each in restore_each(pair, tokenizer, PAIRS, PROBES, groups=3)}
     expected = {name: nll_per_token(base, tokenizer, pairs, 8) for name, pairs in PROBES.items()}
-    tuned = {name: nll_per_token(pair._tuned, tokenizer, pairs, 8) for name, pairs in PROBES.items()}
+    with pair.tuned() as model:
+        tuned = {name: nll_per_token(model, tokenizer, pairs, 8) for name, pairs in PROBES.items()}
     assert tuned != pytest.approx(expected, abs=1e-3)
     assert found[(2, 3)].probes == pytest.approx(expected, abs=1e-6)
     for layers in ((0, 1), (4, 5)):
@@ -40,17 +42,19 @@ def test_restoring_exactly_the_noisy_layers_brings_the_base_model_back(tokenizer
 
 
 def test_shares_run_from_the_tuned_model_to_the_base_model(tokenizer: PreTrainedTokenizerFast) -> None:
-    """One group of all layers is the base model; the noise makes one of the two fall and the other rise, or swaps."""
+    """The same references as task and as probe: whichever way the noise moved them, one of the two has a share. With
+    all layers restored nothing of the change is left, with layers 0 or 3, which were never changed, all of it."""
     base = tiny_model(layers=4)
-    changed = noisy(base, range(1, 3))
-    [whole] = restore_each(WholePair(base, changed), tokenizer, PAIRS, PROBES, groups=1)
-    back = restore_each(WholePair(changed, base), tokenizer, PAIRS, PROBES, groups=4)
+    pair = WholePair(base, noisy(base, range(1, 3)))
+    [whole] = restore_each(pair, tokenizer, PROBES, PROBES, groups=1)
     assert whole.layers == (0, 3)
-    shares = [share for share in (whole.task_share, whole.probe_share) if share is not None]
-    assert shares and shares == pytest.approx([0.0] * len(shares), abs=1e-5)
-    for each in back:  # layers 0 and 3 were never changed
-        if each.layers in ((0, 0), (3, 3)):
-            assert [s for s in (each.task_share, each.probe_share) if s is not None] == pytest.approx([1.0], abs=1e-5)
+    assert known_shares(whole) == pytest.approx([0.0], abs=1e-5)
+    first, *_, last = restore_each(pair, tokenizer, PROBES, PROBES, groups=4)
+    assert known_shares(first) == known_shares(last) == pytest.approx([1.0], abs=1e-5)
+
+
+def known_shares(restored: Restored) -> list[float]:
+    return [share for share in (restored.task_share, restored.probe_share) if share is not None]
 
 
 def test_a_model_against_itself_has_nothing_to_restore(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,0 +1,80 @@
+"""Conditions such as `retention<0.9`, with which an audit can fail a CI run."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from graftlm.audit.result import AuditResult, TunedAudit
+from graftlm.errors import InputError
+
+FORM = re.compile(r"\s*([\w.-]+?)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*")
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`quantity` is retention (the mean over the probes), retention.PROBE, divergence (nats per token) or
+    TASK.METRIC (the tuned model's)."""
+
+    text: str
+    quantity: str
+    comparison: str
+    bound: float
+
+    def value(self, audited: TunedAudit) -> float | None:
+        """The quantity of one tuned model; None where it was not measured."""
+        if self.quantity == "retention":
+            return audited.mean_retention
+        if self.quantity == "divergence":
+            return audited.divergence
+        name, _, inner = self.quantity.partition(".")
+        if name == "retention":
+            return audited.retention.get(inner)
+        result = audited.results.get(name)
+        return None if result is None else result.metrics.get(inner)
+
+
+def parse_condition(text: str) -> Condition:
+    """InputError where `text` is not QUANTITY<NUMBER, with <, <=, > or >=."""
+    match = FORM.fullmatch(text)
+    if match is None:
+        raise InputError(f"--fail-if is {text!r}, but a condition such as 'retention<0.9' is expected")
+    return Condition(text, match[1], match[2], float(match[3]))
+
+
+def check_conditions(conditions: Sequence[Condition], tasks: Sequence[str], probes: Sequence[str]) -> None:
+    """Before the long work: InputError for a quantity that this audit cannot have."""
+    for condition in conditions:
+        name, dot, inner = condition.quantity.partition(".")
+        if name == "retention" and (inner in probes if dot else bool(probes)):
+            continue
+        if condition.quantity == "divergence" or (dot and name in (*tasks, *probes)):
+            continue
+        choices = ["retention", *(f"retention.{probe}" for probe in probes), "divergence", "TASK.METRIC"]
+        raise InputError(
+            f"--fail-if {condition.text}: {condition.quantity!r} is not in this audit; it has {', '.join(choices)}"
+        )
+
+
+def failures(conditions: Sequence[Condition], result: AuditResult) -> list[str]:
+    """One line for each tuned model and condition that holds of it.
+
+    Raises InputError where the quantity was not measured: a check that cannot fail is none.
+    """
+    lines = []
+    for name, audited in result.tuned.items():
+        for condition in conditions:
+            value = condition.value(audited)
+            if value is None:
+                raise InputError(f"--fail-if {condition.text}: {name} has no {condition.quantity}")
+            if OPERATORS[condition.comparison](value, condition.bound):
+                lines.append(f"{name}: {condition.quantity} is {value:.3f} ({condition.text})")
+    return lines
