@@ -195,6 +195,100 @@ def evaluate(
 
 
 @app.command()
+def audit(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the others were tuned from.")],
+    tuned: Annotated[list[str], typer.Argument(metavar="TUNED", help="Folders, adapters, hub ids.")],
+    task: Annotated[list[str] | None, typer.Option(help="What they were tuned for; repeatable.")] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(help="What they should still know: a built-in task, or a file of prompts; repeatable."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Test examples of each.", min=2)] = 100,
+    layer_groups: Annotated[int, typer.Option(help="Groups of layers, each restored by itself.", min=1)] = 6,
+    output_format: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Output format to count, as NAME=REGEX; repeatable.", metavar="NAME=REGEX"),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit with 1 if this holds, such as 'retention<0.9'; repeatable.", metavar="CONDITION"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for audit.json and report.html.")] = Path("audit"),
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold tuned models against their base model.
+
+    What was gained, what was forgotten, and in which layers: a table, and one HTML page.
+    """
+    check_audit_folder(output, overwrite)
+    formats = dict(parse_format(text) for text in output_format) if output_format else None
+    from graftlm.audit.audit import DEFAULT_PROBES
+    from graftlm.audit.audit import audit as audit_models
+    from graftlm.audit.condition import check_conditions, failures, parse_condition
+    from graftlm.tasks import get_task
+
+    probes = [get_task(name) for name in probe or DEFAULT_PROBES if name not in (task or [])]
+    tasks = [get_task(name) for name in task or []]
+    conditions = [parse_condition(text) for text in fail_if or []]
+    check_conditions(conditions, [each.name for each in tasks], [each.name for each in probes])
+    with reported_progress() as progress:
+        result = audit_models(
+            base,
+            tuned,
+            tasks=tasks,
+            probes=probes,
+            limit=limit,
+            layer_groups=layer_groups,
+            formats=formats,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    from graftlm.audit.summary import audit_table
+    from graftlm.report import audit_verdict, write_audit_report
+
+    document = dump_json(asdict(result), indent=2)
+    write_text(output / "audit.json", document + "\n")
+    write_audit_report(output / "report.html", result, title=f"Audit of models tuned from {base}")
+    if as_json:
+        print(document)
+    else:
+        print_table(audit_table(result))
+        print()
+        for line in audit_verdict(result):
+            print(line)
+    say(f"report: {output / 'report.html'}")
+    if failed := failures(conditions, result):
+        for line in failed:
+            say(f"graftlm: failed: {line}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def restore(
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Hub id, folder or adapter folder.")],
+    layers: Annotated[str, typer.Option(help="Layers, such as 0-14 or 0-4,9.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model.")],
+    scale: Annotated[float, typer.Option(help="Share of the tuning's change that is left there.")] = 0.0,
+    base: Annotated[
+        str | None, typer.Option(help="The model that a whole TUNED was tuned from; an adapter knows its own.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+) -> None:
+    """Undo part of a tuning in some layers.
+
+    Saves an ordinary model. Which layers are worth it, `graftlm audit` shows.
+    """
+    from graftlm.audit.restore import restore as restore_layers
+
+    changed = restore_layers(tuned, output, layers=layers, scale=scale, base=base, overwrite=overwrite)
+    say(f"{changed} weights scaled; model: {output}")
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder.")] = "smollm2-135m",
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue or answer; repeatable.")] = None,
@@ -273,6 +367,22 @@ def print_config(config: Any, sources: Mapping[str, str]) -> None:
     """The resolved config as YAML that can be used again, the source of each value beside it."""
     for name, value in asdict(config).items():
         print(f"{dump_yaml({name: value}).rstrip()}  # {sources[name]}")
+
+
+def check_audit_folder(folder: Path, overwrite: bool) -> None:
+    """Before the long work: InputError if the folder holds an audit, or cannot be one."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file; give a folder")
+    if (folder / "audit.json").exists() and not overwrite:
+        raise InputError(f"output folder {folder} holds an audit; give another --output, or --overwrite")
+
+
+def parse_format(text: str) -> tuple[str, str]:
+    """'json=^\\s*\\{' -> ('json', '^\\s*\\{')"""
+    name, separator, pattern = text.partition("=")
+    if not separator or not name or not pattern:
+        raise InputError(f"--format is {text!r}, but NAME=REGEX is expected")
+    return name, pattern
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -8,19 +8,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from graftlm.audit.divergence import base_written_divergence, write_base_texts
 from graftlm.audit.diversity import Format, measure_diversity
+from graftlm.audit.representations import layer_drift
+from graftlm.audit.weights import weight_changes
+from transformers import PreTrainedTokenizerBase
+
 from graftlm.audit.forward_clock import ForwardClock
 from graftlm.audit.intervals import bootstrap_change
 from graftlm.audit.opening import opened_pair
 from graftlm.audit.pair import ModelPair
-from graftlm.audit.representations import layer_drift
 from graftlm.audit.restoration import reference_pairs, restore_each
 from graftlm.audit.result import AuditResult, Diversity, TunedAudit
 from graftlm.audit.retention import facts_changed, retention
-from graftlm.audit.weights import weight_changes
 from graftlm.datasets import general_prompts, general_text
 from graftlm.errors import InputError
 from graftlm.evaluation import evaluate
@@ -178,11 +178,9 @@ class Measurement:
         return Reference(results=results, diversity=self.diversity(model), texts=texts)
 
     def compare(self, pair: ModelPair, reference: Reference, name: str) -> TunedAudit:
-        with pair.tuned() as model:
-            # A whole tuned model is not watched yet; an adapter shares the base model's modules, which are.
-            with self.watched(pair):
-                results = self.evaluate(model, name)
-                diversity = self.diversity(model)
+        with pair.tuned() as model, self.watched(pair):
+            results = self.evaluate(model, name)
+            diversity = self.diversity(model)
         with self.watched(pair):
             with self.stopwatch.part("weights"):
                 weights = weight_changes(pair)
@@ -246,6 +244,7 @@ class Measurement:
         )
 
     def watched(self, pair: ModelPair) -> Any:
+        """The clock on a whole tuned model; an adapter shares the base model's modules, which are watched already."""
         return nullcontext() if pair.one_model else self.stopwatch.clock.watching(pair.tuned_model)
 
     def step(self, what: str) -> Callable[[int, int], None] | None:
