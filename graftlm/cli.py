@@ -25,6 +25,7 @@ from graftlm.files import dump_json, write_text
 from graftlm.flags import config_command
 from graftlm.multitoken.config import DistillConfig, TuneConfig
 from graftlm.runs import Run, check_folder
+from graftlm.study.config import StudyConfig
 from graftlm.yaml_text import dump_yaml
 
 
@@ -289,6 +290,44 @@ def restore(
 
 
 @app.command()
+@config_command(StudyConfig, "study")
+def study(
+    config: StudyConfig,
+    sources: dict[str, str],
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the ladder of objectives, and show which ingredient matters.
+
+    Each arm with the same rows and seeds; a study that was stopped goes on with --resume.
+    """
+    if dry_run:
+        check_folder(Path(config.output), "study", config, resume=resume, overwrite=overwrite)
+        print_config(config, sources)
+        return
+    from graftlm.study.rows import study_table, study_verdict
+    from graftlm.study.study import study as train_ladder
+
+    with (
+        opened_run(config, "study", sources, resume=resume, overwrite=overwrite) as run,
+        reported_progress() as progress,
+    ):
+        measured = train_ladder(config, run.folder, progress)
+        document = [asdict(each) for each in measured]
+        run.write_json("results.json", document)
+    if as_json:
+        print(dump_json(document, indent=2))
+        return
+    print_table(study_table(measured))
+    print()
+    for line in study_verdict(measured):
+        print(line)
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder.")] = "smollm2-135m",
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue or answer; repeatable.")] = None,
@@ -344,7 +383,7 @@ def env(as_json: AsJson = False) -> None:
 
 @contextmanager
 def opened_run(
-    config: DistillConfig | TuneConfig,
+    config: DistillConfig | TuneConfig | StudyConfig,
     command: str,
     sources: Mapping[str, str],
     *,

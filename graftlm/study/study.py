@@ -1,0 +1,126 @@
+"""Train every arm with every seed, measure each, and keep what was measured as it comes.
+
+A study that was stopped goes on where it was: a finished training is one result file, which is not made twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from graftlm.console import prefixed, say
+from graftlm.evaluation import evaluate
+from graftlm.files import dump_json, remove, write_text
+from graftlm.models import load_model
+from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.multitoken.distill import distill
+from graftlm.multitoken.tune import CHECKPOINTS, MODEL, tune
+from graftlm.runs import Run
+from graftlm.study.config import ARMS, StudyConfig, split_names
+from graftlm.study.rows import Measured
+from graftlm.tasks import get_task
+
+Report = Callable[[str, int, int], None]
+RESULT = "result.json"
+
+
+def study(config: StudyConfig, folder: Path, progress: Report) -> list[Measured]:
+    """Everything that `config` asks for, in `folder`; the untrained model first, then arm by arm, seed by seed.
+
+    The seeds go round before the arms do, so that a study cut short has whole rounds. Raises InputError for an unknown
+    task, and whatever distillation and tuning refuse.
+    """
+    tasks = [get_task(name).name for name in split_names(config.tasks) + split_names(config.probes)]
+    measured = [kept(folder / "untrained", lambda: measure(config, config.model, tasks, "untrained", 0, progress))]
+    needs_heads = any(
+        "heads" not in ARMS[arm] and ARMS[arm]["objective"] == "multi-token" for arm in config.chosen_arms
+    )
+    if needs_heads:
+        distil(config, folder, progress)
+    trainings = [(seed, arm) for seed in range(config.seeds) for arm in config.chosen_arms]
+    for number, (seed, arm) in enumerate(trainings, start=1):
+        say(f"study: {number}/{len(trainings)}  {arm}, seed {seed}")
+        place = folder / arm / f"seed-{seed}"
+        measured.append(kept(place, partial(train, config, arm, seed, folder, place, tasks, progress)))
+    return sorted(measured, key=lambda each: ["untrained", *ARMS].index(each.arm))
+
+
+def kept(place: Path, make: Callable[[], Measured]) -> Measured:
+    """The result in `place`, made if it is not there."""
+    file = place / RESULT
+    if not file.exists():
+        write_text(file, dump_json(asdict(make()), indent=2) + "\n")
+    return Measured(**json.loads(file.read_text("utf-8")))
+
+
+def distil(config: StudyConfig, folder: Path, progress: Report) -> None:
+    """Heads on the untrained model, once for all arms and seeds."""
+    place = folder / "heads"
+    if (place / "agreement.json").exists():
+        return
+    heads = DistillConfig(
+        model=config.model,
+        data=config.data,
+        output=str(place),
+        num_heads=config.num_heads,
+        domain_tokens=config.domain_tokens,
+        general_tokens=config.general_tokens,
+        epochs=config.distillation_epochs,
+    )
+    with Run.create(place, "distill", heads, {}, resume=True) as run:
+        distill(heads, run, prefixed(progress, "heads"))
+
+
+def train(
+    config: StudyConfig, arm: str, seed: int, folder: Path, place: Path, tasks: list[str], progress: Report
+) -> Measured:
+    """One training in `place`/run, and its measurement; the checkpoints go, the model stays."""
+    settings = tune_settings(config, arm, folder)
+    tuning = TuneConfig(output=str(place / "run"), seed=seed, **settings)
+    begun = time.perf_counter()
+    with Run.create(place / "run", "tune", tuning, {}, resume=True) as run:
+        tune(tuning, run)
+        losses = [line for line in run.metrics() if "loss" in line]
+    seconds = time.perf_counter() - begun
+    found = measure(config, str(place / "run" / MODEL), tasks, arm, seed, progress)
+    shutil.rmtree(place / "run" / CHECKPOINTS, ignore_errors=True)
+    if settings.get("method") == "full":
+        remove(place / "run" / MODEL)  # half a gigabyte each; run.yaml repeats it
+    last = losses[-1].get("next_token_loss", losses[-1]["loss"]) if losses else None
+    return Measured(**{**asdict(found), "training_seconds": seconds, "training_loss": last})
+
+
+def tune_settings(config: StudyConfig, arm: str, folder: Path) -> dict[str, Any]:
+    """The fields of TuneConfig in which a training of `arm` departs from the defaults."""
+    settings: dict[str, Any] = {
+        "model": config.model,
+        "data": config.data,
+        "max_steps": config.max_steps,
+        "batch_size": config.batch_size,
+        "learning_rate": config.full_learning_rate if ARMS[arm].get("method") == "full" else config.learning_rate,
+        **ARMS[arm],
+    }
+    if settings["objective"] == "multi-token":
+        settings.setdefault("heads", str(folder / "heads"))
+        settings |= {
+            "num_heads": config.num_heads,
+            "coefficient": config.coefficient,
+            "heads_learning_rate": config.heads_learning_rate,
+        }
+    return settings
+
+
+def measure(config: StudyConfig, model: str, tasks: list[str], arm: str, seed: int, progress: Report) -> Measured:
+    """One model on every task and probe; the same examples for all."""
+    loaded, tokenizer = load_model(model)
+    results = evaluate(loaded, tokenizer, tasks, limit=config.limit, progress=prefixed(progress, f"{arm}, seed {seed}"))
+    metrics: Mapping[str, Any] = {task: result.metrics for task, result in results.items()}
+    floors = {task: result.floors for task, result in results.items()}
+    counts = {task: result.count for task, result in results.items()}
+    return Measured(arm=arm, seed=seed, metrics=dict(metrics), floors=floors, counts=counts)

@@ -1,0 +1,83 @@
+"""The ladder on a tiny model, and its figures against closed forms."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from graftlm.errors import InputError
+from graftlm.study.config import ARMS, StudyConfig
+from graftlm.study.rows import Measured, paired_difference, spread, study_verdict
+from graftlm.study.study import study
+from tests.conftest import tiny_model
+
+# What PEFT asks of transformers, and TRL of torch on a CPU.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+def measured(arm: str, seed: int, value: float) -> Measured:
+    return Measured(arm=arm, seed=seed, metrics={"t": {"score": value}}, floors={"t": {}}, counts={"t": 2})
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    folder = tmp_path / "model"
+    tiny_model(layers=4).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def small(model: str, **settings: object) -> StudyConfig:
+    return StudyConfig(
+        model=model, max_steps=2, seeds=2, limit=2, num_heads=2, probes="", domain_tokens=300, general_tokens=100,
+        distillation_epochs=1, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_arm_is_trained_with_every_seed_and_a_stopped_study_goes_on(model: str, tmp_path: Path) -> None:
+    asked: list[str] = []
+    folder = tmp_path / "study"
+    first = study(small(model, arms="next-token-lora"), folder, lambda what, done, total: asked.append(what))
+    assert [(each.arm, each.seed) for each in first] == [
+        ("untrained", 0),
+        ("next-token-lora", 0),
+        ("next-token-lora", 1),
+    ]
+    assert all(math.isfinite(each.metrics["molecules"]["nll_per_token"]) for each in first)
+    kept = (folder / "next-token-lora" / "seed-1" / "result.json").read_bytes()
+    asked.clear()
+    every = study(small(model), folder, lambda what, done, total: asked.append(what))
+    assert [each.arm for each in every] == ["untrained", *(arm for arm in ARMS for _ in range(2))]
+    assert (folder / "next-token-lora" / "seed-1" / "result.json").read_bytes() == kept
+    assert not any("next-token-lora" in what or "untrained" in what for what in asked)
+    values = {(each.arm, each.seed): each.metrics["molecules"]["nll_per_token"] for each in every}
+    assert len({round(value, 6) for value in values.values()}) > len(ARMS)  # arms and seeds differ
+    assert not list(folder.glob("*/*/run/checkpoints"))
+
+
+def test_the_interval_is_students_t() -> None:
+    """scipy.stats.t.interval(0.95, 2, 2, sem) of 1, 2, 3: 2 ± 2.484."""
+    found = spread([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and found.reach == pytest.approx(2.4841, abs=1e-3)
+    assert spread([1.0]).reach is None
+
+
+def test_a_rung_is_held_against_the_one_below_seed_by_seed() -> None:
+    steady = [measured(arm, seed, 10.0 * seed + shift + 0.01 * seed * shift)
+              for arm, shift in (("cold-heads", 0.0), ("distilled-heads", 1.0)) for seed in range(3)]  # fmt: skip
+    change = paired_difference(steady, "cold-heads", "distilled-heads", "t", "score")
+    assert change is not None and change.seeds == 3 and change.mean == pytest.approx(1.01)
+    [line] = study_verdict(steady)
+    assert "t score +1.010 ± 0.025" in line
+    noisy = [measured("cold-heads", s, v) for s, v in enumerate([0.0, 5.0, 1.0])]
+    noisy += [measured("distilled-heads", s, v) for s, v in enumerate([4.0, 0.0, 2.0])]
+    assert study_verdict(noisy) == ["distilled-heads against cold-heads (3 paired seeds): no difference shown."]
+
+
+def test_an_unknown_arm_is_named() -> None:
+    with pytest.raises(InputError, match="--arms names 'warm-heads'"):
+        StudyConfig(arms="cold-heads,warm-heads")
