@@ -5,27 +5,16 @@ from __future__ import annotations
 import copy
 
 import pytest
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from graftlm.audit.pair import WholePair
 from graftlm.audit.restoration import layer_spans, nll_per_token, restore_each
 from graftlm.audit.result import Restored
+from tests.audit.models import noisy
 from tests.conftest import tiny_model
 
 PAIRS = {"task": [("one two", " three"), ("a", " b c")]}
 PROBES = {"probe": [("The sky is", " blue"), ("Water is", " wet")], "other": [("x y", " z")]}
-
-
-def noisy(model: PreTrainedModel, layers: range, scale: float = 0.5) -> PreTrainedModel:
-    """A copy with noise in the weights of `layers` only."""
-    changed = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for layer in layers:
-            for parameter in changed.model.layers[layer].parameters():
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return changed
 
 
 def test_restoring_exactly_the_noisy_layers_brings_the_base_model_back(tokenizer: PreTrainedTokenizerFast) -> None:

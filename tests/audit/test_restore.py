@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from graftlm.audit.restore import parse_layers, restore
 from graftlm.errors import InputError
 from graftlm.models import load_model
-from tests.audit.test_restoration import noisy
+from tests.audit.models import noisy
 from tests.conftest import tiny_model
 
 # What PEFT asks of transformers.
