@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 
 from graftlm.errors import InputError
 from graftlm.tasks.base import Task, TaskResult
 from graftlm.tasks.capitals import Capitals
+from graftlm.tasks.elements import Elements
+from graftlm.tasks.file_probe import FileProbe, is_probe_file
+from graftlm.tasks.glosses import Glosses
 from graftlm.tasks.molecules import Molecules
+from graftlm.tasks.perplexity import Code, GeneralText
 
-__all__ = ["TASKS", "Capitals", "Molecules", "Task", "TaskResult", "get_task"]
+__all__ = [
+    "TASKS",
+    "Capitals",
+    "Code",
+    "Elements",
+    "FileProbe",
+    "GeneralText",
+    "Glosses",
+    "Molecules",
+    "Task",
+    "TaskResult",
+    "get_task",
+]
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Molecules, Capitals)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Molecules, Capitals, Elements, Glosses, GeneralText, Code)}
 
 
 def get_task(name: str) -> Task:
-    """The built-in task of that name; InputError, with the nearest name, if there is none."""
+    """The built-in task of that name, or the probe out of that file; InputError, with the nearest name, if there is
+    none."""
     if name in TASKS:
         return TASKS[name]()
+    if is_probe_file(name):
+        return FileProbe(Path(name))
     nearest = get_close_matches(name, TASKS, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose one of {', '.join(TASKS)}"
     raise InputError(f"unknown task {name!r}: {hint}")

@@ -7,15 +7,9 @@ from typing import Any
 import pytest
 
 from graftlm.errors import InputError
-from graftlm.tasks import capitals
-from graftlm.tasks.capitals import (
-    Capitals,
-    Country,
-    draw_candidates,
-    few_shot_prefix,
-    names_capital,
-    read_countries,
-)
+from graftlm.tasks import facts
+from graftlm.tasks.capitals import Capitals
+from graftlm.tasks.facts import Fact, draw_candidates, names_answer
 
 
 def test_the_script_rebuilds_the_data_file(load_tool: Any):
@@ -28,8 +22,8 @@ def test_the_script_rebuilds_the_data_file(load_tool: Any):
 
 
 def test_the_data_has_the_sizes_that_its_readme_states_and_each_capital_once():
-    assert (len(read_countries("test")), len(read_countries("validation"))) == (135, 20)
-    assert len({country.capital for country in read_countries("test")}) == 135
+    assert (len(Capitals.facts("test")), len(Capitals.facts("validation"))) == (135, 20)
+    assert len({country.answer for country in Capitals.facts("test")}) == 135
 
 
 def test_a_probe_has_no_training_rows():
@@ -58,14 +52,14 @@ def test_a_probe_has_no_training_rows():
     ],
 )
 def test_an_answer_counts_if_its_first_line_names_the_capital(output: str, capital: str, right: bool):
-    assert names_capital(output, Country("X", capital, ("Kiev",))) is right
+    assert names_answer(output, Fact("X", capital, ("Kiev",))) is right
 
 
 def test_each_country_has_ten_distinct_candidates_and_the_right_one_anywhere_among_them():
-    countries = read_countries("test")
+    countries = Capitals.facts("test")
     drawn = draw_candidates(countries, 0)
     assert all(len(set(group)) == 10 for group in drawn)
-    places = [group.index(country.capital) for country, group in zip(countries, drawn, strict=True)]
+    places = [group.index(country.answer) for country, group in zip(countries, drawn, strict=True)]
     assert set(places) == set(range(10))
     assert drawn == draw_candidates(countries, 0) != draw_candidates(countries, 1)
 
@@ -91,7 +85,7 @@ def test_a_model_without_any_knowledge_is_near_the_floor(make_model: Any, tokeni
 def test_a_model_that_prefers_every_right_capital_scores_one(
     monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any
 ):
-    right = {country.prompt: f" {country.capital}" for country in read_countries("test")}
+    right = {country.prompt: f" {country.answer}" for country in Capitals.facts("test")}
 
     def rank(model: Any, tok: Any, prompts: Any, candidates: Any, *args: Any, **kw: Any) -> Any:
         return [
@@ -99,18 +93,18 @@ def test_a_model_that_prefers_every_right_capital_scores_one(
             for prompt, group in zip(prompts, candidates, strict=True)
         ]
 
-    monkeypatch.setattr(capitals, "candidate_log_likelihoods", rank)
-    monkeypatch.setattr(capitals, "generate_completions", lambda *args, **options: [right[p] for p in args[2]])
+    monkeypatch.setattr(facts, "candidate_log_likelihoods", rank)
+    monkeypatch.setattr(facts, "generate_completions", lambda *args, **options: [right[p] for p in args[2]])
     result = Capitals().evaluate(make_model(), tokenizer)
     assert result.metrics == {"greedy_accuracy": 1.0, "ranking_accuracy": 1.0}
     assert result.count == 135
 
 
 def test_shots_are_smaller_countries_that_are_never_probed():
-    prefix = few_shot_prefix(20, seed=0)
-    assert prefix == few_shot_prefix(20, seed=0) != few_shot_prefix(20, seed=1)
+    prefix = Capitals().few_shot_prefix(20, seed=0)
+    assert prefix == Capitals().few_shot_prefix(20, seed=0) != Capitals().few_shot_prefix(20, seed=1)
     lines = prefix.splitlines()
     assert len(lines) == 20 and all(line.endswith(".") for line in lines)
-    assert not any(line.startswith(country.prompt) for line in lines for country in read_countries("test"))
-    with pytest.raises(InputError, match="20 countries for its examples, not 21"):
-        few_shot_prefix(21, seed=0)
+    assert not any(line.startswith(country.prompt) for line in lines for country in Capitals.facts("test"))
+    with pytest.raises(InputError, match="20 facts for its examples, not 21"):
+        Capitals().few_shot_prefix(21, seed=0)
