@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from graftlm.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from graftlm.auditing.audit import audit
     from graftlm.errors import InputError
     from graftlm.evaluation import evaluate
     from graftlm.models import load_model
@@ -34,6 +35,7 @@ __all__ = [
     "Task",
     "TaskResult",
     "__version__",
+    "audit",
     "distill_heads",
     "evaluate",
     "head_losses",
@@ -50,6 +52,7 @@ __getattr__ = lazy_attributes(
         "MultiTokenTrainer": "graftlm.multitoken",
         "Task": "graftlm.tasks",
         "TaskResult": "graftlm.tasks",
+        "audit": "graftlm.auditing.audit",
         "distill_heads": "graftlm.multitoken",
         "evaluate": "graftlm.evaluation",
         "head_losses": "graftlm.multitoken",

@@ -226,9 +226,9 @@ def audit(
     """
     check_audit_folder(output, overwrite)
     formats = dict(parse_format(text) for text in output_format) if output_format else None
-    from graftlm.audit.audit import DEFAULT_PROBES
-    from graftlm.audit.audit import audit as audit_models
-    from graftlm.audit.condition import check_conditions, failures, parse_condition
+    from graftlm.auditing.audit import DEFAULT_PROBES
+    from graftlm.auditing.audit import audit as audit_models
+    from graftlm.auditing.condition import check_conditions, failures, parse_condition
     from graftlm.tasks import get_task
 
     probes = [get_task(name) for name in probe or DEFAULT_PROBES if name not in (task or [])]
@@ -248,7 +248,7 @@ def audit(
             seed=seed,
             progress=progress,
         )
-    from graftlm.audit.summary import audit_table
+    from graftlm.auditing.summary import audit_table
     from graftlm.report import audit_verdict, write_audit_report
 
     document = dump_json(asdict(result), indent=2)
@@ -283,7 +283,7 @@ def restore(
 
     Saves an ordinary model. Which layers are worth it, `graftlm audit` shows.
     """
-    from graftlm.audit.restore import restore as restore_layers
+    from graftlm.auditing.restore import restore as restore_layers
 
     changed = restore_layers(tuned, output, layers=layers, scale=scale, base=base, overwrite=overwrite)
     say(f"{changed} weights scaled; model: {output}")

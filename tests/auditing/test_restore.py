@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from graftlm.audit.restore import parse_layers, restore
+from graftlm.auditing.restore import parse_layers, restore
 from graftlm.errors import InputError
 from graftlm.models import load_model
-from tests.audit.models import noisy
+from tests.auditing.models import noisy
 from tests.conftest import tiny_model
 
 # What PEFT asks of transformers.

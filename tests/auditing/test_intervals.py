@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graftlm.audit.intervals import bootstrap_change
-from graftlm.audit.retention import facts_changed, retention
+from graftlm.auditing.intervals import bootstrap_change
+from graftlm.auditing.retention import facts_changed, retention
 from graftlm.tasks import TaskResult
 
 

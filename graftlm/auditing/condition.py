@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from graftlm.audit.result import AuditResult, TunedAudit
+from graftlm.auditing.result import AuditResult, TunedAudit
 from graftlm.errors import InputError
 
 FORM = re.compile(r"\s*([\w.-]+?)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*")

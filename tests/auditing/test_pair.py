@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from graftlm.audit.pair import AdapterPair, ModelPair, WholePair
+from graftlm.auditing.pair import AdapterPair, ModelPair, WholePair
 from graftlm.errors import InputError
-from tests.audit.models import adapted, merged, noisy
+from tests.auditing.models import adapted, merged, noisy
 from tests.conftest import ARCHITECTURES, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.audit.pair import ModelPair
+from graftlm.auditing.pair import ModelPair
 from graftlm.errors import InputError
 from graftlm.multitoken import WrittenText, write_texts
 from graftlm.tasks.generation import logits_at

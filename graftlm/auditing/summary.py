@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftlm.audit.result import AuditResult, Change, Restored, TunedAudit
+from graftlm.auditing.result import AuditResult, Change, Restored, TunedAudit
 from graftlm.console import number
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from graftlm.audit.result import FactsChanged
+from graftlm.auditing.result import FactsChanged
 from graftlm.report.comparison import changed_answers
 from graftlm.tasks import TaskResult
 

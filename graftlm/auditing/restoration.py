@@ -17,8 +17,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.audit.pair import ModelPair
-from graftlm.audit.result import Restored
+from graftlm.auditing.pair import ModelPair
+from graftlm.auditing.result import Restored
 from graftlm.tasks import Task
 from graftlm.tasks.generation import completion_log_likelihoods
 

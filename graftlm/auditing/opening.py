@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.audit.pair import AdapterPair, ModelPair, WholePair
+from graftlm.auditing.pair import AdapterPair, ModelPair, WholePair
 from graftlm.errors import InputError
 from graftlm.models import adapter_on, fingerprint, load_model
 

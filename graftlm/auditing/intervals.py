@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graftlm.audit.result import Change
+from graftlm.auditing.result import Change
 from graftlm.report.comparison import is_better, same_examples
 from graftlm.tasks import TaskResult
 

@@ -7,10 +7,10 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from graftlm.audit.pair import WholePair
-from graftlm.audit.restoration import layer_spans, nll_per_token, restore_each
-from graftlm.audit.result import Restored
-from tests.audit.models import noisy
+from graftlm.auditing.pair import WholePair
+from graftlm.auditing.restoration import layer_spans, nll_per_token, restore_each
+from graftlm.auditing.result import Restored
+from tests.auditing.models import noisy
 from tests.conftest import tiny_model
 
 PAIRS = {"task": [("one two", " three"), ("a", " b c")]}

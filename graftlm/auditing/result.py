@@ -91,7 +91,7 @@ class TunedAudit:
 
     `divergence`: mean KL(base || tuned) in nats per token of text that the base model wrote; `divergence_error` its
     standard error over texts. `retention`: per probe, the share of what the base model knew that is left, see
-    graftlm/audit/retention.py.
+    graftlm/auditing/retention.py.
     """
 
     results: dict[str, TaskResult]

@@ -19,8 +19,8 @@ import torch
 from peft import PeftModel, PeftType
 from peft.utils import AuxiliaryTrainingWrapper
 
-from graftlm.audit.opening import check_vocabulary
-from graftlm.audit.pair import AdapterPair, WholePair
+from graftlm.auditing.opening import check_vocabulary
+from graftlm.auditing.pair import AdapterPair, WholePair
 from graftlm.errors import InputError
 from graftlm.models import load_model
 

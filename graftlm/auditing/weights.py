@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from graftlm.audit.pair import ModelPair
-from graftlm.audit.result import WeightChange
+from graftlm.auditing.pair import ModelPair
+from graftlm.auditing.result import WeightChange
 
 
 def weight_changes(pair: ModelPair) -> list[WeightChange]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from graftlm.audit.result import Diversity
+from graftlm.auditing.result import Diversity
 from graftlm.errors import InputError
 from graftlm.tasks.generation import encode_prompt, logits_at
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.audit.pair import ModelPair
-from graftlm.audit.result import LayerDrift
+from graftlm.auditing.pair import ModelPair
+from graftlm.auditing.result import LayerDrift
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import decoder_layers, plain_model
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from graftlm.audit.divergence import base_written_divergence, write_base_texts
-from graftlm.audit.diversity import FORMATS, compiled_format, format_of, measure_diversity
-from graftlm.audit.pair import AdapterPair, ModelPair, WholePair
-from graftlm.audit.representations import layer_drift
-from graftlm.audit.weights import weight_changes
+from graftlm.auditing.divergence import base_written_divergence, write_base_texts
+from graftlm.auditing.diversity import FORMATS, compiled_format, format_of, measure_diversity
+from graftlm.auditing.pair import AdapterPair, ModelPair, WholePair
+from graftlm.auditing.representations import layer_drift
+from graftlm.auditing.weights import weight_changes
 from graftlm.errors import InputError
 from graftlm.multitoken import WrittenText
-from tests.audit.models import adapted, merged, noisy
+from tests.auditing.models import adapted, merged, noisy
 from tests.conftest import ARCHITECTURES, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

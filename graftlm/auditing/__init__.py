@@ -1,0 +1,1 @@
+"""Hold a tuned model against the model that it came from."""
