@@ -8,19 +8,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftlm.auditing.divergence import base_written_divergence, write_base_texts
-from graftlm.auditing.diversity import Format, measure_diversity
-from graftlm.auditing.representations import layer_drift
-from graftlm.auditing.weights import weight_changes
 from transformers import PreTrainedTokenizerBase
 
+from graftlm.auditing.divergence import base_written_divergence, write_base_texts
+from graftlm.auditing.diversity import Format, measure_diversity
 from graftlm.auditing.forward_clock import ForwardClock
 from graftlm.auditing.intervals import bootstrap_change
 from graftlm.auditing.opening import opened_pair
 from graftlm.auditing.pair import ModelPair
+from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.restoration import reference_pairs, restore_each
 from graftlm.auditing.result import AuditResult, Diversity, TunedAudit
 from graftlm.auditing.retention import facts_changed, retention
+from graftlm.auditing.weights import weight_changes
 from graftlm.datasets import general_prompts, general_text
 from graftlm.errors import InputError
 from graftlm.evaluation import evaluate

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graftlm.auditing.result import Change
-from graftlm.report.comparison import is_better, same_examples
 from graftlm.tasks import TaskResult
+from graftlm.tasks.comparison import is_better, same_examples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 
 from graftlm.auditing.result import FactsChanged
-from graftlm.report.comparison import changed_answers
 from graftlm.tasks import TaskResult
+from graftlm.tasks.comparison import changed_answers
 
 
 def retention(base: TaskResult, tuned: TaskResult) -> float | None:

@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graftlm.report.comparison import (
+from graftlm.report.markup import Markup, element, join
+from graftlm.report.plots import Dot, Line, bar_plot, dot_plot, head_colour, line_plot, round_up
+from graftlm.report.tables import capital, cell, row, table
+from graftlm.tasks.comparison import (
     Z_95,
     Results,
     label,
@@ -16,9 +19,6 @@ from graftlm.report.comparison import (
     standard_error,
     task_metrics,
 )
-from graftlm.report.markup import Markup, element, join
-from graftlm.report.plots import Dot, Line, bar_plot, dot_plot, head_colour, line_plot, round_up
-from graftlm.report.tables import capital, cell, row, table
 
 HEAD_LOSS = re.compile(r"(?:head_(\d+)_loss|loss_(\d+))")  # of tuning and of distillation
 

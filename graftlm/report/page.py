@@ -14,7 +14,6 @@ from graftlm.console import words
 from graftlm.errors import InputError
 from graftlm.files import write_text
 from graftlm.report.charts import agreement_plots, loss_plots, metric_panels
-from graftlm.report.comparison import Results, is_probe, task_metrics
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.tables import (
     changed_facts,
@@ -24,6 +23,7 @@ from graftlm.report.tables import (
     has_changes,
     results_table,
 )
+from graftlm.tasks.comparison import Results, is_probe, task_metrics
 
 EXAMPLES = 10
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -48,18 +48,18 @@ def write_report(
     if not task_metrics(results):
         raise InputError("no results to report: evaluate at least one model on one task")
     sections = [
-        _verdict(verdict),
+        verdict_section(verdict),
         _results(results),
         *_changed(results),
-        _losses(curves),
-        _agreement(agreement),
+        losses_section(curves),
+        agreement_section(agreement),
         *_examples(results),
-        _facts(facts),
+        facts_section(facts),
     ]
-    write_text(path, _page(title, sections))
+    write_text(path, page(title, sections))
 
 
-def _page(title: str, sections: Sequence[Markup | None]) -> str:
+def page(title: str, sections: Sequence[Markup | None]) -> str:
     style = files("graftlm.report").joinpath("style.css").read_text(encoding="utf-8")
     head = element(
         "head",
@@ -80,7 +80,7 @@ def section(heading: str, *content: Markup | None, note: str | None = None, clas
     return element("section", element("h2", heading), introduction, content, Markup("\n"), class_=class_)
 
 
-def _verdict(lines: Sequence[str]) -> Markup | None:
+def verdict_section(lines: Sequence[str]) -> Markup | None:
     if not lines:
         return None
     return section("Verdict", element("ul", [element("li", line) for line in lines]), class_="verdict")
@@ -114,7 +114,7 @@ def _changed(results: Results) -> Iterator[Markup]:
             )
 
 
-def _losses(curves: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
+def losses_section(curves: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
     plots = loss_plots(curves)
     if not plots:
         return None
@@ -126,7 +126,7 @@ def _losses(curves: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
     )
 
 
-def _agreement(agreement: Mapping[str, Any]) -> Markup | None:
+def agreement_section(agreement: Mapping[str, Any]) -> Markup | None:
     if not agreement.get("heads"):
         return None
     return section(
@@ -150,7 +150,7 @@ def _examples(results: Results) -> Iterator[Markup]:
             )
 
 
-def _facts(facts: Mapping[str, Any]) -> Markup | None:
+def facts_section(facts: Mapping[str, Any]) -> Markup | None:
     rows = []
     for name, value in facts.items():
         shown = ", ".join(f"{k} {words(v)}" for k, v in value.items()) if isinstance(value, Mapping) else words(value)

@@ -51,16 +51,16 @@ def line_plot(
     grid = [
         *(_gridline(frame, tick) for tick in ticks(y_top)),
         *(
-            _words(number(t), frame.x(t), frame.top + frame.height + 18, anchor="middle")
+            words_at(number(t), frame.x(t), frame.top + frame.height + 18, anchor="middle")
             for t in ticks(x_top, whole=True)
         ),
-        _words(x_label, frame.left + frame.width / 2, 266, anchor="middle", class_="axis"),
+        words_at(x_label, frame.left + frame.width / 2, 266, anchor="middle", class_="axis"),
         element("text", y_label, x=12, y=120, text_anchor="middle", transform="rotate(-90 12 120)", class_="axis"),
     ]
     curves = [_curve(frame, line) for line in lines if line.points]
     ends = _apart([(frame.y(smooth(line.points)[-1][1]), line) for line in lines if line.points])
     tags = [
-        _words(line.tag, frame.x(line.points[-1][0]) + 6, y + 4, class_="tag", style=f"fill:var({line.colour})")
+        words_at(line.tag, frame.x(line.points[-1][0]) + 6, y + 4, class_="tag", style=f"fill:var({line.colour})")
         for y, line in ends
     ]
     return figure(title, description, 440, 274, join(grid, curves, tags))
@@ -111,7 +111,7 @@ def dot_plot(title: str, description: str, dots: Sequence[Dot], *, top: float, f
     grid = [
         join(
             element("line", x1=frame.x(tick), x2=frame.x(tick), y1=frame.top, y2=bottom, class_="grid"),
-            _words(number(tick), frame.x(tick), bottom + 15, anchor="middle"),
+            words_at(number(tick), frame.x(tick), bottom + 15, anchor="middle"),
         )
         for tick in ticks(top, about=3)
     ]
@@ -123,19 +123,19 @@ def dot_plot(title: str, description: str, dots: Sequence[Dot], *, top: float, f
 
 def _dot(frame: Frame, dot: Dot, y: float) -> Markup:
     colour = f"var(--model-{dot.model})"
-    name = _words(dot.label, frame.left - 8, y + 4, anchor="end", class_="name")
+    name = words_at(dot.label, frame.left - 8, y + 4, anchor="end", class_="name")
     if dot.value is None:
-        return join(name, _words("–", frame.left + frame.width + 8, y + 4))
+        return join(name, words_at("–", frame.left + frame.width + 8, y + 4))
     whisker = None
     if dot.reach:
         ends = [frame.x(min(max(dot.value + side * dot.reach, 0), frame.x_top)) for side in (-1, 1)]
         whisker = element("line", x1=ends[0], x2=ends[1], y1=y, y2=y, stroke=colour, class_="whisker")
-    mark = _mark(dot.model, frame.x(dot.value), y, colour)
-    value = _words(f"{dot.value:.3f}", frame.left + frame.width + 8, y + 4, class_="value")
-    return join(name, whisker, mark, value)
+    shape = mark(dot.model, frame.x(dot.value), y, colour)
+    value = words_at(f"{dot.value:.3f}", frame.left + frame.width + 8, y + 4, class_="value")
+    return join(name, whisker, shape, value)
 
 
-def _mark(model: int, x: float, y: float, fill: str) -> Markup:
+def mark(model: int, x: float, y: float, fill: str) -> Markup:
     """Another shape for each model, for whoever sees no colours."""
     if model % 3 == 1:
         return element("rect", x=x - 4.5, y=y - 4.5, width=9, height=9, fill=fill)
@@ -161,8 +161,8 @@ def bar_plot(title: str, description: str, bars: Sequence[tuple[str, float, floa
                 height=round(frame.y(0) - y, 1),
                 fill=f"var({head_colour(place + 1, len(bars))})",
             ),
-            _words(f"{share:.1%}", middle, y - 5, anchor="middle", class_="value"),
-            _words(name, middle, frame.y(0) + 17, anchor="middle"),
+            words_at(f"{share:.1%}", middle, y - 5, anchor="middle", class_="value"),
+            words_at(name, middle, frame.y(0) + 17, anchor="middle"),
         ]
         if copy is not None:
             ends = {"x1": round(middle - width * 0.7, 1), "x2": round(middle + width * 0.7, 1)}
@@ -216,11 +216,11 @@ def _gridline(frame: Frame, value: float, *, percent: bool = False) -> Markup:
     y = frame.y(value)
     return join(
         element("line", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y, class_="grid"),
-        _words(f"{value:.0%}" if percent else number(round(value, 6)), frame.left - 6, y + 4, anchor="end"),
+        words_at(f"{value:.0%}" if percent else number(round(value, 6)), frame.left - 6, y + 4, anchor="end"),
     )
 
 
-def _words(text: str, x: float, y: float, *, anchor: str | None = None, **attributes: str) -> Markup:
+def words_at(text: str, x: float, y: float, *, anchor: str | None = None, **attributes: str) -> Markup:
     return element("text", text, x=round(x, 1), y=round(y, 1), text_anchor=anchor, **attributes)
 
 

@@ -7,7 +7,9 @@ import os.path
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftlm.report.comparison import (
+from graftlm.report.markup import Markup, element, join
+from graftlm.report.verdict import describe
+from graftlm.tasks.comparison import (
     Results,
     changed_answers,
     difference,
@@ -21,8 +23,6 @@ from graftlm.report.comparison import (
     task_metrics,
     tuned_models,
 )
-from graftlm.report.markup import Markup, element, join
-from graftlm.report.verdict import describe
 
 if TYPE_CHECKING:
     from graftlm.tasks import TaskResult

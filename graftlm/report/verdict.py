@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from graftlm.report.comparison import (
+from graftlm.tasks.comparison import (
     Difference,
     Results,
     changed_answers,

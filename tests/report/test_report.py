@@ -13,8 +13,8 @@ import pytest
 from graftlm.errors import InputError
 from graftlm.report import verdict_lines, write_report
 from graftlm.report.charts import head_losses
-from graftlm.report.comparison import difference, standard_error
 from graftlm.tasks import TaskResult
+from graftlm.tasks.comparison import difference, standard_error
 
 
 def generation(outputs: list[str], valid: list[int], nll: list[float], tokens: int = 10) -> TaskResult:

@@ -1,0 +1,282 @@
+"""The page of an audit: verdict on top, then gain and retention, where it changed, restoration, facts, diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from graftlm.auditing.result import AuditResult, Change, TunedAudit
+from graftlm.files import dump_json, write_text
+from graftlm.report.audit_plots import Point, heat_map, paired_bars, scatter_plot
+from graftlm.report.audit_verdict import audit_verdict, span
+from graftlm.report.markup import Markup, element, join
+from graftlm.report.page import facts_section, page, section, verdict_section
+from graftlm.report.plots import Line, line_plot, round_up
+from graftlm.report.tables import capital, cell, clipped, common_part_cut, row, table
+from graftlm.report.verdict import signed
+from graftlm.tasks.comparison import label, lower_is_better
+
+
+def write_audit_report(path: Path, result: AuditResult, *, title: str, extra: Sequence[Markup | None] = ()) -> None:
+    """Write the page to `path`, whole or not at all (OSError names the file).
+
+    `extra`: further sections, before the last one. The audit itself lies in the page as JSON (element `audit`).
+    """
+    sections = [
+        verdict_section(audit_verdict(result)),
+        _gain_and_retention(result),
+        _metrics(result),
+        *(_places(result)),
+        *(_restorations(result)),
+        *(_facts(result)),
+        _diversity(result),
+        *extra,
+        facts_section(
+            {
+                "base model": result.base,
+                "tuned models": ", ".join(result.tuned),
+                "settings": result.settings,
+                "seconds": {name: round(seconds, 1) for name, seconds in result.seconds.items()},
+                "share of the time in forward passes": f"{result.forward_share:.0%}",
+            }
+        ),
+        _data(result),
+    ]
+    write_text(path, page(title, sections))
+
+
+def _data(result: AuditResult) -> Markup:
+    """The audit as JSON, written so that nothing in it can end the element."""
+    text = dump_json(asdict(result)).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return element("script", Markup(text), type="application/json", id="audit")
+
+
+def _gain_and_retention(result: AuditResult) -> Markup | None:
+    """The scatter: only where there is a task and a probe."""
+    if not result.tasks or not result.probes:
+        return None
+    task = result.tasks[0]
+    metric = gain_metric(result, task)
+    points = []
+    for place, (name, audited) in enumerate(result.tuned.items(), start=1):
+        change, kept = audited.changes[task].get(metric), audited.mean_retention
+        if change is None or kept is None:
+            continue
+        low, high = _gain(change, metric)[1:]
+        points.append(
+            Point(label=short(name), x=kept, y=_gain(change, metric)[0], low=low, high=high, model=min(place, 5))
+        )
+    if not points:
+        return None
+    unit = "nats per token saved" if metric == "nll_per_token" else label(metric)
+    shown = "; ".join(f"{p.label}: retention {p.x:.0%}, gain {p.y:.3f}" for p in points)
+    plot = scatter_plot(
+        "Gain against retention", shown, points, x_label="retention (mean over the probes)", y_label=f"gain: {unit}"
+    )
+    return section(
+        "Gain against retention",
+        element("figure", plot),
+        note=f"Up: gain on {task}, with its 95 % interval. Right: more of what the base model knew is left. Retention is "
+        "what is left above a guess, or for text the ratio of the perplexities; see docs/auditing.md.",
+    )
+
+
+def gain_metric(result: AuditResult, task: str) -> str:
+    """What the task's gain is read from: the likelihood of the references, or else its first metric."""
+    metrics = result.base_results[task].metrics
+    return "nll_per_token" if "nll_per_token" in metrics else next(iter(metrics))
+
+
+def _gain(change: Change, metric: str) -> tuple[float, float | None, float | None]:
+    """(value, low, high), turned so that more is better."""
+    if not lower_is_better(metric):
+        return change.value, change.low, change.high
+    low = None if change.high is None else -change.high
+    return -change.value, low, None if change.low is None else -change.low
+
+
+def _metrics(result: AuditResult) -> Markup:
+    headings = ["metric", "floor", "base", *(short(name) for name in result.tuned)]
+    rows: list[Markup] = []
+    for task, first in result.base_results.items():
+        kind = "task" if task in result.tasks else "probe"
+        heading = element("th", f"{task} ", element("small", f"{kind}, {first.count} examples"), colspan=len(headings))
+        rows.append(element("tr", heading, class_="group", role="row"))
+        for metric, value in first.metrics.items():
+            floor = first.floors.get(metric)
+            better = "↓ lower is better" if lower_is_better(metric) else "↑ higher is better"
+            cells = [cell("floor", "–" if floor is None else f"{floor:.3f}"), cell("base", f"{value:.3f}")]
+            for name, audited in result.tuned.items():
+                cells.append(_change_cell(short(name), audited.changes[task].get(metric)))
+            rows.append(row(join(capital(label(metric)), element("small", better)), cells))
+    if any(audited.retention for audited in result.tuned.values()):
+        cells = [cell("floor", "–"), cell("base", "100 %")]
+        for name, audited in result.tuned.items():
+            mean = audited.mean_retention
+            cells.append(cell(short(name), "–" if mean is None else f"{mean:.0%}"))
+        rows.append(row(join("Retention", element("small", "mean over the probes")), cells))
+    note = join(
+        element("span", "▲", class_="good"), " better and ", element("span", "▼", class_="bad"),
+        " worse than the base model: the 95 % interval of the difference leaves out zero.",
+    )  # fmt: skip
+    return section(
+        "Every measure",
+        table("Mean over the examples; below it the difference to the base model", headings, rows, class_="numbers"),
+        element("p", note, class_="note"),
+    )
+
+
+def _change_cell(name: str, change: Change | None) -> Markup:
+    if change is None:
+        return cell(name, "–")
+    sign = None
+    if change.shown:
+        words = "better than base" if change.better else "worse than base"
+        arrow = element("span", "▲" if change.better else "▼", class_="good" if change.better else "bad", title=words)
+        sign = join(" ", arrow)
+    interval = "" if change.low is None or change.high is None else f" [{signed(change.low)}, {signed(change.high)}]"
+    return cell(name, f"{change.tuned:.3f}", sign, element("small", f"{signed(change.value)}{interval}"))
+
+
+def _places(result: AuditResult) -> Iterator[Markup]:
+    for name, audited in result.tuned.items():
+        figures = [*_heat(audited), *_drift(audited)]
+        if figures:
+            yield section(
+                f"Where {short(name)} changed",
+                element("div", figures, class_="panels large"),
+                _weights_table(audited),
+                note="Left: the change of each weight relative to its norm. Right: how far the output of each layer "
+                "drifts on general text; 0 where nothing changed.",
+            )
+
+
+def _heat(audited: TunedAudit) -> Iterator[Markup]:
+    cells = {(c.module, c.group): c.relative for c in audited.weights if c.group.startswith("layer ")}
+    if not cells:
+        return
+    modules = list(dict.fromkeys(module for module, _ in cells))
+    groups = sorted({group for _, group in cells}, key=lambda group: int(group.split()[1]))
+    values = [[cells.get((module, group)) for group in groups] for module in modules]
+    plot = heat_map(
+        "Relative weight change",
+        f"{len(modules)} modules by {len(groups)} layers, largest {max(cells.values()):.4f}",
+        [module.rsplit(".", 1)[-1][:14] for module in modules],
+        groups,
+        values,
+    )
+    yield element("figure", element("figcaption", element("h3", "Weights, layer by module")), plot)
+
+
+def _drift(audited: TunedAudit) -> Iterator[Markup]:
+    if not audited.drift:
+        return
+    lines = [
+        Line(label="1 − CKA", tag="CKA", colour="--model-1", points=[(d.layer, max(1 - d.cka, 0.0)) for d in audited.drift]),
+        Line(label="1 − cosine", tag="cos", colour="--model-2",
+             points=[(d.layer, max(1 - d.cosine, 0.0)) for d in audited.drift]),
+    ]  # fmt: skip
+    top = round_up(max([*(y for line in lines for _, y in line.points), 1e-6]))
+    plot = line_plot(
+        "Drift of representations",
+        "; ".join(f"{line.label} from {line.points[0][1]:.4f} to {line.points[-1][1]:.4f}" for line in lines),
+        lines, x_top=max(len(audited.drift) - 1, 1), y_top=top, x_label="layer", y_label="1 − similarity",
+    )  # fmt: skip
+    yield element("figure", element("figcaption", element("h3", "Representations, by layer")), plot)
+
+
+def _weights_table(audited: TunedAudit) -> Markup | None:
+    if not audited.weights:
+        return None
+    rows = [row(c.group, [cell("module", c.module), cell("change", f"{c.relative:.5f}")]) for c in audited.weights]
+    numbers = table("‖tuned − base‖ / ‖base‖", ["group", "module", "change"], rows, class_="numbers", cells=2)
+    return element("details", element("summary", "The numbers"), element("div", numbers, class_="scroll"))
+
+
+def _restorations(result: AuditResult) -> Iterator[Markup]:
+    names = ("lost knowledge brought back", "gain on the task kept")
+    for name, audited in result.tuned.items():
+        known = [r for r in audited.restoration if r.probe_share is not None or r.task_share is not None]
+        if not known:
+            continue
+        groups = [
+            (span(r).removeprefix("layers ").removeprefix("layer "),
+             None if r.probe_share is None else 1 - r.probe_share, r.task_share)
+            for r in known
+        ]  # fmt: skip
+        shown = "; ".join(f"layers {g}: {_percent(back)} back, {_percent(kept)} kept" for g, back, kept in groups)
+        plot = paired_bars("Restoration of layers", shown, groups, names=names)
+        legend = [
+            element("li", element("span", class_="swatch block", style=f"background:var({colour})"), words)
+            for colour, words in zip(("--model-3", "--model-1"), names, strict=True)
+        ]
+        yield section(
+            f"Layers of {short(name)} put back",
+            element("figure", plot),
+            element("ul", legend, class_="legend"),
+            note="The base model's weights in one group of layers, all others as tuned. Read from the likelihood of "
+            "the reference answers (nats per token), so small changes count too.",
+        )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _facts(result: AuditResult) -> Iterator[Markup]:
+    for probe in result.probes:
+        base = result.base_results[probe]
+        shorten = common_part_cut([example["prompt"] for example in base.examples]) if base.examples else {}
+        rows, folded = [], []
+        for name, audited in result.tuned.items():
+            for metric, changed in audited.facts.get(probe, {}).items():
+                counts = [("kept", changed.kept), ("lost", len(changed.lost)), ("won", len(changed.won))]
+                rows.append(row(short(name), [cell("measure", label(metric)), *(cell(k, str(v)) for k, v in counts)]))
+                for kind, examples in (("lost", changed.lost), ("won", changed.won)):
+                    if examples:
+                        items = [_fact(example, shorten) for example in examples]
+                        heading = element("summary", f"{short(name)}, {label(metric)}: {len(items)} {kind}")
+                        folded.append(element("details", heading, element("ul", items)))
+        if rows:
+            headings = ["model", "measure", "kept", "lost", "won"]
+            yield section(
+                f"Facts lost and won: {probe}",
+                table(f"Of {base.count} questions", headings, rows, class_="numbers", cells=4),
+                join(folded),
+            )
+
+
+def _fact(example: Mapping[str, Any], shorten: Mapping[str, str]) -> Markup:
+    prompt = str(example["prompt"])
+    given = clipped(example.get("output", ""), 60)
+    now = element("small", " · now ", element("code", given))
+    return element("li", element("b", shorten.get(prompt, prompt)), f": {str(example['reference']).strip()}", now)
+
+
+def _diversity(result: AuditResult) -> Markup | None:
+    measured = {"base": result.base_diversity, **{short(n): a.diversity for n, a in result.tuned.items()}}
+    found = {name: diversity for name, diversity in measured.items() if diversity is not None}
+    if not found:
+        return None
+    formats = list(dict.fromkeys(name for diversity in found.values() for name in diversity.formats))
+    rows = [
+        row("Distinct outputs", [cell(name, f"{d.distinct:.0%}") for name, d in found.items()]),
+        row("Entropy at the start (nats)", [cell(name, f"{d.start_entropy:.3f}") for name, d in found.items()]),
+    ]
+    for format_name in formats:
+        shares = [cell(name, f"{d.formats.get(format_name, 0.0):.0%}") for name, d in found.items()]
+        rows.append(row(f"Format: {format_name}", shares))
+    outputs = next(iter(found.values())).outputs
+    return section(
+        "Diversity",
+        table(f"{outputs} outputs a model, sampled at temperature 1", ["", *found], rows, class_="numbers", cells=3),
+        note="A share of formats that swallows the others, or few distinct outputs, are signs of collapse.",
+    )
+
+
+def short(name: str) -> str:
+    """A model's name without the folders before it: "demo/multi-token/model" -> "multi-token"."""
+    parts = [part for part in Path(name).parts if part not in ("/", "model")]
+    return parts[-1] if parts else name

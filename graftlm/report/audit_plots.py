@@ -1,0 +1,126 @@
+"""The audit's own plots: gain against retention, change by layer and module, and what each restoration brings back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graftlm.report.markup import Markup, element, join
+from graftlm.report.plots import Frame, figure, mark, number, ticks, words_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One model: `x` its retention, `y` its gain with the 95 % interval (`low`, `high`)."""
+
+    label: str
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    model: int
+
+
+def scatter_plot(title: str, description: str, points: Sequence[Point], *, x_label: str, y_label: str) -> Markup:
+    """A dot a model; the base model is where the dashed lines cross (retention 1, gain 0)."""
+    x_top = max(1.1, *(1.05 * point.x for point in points))
+    values = [0.0, *(v for p in points for v in (p.y, p.low, p.high) if v is not None)]
+    low, high = min(values), max(values)
+    margin = 0.1 * (high - low or 1.0)
+    low, high = low - margin, high + margin
+    frame = Frame(x_top=x_top, y_top=high - low, left=48, top=14, width=340, height=200)
+    bottom = frame.top + frame.height
+    grid = []
+    for tick in ticks(x_top):
+        grid.append(element("line", x1=frame.x(tick), x2=frame.x(tick), y1=frame.top, y2=bottom, class_="grid"))
+        grid.append(words_at(f"{tick:.0%}", frame.x(tick), bottom + 16, anchor="middle"))
+    step = ticks(high - low)[1]
+    for place in range(int(low // step), int(high // step) + 2):
+        if low <= place * step <= high:
+            y = frame.y(place * step - low)
+            grid.append(element("line", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y, class_="grid"))
+            grid.append(words_at(number(round(place * step, 6)), frame.left - 6, y + 4, anchor="end"))
+    zero = frame.y(-low)
+    grid += [
+        element("line", x1=frame.left, x2=frame.left + frame.width, y1=zero, y2=zero, class_="floor"),
+        element("line", x1=frame.x(1), x2=frame.x(1), y1=frame.top, y2=bottom, class_="floor"),
+        words_at("base", frame.x(1) + 5, zero - 5, class_="name"),
+        words_at(x_label, frame.left + frame.width / 2, bottom + 36, anchor="middle", class_="axis"),
+        element("text", y_label, x=10, y=114, text_anchor="middle", transform="rotate(-90 10 114)", class_="axis"),
+    ]
+    drawn, taken = [], [zero - 5]
+    for point in sorted(points, key=lambda p: -p.y):
+        x, y, colour = frame.x(point.x), frame.y(point.y - low), f"var(--model-{point.model})"
+        if point.low is not None and point.high is not None:
+            ends = {"y1": frame.y(point.low - low), "y2": frame.y(point.high - low)}
+            drawn.append(element("line", x1=x, x2=x, **ends, stroke=colour, class_="whisker"))
+        label_y = y + 4
+        while any(abs(label_y - other) < 14 for other in taken):
+            label_y += 14
+        taken.append(label_y)
+        right = x < frame.left + frame.width / 2
+        name = words_at(
+            point.label, x + (10 if right else -10), label_y, anchor="start" if right else "end", class_="name"
+        )
+        drawn += [mark(point.model, x, y, colour), name]
+    return figure(title, description, 440, bottom + 46, join(grid, drawn))
+
+
+def heat_map(
+    title: str, description: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]]
+) -> Markup:
+    """Darker is more; a cell tells its value when pointed at. `values`: row by row, None where there is no cell."""
+    top = max((v for line in values for v in line if v is not None), default=0.0) or 1.0
+    left, height, width = 96, 18, min(18.0, 336 / max(len(columns), 1))
+    drawn = []
+    for r, (name, line) in enumerate(zip(rows, values, strict=True)):
+        drawn.append(words_at(name, left - 8, 6 + height * r + 13, anchor="end", class_="name"))
+        for c, value in enumerate(line):
+            place = {"x": round(left + width * c, 1), "y": 6 + height * r, "width": round(width - 1, 1), "height": 17}
+            shade = (
+                {"fill": "var(--accent)", "fill_opacity": f"{0.04 + 0.96 * value / top:.3f}"}
+                if value is not None
+                else {}
+            )
+            tip = element("title", f"{columns[c]}, {name}: {'not tuned' if value is None else f'{value:.4f}'}")
+            drawn.append(element("rect", tip, **place, **shade, class_="cell" if value is not None else "empty"))
+    bottom = 6 + height * len(rows)
+    every = max(1, -(-len(columns) // 8))
+    for c in range(0, len(columns), every):
+        label = columns[c].removeprefix("layer ")
+        drawn.append(words_at(label, left + width * (c + 0.5), bottom + 15, anchor="middle"))
+    scale = words_at(f"darkest: {top:.3g} of the base weight's norm", left, bottom + 34, class_="axis")
+    return figure(title, description, 440, bottom + 42, join(drawn, scale))
+
+
+def paired_bars(
+    title: str, description: str, groups: Sequence[tuple[str, float | None, float | None]], *, names: tuple[str, str]
+) -> Markup:
+    """Two upright bars a group, of shares; drawn from 0 to 1.2 at most, the number above says what it is."""
+    frame = Frame(x_top=max(len(groups), 1), y_top=1.2, left=42, top=22, width=380, height=150)
+    grid = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = frame.y(tick)
+        grid.append(element("line", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y, class_="grid"))
+        grid.append(words_at(f"{tick:.0%}", frame.left - 6, y + 4, anchor="end"))
+    width = min(frame.width / max(len(groups), 1) * 0.36, 26)
+    drawn = []
+    for place, (label, first, second) in enumerate(groups):
+        middle = frame.x(place + 0.5)
+        for side, value in ((-1, first), (1, second)):
+            if value is None:
+                continue
+            shown = min(max(value, 0.0), 1.2)
+            x = middle - width - 1 if side < 0 else middle + 1
+            drawn.append(
+                element(
+                    "rect",
+                    element("title", f"{label}, {names[0 if side < 0 else 1]}: {value:.0%}"),
+                    x=round(x, 1), y=frame.y(shown), width=round(width, 1),
+                    height=max(round(frame.y(0) - frame.y(shown), 1), 0.5),
+                    fill="var(--model-3)" if side < 0 else "var(--model-1)",
+                )
+            )  # fmt: skip
+            drawn.append(words_at(f"{value:.0%}", x + width / 2, frame.y(shown) - 4, anchor="middle", class_="small"))
+        drawn.append(words_at(label, middle, frame.y(0) + 17, anchor="middle"))
+    return figure(title, description, 440, 200, join(grid, drawn))
