@@ -26,7 +26,8 @@ from graftlm.errors import InputError
 from graftlm.evaluation import evaluate
 from graftlm.models import load_model
 from graftlm.multitoken import WrittenText
-from graftlm.tasks import Task, TaskResult, get_task
+from graftlm.tasks import FileProbe, Task, TaskResult, get_task
+from graftlm.tasks.facts import FactProbe
 
 Report = Callable[[str, int, int], None]
 DEFAULT_PROBES = ("capitals", "elements", "glosses", "general-text", "code")
@@ -231,13 +232,16 @@ class Measurement:
             return measure_diversity(model, self.tokenizer, prompts, formats=self.formats, seed=seed)
 
     def restoration(self, pair: ModelPair, name: str) -> Any:
+        """On the probes that ask facts, where there are any: likelihood of running text costs more and says less."""
         limit = min(self.options["limit"] or REFERENCES, REFERENCES)
-        kinds = [{task.name: reference_pairs(task, limit) for task in kind}
-                 for kind in (self.chosen.tasks, self.chosen.probes)]  # fmt: skip
+        facts = [probe for probe in self.chosen.probes if isinstance(probe, (FactProbe, FileProbe))]
+        kinds = (self.chosen.tasks, facts or self.chosen.probes)
+        tasks, probes = ({task.name: reference_pairs(task, limit) for task in kind} for kind in kinds)
         return restore_each(
             pair,
             self.tokenizer,
-            *kinds,
+            tasks,
+            probes,
             groups=self.layer_groups,
             batch_size=self.options["batch_size"],
             progress=self.step(f"{name}: restoration"),

@@ -78,8 +78,8 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
     return section(
         "Gain against retention",
         element("figure", plot),
-        note=f"Up: gain on {task}, with its 95 % interval. Right: more of what the base model knew is left. Retention is "
-        "what is left above a guess, or for text the ratio of the perplexities; see docs/auditing.md.",
+        note=f"Up: gain on {task}, with its 95 % interval. Right: more of what the base model knew is left. Retention "
+        "is what is left above a guess, or for text the ratio of the perplexities; see docs/auditing.md.",
     )
 
 
@@ -173,11 +173,14 @@ def _heat(audited: TunedAudit) -> Iterator[Markup]:
 def _drift(audited: TunedAudit) -> Iterator[Markup]:
     if not audited.drift:
         return
+    distances = {
+        "1 − CKA": [(float(d.layer), max(1 - d.cka, 0.0)) for d in audited.drift],
+        "1 − cosine": [(float(d.layer), max(1 - d.cosine, 0.0)) for d in audited.drift],
+    }
     lines = [
-        Line(label="1 − CKA", tag="CKA", colour="--model-1", points=[(d.layer, max(1 - d.cka, 0.0)) for d in audited.drift]),
-        Line(label="1 − cosine", tag="cos", colour="--model-2",
-             points=[(d.layer, max(1 - d.cosine, 0.0)) for d in audited.drift]),
-    ]  # fmt: skip
+        Line(label=name, tag=name.removeprefix("1 − ")[:3], colour=f"--model-{place}", points=points)
+        for place, (name, points) in enumerate(distances.items(), start=1)
+    ]
     top = round_up(max([*(y for line in lines for _, y in line.points), 1e-6]))
     plot = line_plot(
         "Drift of representations",
