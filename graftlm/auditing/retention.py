@@ -1,11 +1,11 @@
 """How much of what the base model knew is left in the tuned one.
 
-    accuracy          (tuned - floor) / (base - floor), floor: what a guess reaches
+    accuracies        sum of (tuned - floor) / sum of (base - floor), floor: what a guess reaches
     nll_per_token     exp(base - tuned), the ratio of the perplexities
 
-A probe's retention is the mean over its accuracies, or where it has none that of its perplexities. 1: nothing lost;
-above 1: something won. A probe on which the base model itself does not beat a guess has nothing to lose, and no
-retention.
+The accuracies of a probe (greedy and ranking) are summed before the ratio is taken, so that one on which the base model
+hardly beats a guess counts for little. A probe without accuracies has the second. 1: nothing lost; above 1: something
+won. A probe on which the base model does not beat a guess has nothing to lose, and no retention.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ def retention(base: TaskResult, tuned: TaskResult) -> float | None:
     """Of one probe; None where the base model knows nothing of it."""
     accuracies = [metric for metric in base.metrics if metric.endswith("accuracy")]
     if accuracies:
-        shares = []
-        for metric in accuracies:
-            floor = base.floors.get(metric, 0.0)
-            if base.metrics[metric] > floor:
-                shares.append(max(tuned.metrics[metric] - floor, 0.0) / (base.metrics[metric] - floor))
-        return sum(shares) / len(shares) if shares else None
+        before, after = (
+            sum(max(result.metrics[metric] - base.floors.get(metric, 0.0), 0.0) for metric in accuracies)
+            for result in (base, tuned)
+        )
+        return after / before if before else None
     if "nll_per_token" in base.metrics:
         return math.exp(base.metrics["nll_per_token"] - tuned.metrics["nll_per_token"])
     return None

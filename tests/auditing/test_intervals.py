@@ -98,3 +98,18 @@ def test_facts_lost_won_and_kept_are_counted() -> None:
     assert [example["prompt"] for example in changed.lost] == ["1"]
     assert [example["prompt"] for example in changed.won] == ["2"]
     assert changed.kept == 2
+
+
+def test_an_accuracy_near_its_floor_counts_for_little() -> None:
+    """Greedy 0.02 above its floor doubles, ranking 0.6 above its floor halves: (0.04 + 0.3) / (0.02 + 0.6)."""
+
+    def both(greedy: float, ranking: float) -> TaskResult:
+        return TaskResult(
+            task="t",
+            metrics={"greedy_accuracy": greedy, "ranking_accuracy": ranking},
+            floors={"greedy_accuracy": 0.0, "ranking_accuracy": 0.1},
+            count=2,
+            seconds=0.0,
+        )
+
+    assert retention(both(0.02, 0.7), both(0.04, 0.4)) == pytest.approx(0.34 / 0.62)

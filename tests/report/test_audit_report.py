@@ -1,0 +1,170 @@
+"""The audit's page: well-formed, honest, and drawn by a real browser without a request or an error."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from graftlm.auditing.intervals import bootstrap_change
+from graftlm.auditing.result import AuditResult, Diversity, LayerDrift, Restored, TunedAudit, WeightChange
+from graftlm.auditing.retention import facts_changed, retention
+from graftlm.report import audit_verdict, write_audit_report
+from graftlm.tasks import TaskResult
+
+LAYERS = 30
+MODULES = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+           "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
+
+
+def task(nll: list[float]) -> TaskResult:
+    examples = [{"prompt": f"p{i}", "reference": "r", "output": "o", "nll": n, "tokens": 4} for i, n in enumerate(nll)]
+    value = sum(nll) / (4 * len(nll))
+    return TaskResult(task="molecules", metrics={"nll_per_token": value}, examples=examples, count=len(nll), seconds=1)
+
+
+def probe(right: list[int]) -> TaskResult:
+    examples = [
+        {"prompt": f"The <script> of {i} is", "reference": f"</script>&{i}", "output": "x\x00", "greedy_accuracy": r}
+        for i, r in enumerate(right)
+    ]
+    share = sum(right) / len(right)
+    return TaskResult(
+        task="capitals", metrics={"greedy_accuracy": share}, floors={"greedy_accuracy": 0.01}, examples=examples,
+        count=len(right), seconds=1,
+    )  # fmt: skip
+
+
+def tuned(base: dict[str, TaskResult], results: dict[str, TaskResult], **parts: Any) -> TunedAudit:
+    changes = {n: {m: bootstrap_change(base[n], results[n], m) for m in base[n].metrics} for n in base}
+    kept = retention(base["capitals"], results["capitals"])
+    assert kept is not None
+    return TunedAudit(
+        results=results,
+        changes=changes,  # type: ignore[arg-type]
+        facts={"capitals": facts_changed(base["capitals"], results["capitals"])},
+        retention={"capitals": kept},
+        **parts,
+    )
+
+
+@pytest.fixture
+def result() -> AuditResult:
+    """One model that gained and forgot, one that did neither and of which only the results are known."""
+    base = {"molecules": task([16.0 + i % 3 for i in range(40)]), "capitals": probe([1] * 30 + [0] * 10)}
+    moved = {"molecules": task([8.0 + i % 5 for i in range(40)]), "capitals": probe([0] * 15 + [1] * 16 + [0] * 9)}
+    groups = [(f"layer {layer}", module) for layer in range(LAYERS) for module in MODULES]
+    diversity = Diversity(distinct=0.9, start_entropy=2.0, formats={"list": 0.25, "other": 0.75}, outputs=64)
+    full = tuned(
+        base,
+        moved,
+        divergence=0.2,
+        divergence_error=0.02,
+        weights=[WeightChange(group=g, module=m, relative=0.001 * (i % 37)) for i, (g, m) in enumerate(groups)],
+        drift=[LayerDrift(layer=i, cka=1 - 0.003 * i, cosine=1 - 0.002 * i) for i in range(LAYERS)],
+        restoration=[
+            Restored(layers=(5 * i, 5 * i + 4), task={"molecules": 2.0}, probes={"capitals": 1.0},
+                     task_share=1.02 - 0.02 * i, probe_share=0.4 + 0.13 * i)
+            for i in range(6)
+        ],
+        diversity=diversity,
+    )  # fmt: skip
+    return AuditResult(
+        base="smollm2-135m",
+        tasks=["molecules"],
+        probes=["capitals"],
+        base_results=base,
+        base_diversity=diversity,
+        tuned={"runs/multi-token/model": full, "same": tuned(base, base)},
+        seconds={"loading": 1.0, "restoration": 40.0},
+        forward_share=0.9,
+        settings={"limit": 40, "seed": 0},
+    )
+
+
+@pytest.fixture
+def page(result: AuditResult, tmp_path: Path) -> Path:
+    path = tmp_path / "report.html"
+    write_audit_report(path, result, title="Audit <of> one")
+    return path
+
+
+def test_the_page_is_well_formed_and_holds_the_audit_as_json(page: Path, result: AuditResult) -> None:
+    text = page.read_text("utf-8")
+    root = ElementTree.fromstring(text.partition("\n")[2])
+    data = json.loads(next(e for e in root.iter("script")).text or "")
+    assert data["tuned"]["runs/multi-token/model"]["divergence"] == 0.2
+    assert data["base_results"]["capitals"]["examples"][3]["prompt"] == "The <script> of 3 is"
+    assert text.count("<script") == text.count("</script>") == 1
+    assert len(list(root.iter("svg"))) == 4
+    assert not re.search(r"(?:src|href)=\"(?!data:)", text) and "url(" not in text
+
+
+def test_the_verdict_claims_nothing_where_the_interval_holds_zero(result: AuditResult) -> None:
+    lines = audit_verdict(result)
+    of_same = " ".join(line for line in lines if "same" in line and "multi-token" not in line)
+    assert "same on molecules (40 examples): no difference shown." in of_same
+    assert "No difference shown for same on: capitals, retention 100%." in of_same
+    assert "gained" not in of_same and "restoring" not in of_same
+    moved = " ".join(line for line in lines if "multi-token" in line)
+    assert "gained on molecules (40 examples): NLL per token 4.244 → 2.500" in moved
+    assert "restoring layers 0–4 brings back most" in moved and "60% of it, and leaves 102% of the task's gain" in moved
+
+
+def test_parts_that_were_not_measured_are_left_out(result: AuditResult, tmp_path: Path) -> None:
+    bare = AuditResult(
+        **{
+            **{name: getattr(result, name) for name in result.__dataclass_fields__},
+            "tuned": {"same": result.tuned["same"]},
+            "base_diversity": None,
+        }
+    )
+    write_audit_report(tmp_path / "bare.html", bare, title="Bare")
+    text = (tmp_path / "bare.html").read_text("utf-8")
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings == [
+        "Verdict", "Gain against retention", "Every measure", "Facts lost and won: capitals", "How this was made",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium; where none is installed these tests cannot run."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_a_browser_draws_every_plot_without_a_request_or_an_error(
+    browser: Any, page: Path, scheme: str, width: int, tmp_path: Path
+) -> None:
+    view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    requests: list[str] = []
+    complaints: list[str] = []
+    view.on("request", lambda request: requests.append(request.url))
+    view.on("console", lambda message: complaints.append(message.text))
+    view.on("pageerror", lambda error: complaints.append(str(error)))
+    view.goto(page.as_uri())
+    marks = "[...document.querySelectorAll('svg')].map(s => [...s.querySelectorAll('rect, path, circle, line')]"
+    sizes = view.evaluate(f"{marks}.map(e => {{ const b = e.getBoundingClientRect(); return b.width + b.height }}))")
+    assert len(sizes) == 4
+    assert all(len(shapes) > 8 and all(size > 0 for size in shapes) for shapes in sizes)
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    colour = view.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", colour)[:3])) > 384) == (scheme == "light")
+    view.screenshot(path=tmp_path / "page.png", full_page=True)
+    view.close()
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == [] and complaints == []
