@@ -10,7 +10,7 @@ from typing import Any
 from graftlm.auditing.result import AuditResult, Change, TunedAudit
 from graftlm.files import dump_json, write_text
 from graftlm.report.audit_plots import Point, heat_map, paired_bars, scatter_plot
-from graftlm.report.audit_verdict import audit_verdict, span
+from graftlm.report.audit_verdict import audit_verdict, short, span
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import facts_section, page, section, verdict_section
 from graftlm.report.plots import Line, line_plot, round_up
@@ -277,9 +277,3 @@ def _diversity(result: AuditResult) -> Markup | None:
         table(f"{outputs} outputs a model, sampled at temperature 1", ["", *found], rows, class_="numbers", cells=3),
         note="A share of formats that swallows the others, or few distinct outputs, are signs of collapse.",
     )
-
-
-def short(name: str) -> str:
-    """A model's name without the folders before it: "demo/multi-token/model" -> "multi-token"."""
-    parts = [part for part in Path(name).parts if part not in ("/", "model")]
-    return parts[-1] if parts else name

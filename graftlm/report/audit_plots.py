@@ -51,7 +51,7 @@ def scatter_plot(title: str, description: str, points: Sequence[Point], *, x_lab
     drawn, taken = [], [zero - 5]
     for point in sorted(points, key=lambda p: -p.y):
         x, y, colour = frame.x(point.x), frame.y(point.y - low), f"var(--model-{point.model})"
-        if point.low is not None and point.high is not None:
+        if point.low is not None and point.high is not None and point.low < point.high:
             ends = {"y1": frame.y(point.low - low), "y2": frame.y(point.high - low)}
             drawn.append(element("line", x1=x, x2=x, **ends, stroke=colour, class_="whisker"))
         label_y = y + 4

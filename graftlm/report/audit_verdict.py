@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from graftlm.auditing.result import AuditResult, Change, Restored, TunedAudit
 from graftlm.report.verdict import signed
@@ -13,7 +14,8 @@ def audit_verdict(result: AuditResult) -> list[str]:
     """What was gained and lost, where the weights moved, and what restoring layers brings back; a few sentences for
     each tuned model."""
     lines = []
-    for name, audited in result.tuned.items():
+    for full_name, audited in result.tuned.items():
+        name = short(full_name)
         lines += [
             *_gain(result, name, audited),
             *_loss(result, name, audited),
@@ -48,11 +50,10 @@ def _loss(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
         kept = audited.retention.get(probe)
         share = "" if kept is None else f", retention {kept:.0%}"
         if shown:
-            found.append(f"{probe}{share} ({'; '.join(shown)})")
+            found.append(f"{probe}{share}: {'; '.join(shown)}.")
         else:
             quiet.append(f"{probe}{share}")
-    if found:
-        yield f"What {name} still knows, where a change is shown: {'; '.join(found)}."
+    yield from (f"{name} on {line}" for line in found)
     if quiet:
         yield f"No difference shown for {name} on: {', '.join(quiet)}."
     if audited.divergence is not None:
@@ -98,6 +99,12 @@ def _restoration(name: str, audited: TunedAudit) -> Iterator[str]:
         f"Of the groups of layers of {name}, restoring {span(best)} brings back most of the likelihood that the "
         f"probes' answers lost: {back:.0%} of it{cost}."
     )
+
+
+def short(name: str) -> str:
+    """A model's name without the folders before it: "demo/multi-token/model" -> "multi-token"."""
+    parts = [part for part in Path(name).parts if part not in ("/", "model")]
+    return parts[-1] if parts else name
 
 
 def span(restored: Restored) -> str:
