@@ -14,11 +14,12 @@ import typer
 from graftlm.cli import app
 from graftlm.config import coerce_flag, field_types, flag_name, load_config
 from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.study.config import StudyConfig
 from graftlm.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CONFIGS: dict[str, type] = {"distill": DistillConfig, "tune": TuneConfig}
+CONFIGS: dict[str, type] = {"distill": DistillConfig, "tune": TuneConfig, "study": StudyConfig}
 
 
 def blocks(language: str) -> list[Any]:
