@@ -18,7 +18,7 @@ from graftlm.cli import main
 from graftlm.errors import InputError
 from graftlm.multitoken.config import TuneConfig
 from graftlm.runs import Run
-from graftlm.tasks import TaskResult
+from graftlm.tasks import TASKS, TaskResult
 from graftlm.yaml_text import parse_yaml
 
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "rdkit", "matplotlib", "numpy"}
@@ -233,7 +233,7 @@ def test_evaluate_json_is_all_there_is_on_stdout_and_the_file_adds_the_examples(
     file = tmp_path / "results.json"
     assert call("evaluate", "base", "--json", "--output", str(file)) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert set(printed["results"]["base"]) == {"molecules", "capitals"}
+    assert list(printed["results"]["base"]) == list(TASKS)
     assert printed["results"]["base"]["molecules"] == {
         "metrics": {"validity": 0.5, "nll_per_token": 2.0},
         "floors": {"validity": 0.25},
