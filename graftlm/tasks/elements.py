@@ -8,8 +8,9 @@ from graftlm.tasks.facts import FactProbe
 
 
 class Elements(FactProbe):
-    """Symbol -> name; the actinides and those after them serve as few-shot examples."""
+    """Chemical element -> symbol; the transactinides serve as few-shot examples."""
 
     name: ClassVar[str] = "elements"
-    description: ClassVar[str] = "knowledge probe: the chemical element that a symbol stands for"
-    template: ClassVar[str] = "The chemical element with the symbol {} is"
+    description: ClassVar[str] = "knowledge probe: symbols of the chemical elements up to lawrencium"
+    template: ClassVar[str] = "The chemical symbol of {} is"
+    keep_case: ClassVar[bool] = True  # "as", "in", "no", "at" and "he" are words, not arsenic, indium, ...

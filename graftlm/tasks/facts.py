@@ -1,6 +1,7 @@
 """A probe of facts: questions with one right answer, asked greedily and by ranking.
 
-To add one: a file data/NAME.tsv (split, subject, answer, other accepted answers) and a subclass with a template.
+To add one: a file data/NAME.tsv (split, subject, answer, other accepted answers) and a subclass with a template, which
+elements.py is an example of.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class FactProbe(Task):
     """Metrics, both means over the test facts:
 
     - `greedy_accuracy`: the answer or an alias stands, as whole words, in the first line of the greedy completion of 7
-      tokens; accents, case and punctuation do not count;
+      tokens; accents, punctuation and, unless `keep_case` is set, case do not count;
     - `ranking_accuracy`: the right answer has the highest log-likelihood, summed over its tokens, of 10 candidates:
       itself and 9 answers of other test facts, drawn once for all models by `seed`.
 
@@ -55,17 +56,19 @@ class FactProbe(Task):
     """The prompt, with {} for the subject."""
     shot_end: ClassVar[str] = ".\n"
     """What follows each solved example in a few-shot prompt."""
+    keep_case: ClassVar[bool] = False
+    """Whether an answer in another case is wrong."""
 
     @classmethod
     def facts(cls, split: Split) -> list[Fact]:
         """The facts of a split, in the file's order; InputError if there are none."""
+        if split == "train":
+            raise InputError(f"task {cls.name} is a probe of what a model knows: it has no split 'train'")
         found = [
             Fact(cls.template.format(subject), answer, aliases)
             for part, subject, answer, aliases in read_rows(f"{cls.name}.tsv")
             if part == split
         ]
-        if split == "train":
-            raise InputError(f"task {cls.name} is a probe of what a model knows: it has no split 'train'")
         if not found:
             raise InputError(f"task {cls.name} has no split {split!r}: choose validation or test")
         return found
@@ -98,7 +101,8 @@ class FactProbe(Task):
         choices = [[f" {answer}" for answer in group] for group in candidates]
         likelihoods = candidate_log_likelihoods(model, tokenizer, prompts, choices, batch_size, on_batch=on_batch)
         outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
-        examples = [score_fact(*row) for row in zip(facts, candidates, likelihoods, outputs, strict=True)]
+        rows = zip(facts, candidates, likelihoods, outputs, strict=True)
+        examples = [score_fact(*row, keep_case=self.keep_case) for row in rows]
         most_frequent = max(Counter(fact.answer for fact in facts).values())
         return TaskResult(
             task=self.name,
@@ -125,7 +129,7 @@ class FactProbe(Task):
 
 @cache
 def read_rows(name: str) -> list[tuple[str, str, str, tuple[str, ...]]]:
-    """(split, subject, answer, aliases) of each line of a file of data/ but the first."""
+    """(split, subject, answer, aliases) of each line of a file of data/ but the first, its header."""
     text = files("graftlm.tasks").joinpath("data", name).read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()[1:]]
     return [
@@ -144,8 +148,10 @@ def draw_candidates(facts: Sequence[Fact], seed: int) -> list[list[str]]:
     return groups
 
 
-def score_fact(fact: Fact, candidates: list[str], scores: list[tuple[float, int]], output: str) -> dict[str, Any]:
-    """One example of the result; `scores` are the candidates' log-likelihoods and numbers of tokens."""
+def score_fact(
+    fact: Fact, candidates: list[str], scores: list[tuple[float, int]], output: str, *, keep_case: bool = False
+) -> dict[str, Any]:
+    """One example of the result; `scores` are the candidates' log-likelihoods in nats and numbers of tokens."""
     sums = [total for total, _ in scores]
     ranked_first = candidates[sums.index(max(sums))]
     log_likelihood, tokens = scores[candidates.index(fact.answer)]
@@ -153,7 +159,7 @@ def score_fact(fact: Fact, candidates: list[str], scores: list[tuple[float, int]
         "prompt": fact.prompt,
         "reference": fact.answer,
         "output": output.strip(),
-        "greedy_accuracy": float(names_answer(output, fact)),
+        "greedy_accuracy": float(names_answer(output, fact, keep_case=keep_case)),
         "ranking_accuracy": float(ranked_first == fact.answer),
         "ranked_first": ranked_first,
         "nll": -log_likelihood,
@@ -161,20 +167,23 @@ def score_fact(fact: Fact, candidates: list[str], scores: list[tuple[float, int]
     }
 
 
-def names_answer(output: str, fact: Fact) -> bool:
+def names_answer(output: str, fact: Fact, *, keep_case: bool = False) -> bool:
     """Whether the output's first line names the answer, or an alias, as whole words."""
-    line = f" {_plain(output.strip().split(chr(10), 1)[0])} "
-    return any(f" {_plain(name)} " in line for name in (fact.answer, *fact.aliases))
+
+    def plain(text: str) -> str:
+        return _plain(text if keep_case else text.casefold())
+
+    line = f" {plain(output.strip().split(chr(10), 1)[0])} "
+    return any(f" {plain(name)} " in line for name in (fact.answer, *fact.aliases))
 
 
 def _plain(text: str) -> str:
-    """Lower case without accents, apostrophes and full stops; all other punctuation separates words.
+    """Without accents, apostrophes and full stops; all other punctuation separates words.
 
-    "Washington, D.C." and "Washington D.C." agree, as do "N'Djamena" and "N’Djaména", "Porto-Novo" and "Porto
-    Novo".
+    "Washington, D.C." and "Washington D.C." agree, as do "N'Djamena" and "N’Djaména", "Porto-Novo" and "Porto Novo".
     """
     kept = []
-    for character in unicodedata.normalize("NFKD", text.casefold()):
+    for character in unicodedata.normalize("NFKD", text):
         if character.isalnum():
             kept.append(character)
         elif not unicodedata.combining(character) and character not in ".'’‘`":

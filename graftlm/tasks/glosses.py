@@ -12,4 +12,4 @@ class Glosses(FactProbe):
 
     name: ClassVar[str] = "glosses"
     description: ClassVar[str] = "knowledge probe: the noun that a dictionary defines so"
-    template: ClassVar[str] = 'The word for "{}" is'
+    template: ClassVar[str] = "There is a word for {}: the word"

@@ -12,10 +12,10 @@ import torch
 
 from graftlm.errors import InputError
 from graftlm.tasks import TASKS, Code, Elements, FileProbe, GeneralText, Glosses, get_task
-from graftlm.tasks.facts import FactProbe
+from graftlm.tasks.facts import FactProbe, names_answer
 
 
-@pytest.mark.parametrize(("probe", "test", "validation"), [(Elements, 88, 15), (Glosses, 200, 20)])
+@pytest.mark.parametrize(("probe", "test", "validation"), [(Elements, 103, 15), (Glosses, 200, 20)])
 def test_the_facts_are_as_many_as_the_readme_states_and_asked_once(
     probe: type[FactProbe], test: int, validation: int
 ) -> None:
@@ -26,7 +26,7 @@ def test_the_facts_are_as_many_as_the_readme_states_and_asked_once(
 
 def test_no_definition_gives_its_word_away() -> None:
     for fact in Glosses.facts("test"):
-        words = fact.prompt.removeprefix("The word for ").lower()
+        words = fact.prompt.removeprefix("There is a word for ").removesuffix(": the word").lower()
         assert not any(word[:4] in words for word in (fact.answer, *fact.aliases)), fact
 
 
@@ -36,9 +36,16 @@ def test_general_text_holds_no_definition_that_is_asked_elsewhere() -> None:
     assert len(defined) == 200 and not asked & defined
 
 
+def test_a_symbol_in_another_case_is_a_word_and_no_answer() -> None:
+    arsenic = next(fact for fact in Elements.facts("test") if fact.answer == "As")
+    assert Elements.keep_case and names_answer("As.", arsenic, keep_case=True)
+    assert not names_answer("as soft as lead", arsenic, keep_case=True)
+    assert names_answer("as soft as lead", arsenic)
+
+
 def test_every_solution_of_code_is_python() -> None:
     pairs = Code.pairs()
-    assert len(pairs) == 48
+    assert len(pairs) == 49
     for prompt, completion in pairs:
         compile(prompt + completion, "<humaneval>", "exec")
 
