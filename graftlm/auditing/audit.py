@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +19,7 @@ from graftlm.auditing.opening import opened_pair
 from graftlm.auditing.pair import ModelPair
 from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.restoration import reference_pairs, restore_each
-from graftlm.auditing.result import AuditResult, Diversity, TunedAudit
+from graftlm.auditing.result import AuditResult, Change, Diversity, TunedAudit, TunedPair
 from graftlm.auditing.retention import facts_changed, retention
 from graftlm.auditing.weights import weight_changes
 from graftlm.datasets import general_prompts, general_text
@@ -91,6 +92,10 @@ def audit(
         base_results=reference.results,
         base_diversity=reference.diversity,
         tuned=found,
+        between=[
+            TunedPair(first=first, second=second, changes=_changes(found[first].results, found[second].results, seed))
+            for first, second in itertools.pairwise(found)
+        ],
         seconds=stopwatch.seconds,
         forward_share=stopwatch.forward_share,
         settings={**options, "layer_groups": layer_groups},
@@ -193,13 +198,12 @@ class Measurement:
                 )
             with self.stopwatch.part("restoration"):
                 restoration = self.restoration(pair, name)
-        names = [task.name for task in (*self.chosen.tasks, *self.chosen.probes)]
         probes = [probe.name for probe in self.chosen.probes]
         base = reference.results
         kept = {probe: retention(base[probe], results[probe]) for probe in probes}
         return TunedAudit(
             results=results,
-            changes={task: _changes(base[task], results[task], self.options["seed"]) for task in names},
+            changes=_changes(base, results, self.options["seed"]),
             facts={probe: facts_changed(base[probe], results[probe]) for probe in probes},
             retention={probe: share for probe, share in kept.items() if share is not None},
             divergence=divergence,
@@ -256,6 +260,12 @@ class Measurement:
         return None if report is None else lambda done, total: report(what, done, total)
 
 
-def _changes(base: TaskResult, tuned: TaskResult, seed: int) -> Any:
-    found = {metric: bootstrap_change(base, tuned, metric, seed=seed) for metric in base.metrics}
-    return {metric: change for metric, change in found.items() if change is not None}
+def _changes(
+    before: Mapping[str, TaskResult], after: Mapping[str, TaskResult], seed: int
+) -> dict[str, dict[str, Change]]:
+    """Task or probe -> metric -> change, of all that could be compared."""
+    found: dict[str, dict[str, Change]] = {}
+    for task, result in before.items():
+        changes = {metric: bootstrap_change(result, after[task], metric, seed=seed) for metric in result.metrics}
+        found[task] = {metric: change for metric, change in changes.items() if change is not None}
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from graftlm.tasks import TaskResult
@@ -112,11 +114,22 @@ class TunedAudit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TunedPair:
+    """Two tuned models against one another: task or probe -> metric -> change, in which `Change.base` is the value of
+    `first` and `Change.tuned` that of `second`."""
+
+    first: str
+    second: str
+    changes: dict[str, dict[str, Change]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditResult:
     """An audit of one or several models tuned from one base model.
 
-    `tasks`: what was tuned for. `probes`: what should have been left alone. `seconds`: wall-clock time by part;
-    `forward_share`: the share of all that the models' forward passes took. `settings`: what the audit was asked for.
+    `tasks`: what was tuned for. `probes`: what should have been left alone. `between`: each tuned model against the one
+    before it, in the order given. `seconds`: wall-clock time by part; `forward_share`: the share of all that the
+    models' forward passes took. `settings`: what the audit was asked for.
     """
 
     base: str
@@ -125,6 +138,16 @@ class AuditResult:
     base_results: dict[str, TaskResult]
     base_diversity: Diversity | None
     tuned: dict[str, TunedAudit]
+    between: list[TunedPair] = field(default_factory=list)
     seconds: dict[str, float]
     forward_share: float
     settings: dict[str, Any]
+
+    @property
+    def short_names(self) -> dict[str, str]:
+        """Tuned model -> its name without the folders before it ("demo/multi-token/model" -> "multi-token"), or the
+        whole name where two would be called the same."""
+        parts = {name: [part for part in Path(name).parts if part not in ("/", "model")] for name in self.tuned}
+        short = {name: kept[-1] if kept else name for name, kept in parts.items()}
+        taken = Counter(["base", *short.values()])
+        return {name: last if taken[last] == 1 else name for name, last in short.items()}

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 
 def audit_table(result: AuditResult) -> Table:
-    """A row each measure, a column each tuned model; a * where the 95 % interval of the change excludes zero."""
+    """A row each measure, a column each tuned model and one for each against the model before it; a * where the 95 %
+    interval of the change excludes zero."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("measure", "", "floor", "base", *result.tuned):
+    pairs = [f"{pair.second} against {pair.first}" for pair in result.between]
+    for heading in ("measure", "", "floor", "base", *result.tuned, *pairs):
         table.add_column(Text(heading), justify="left" if heading in ("measure", "") else "right")
 
     def add(label: str, measure: str, cells: list[str], floor: str = "", base: str = "") -> None:
@@ -28,6 +30,7 @@ def audit_table(result: AuditResult) -> Table:
         label = f"{task} ({first.count})"
         for metric, value in first.metrics.items():
             cells = [describe_change(model.changes[task].get(metric)) for model in models]
+            cells += [describe_difference(pair.changes[task].get(metric)) for pair in result.between]
             add(label, metric, cells, number(first.floors.get(metric)), number(value))
             label = ""
     for probe in result.probes:
@@ -46,8 +49,15 @@ def describe_change(change: Change | None) -> str:
     """ "0.860 (+0.860 [+0.79, +0.92] *)" """
     if change is None:
         return "-"
+    return f"{change.tuned:.3f} ({describe_difference(change)})"
+
+
+def describe_difference(change: Change | None) -> str:
+    """ "+0.860 [+0.790, +0.920] *" """
+    if change is None:
+        return "-"
     interval = "" if change.low is None or change.high is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
-    return f"{change.tuned:.3f} ({change.value:+.3f}{interval}{' *' if change.shown else ''})"
+    return f"{change.value:+.3f}{interval}{' *' if change.shown else ''}"
 
 
 def _spans(models: list[TunedAudit]) -> list[tuple[int, int]]:

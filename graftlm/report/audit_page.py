@@ -1,21 +1,21 @@
-"""The page of an audit: verdict on top, then gain and retention, where it changed, restoration, facts, diversity."""
+"""The page of an audit: verdict on top, then gain and retention, where it changed, restoration, facts, diversity, and
+what the models wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from graftlm.auditing.result import AuditResult, Change, TunedAudit
 from graftlm.files import dump_json, write_text
 from graftlm.report.audit_plots import Point, heat_map, paired_bars, scatter_plot
-from graftlm.report.audit_verdict import audit_verdict, short, span
+from graftlm.report.audit_verdict import audit_verdict, described, span
+from graftlm.report.examples import examples_sections, facts_sections
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import facts_section, page, section, verdict_section
 from graftlm.report.plots import Line, line_plot, round_up
-from graftlm.report.tables import capital, cell, clipped, common_part_cut, row, table
-from graftlm.report.verdict import signed
+from graftlm.report.tables import capital, cell, row, table
 from graftlm.tasks.comparison import label, lower_is_better
 
 
@@ -28,10 +28,11 @@ def write_audit_report(path: Path, result: AuditResult, *, title: str, extra: Se
         verdict_section(audit_verdict(result)),
         _gain_and_retention(result),
         _metrics(result),
-        *(_places(result)),
-        *(_restorations(result)),
-        *(_facts(result)),
+        *_places(result),
+        *_restorations(result),
+        *facts_sections(result),
         _diversity(result),
+        *examples_sections(result),
         *extra,
         facts_section(
             {
@@ -66,7 +67,14 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
             continue
         low, high = _gain(change, metric)[1:]
         points.append(
-            Point(label=short(name), x=kept, y=_gain(change, metric)[0], low=low, high=high, model=min(place, 5))
+            Point(
+                label=result.short_names[name],
+                x=kept,
+                y=_gain(change, metric)[0],
+                low=low,
+                high=high,
+                model=min(place, 5),
+            )
         )
     if not points:
         return None
@@ -98,7 +106,10 @@ def _gain(change: Change, metric: str) -> tuple[float, float | None, float | Non
 
 
 def _metrics(result: AuditResult) -> Markup:
-    headings = ["metric", "floor", "base", *(short(name) for name in result.tuned)]
+    pairs = {
+        f"{result.short_names[pair.second]} − {result.short_names[pair.first]}": pair.changes for pair in result.between
+    }
+    headings = ["metric", "floor", "base", *(result.short_names[name] for name in result.tuned), *pairs]
     rows: list[Markup] = []
     for task, first in result.base_results.items():
         kind = "task" if task in result.tasks else "probe"
@@ -109,17 +120,20 @@ def _metrics(result: AuditResult) -> Markup:
             better = "↓ lower is better" if lower_is_better(metric) else "↑ higher is better"
             cells = [cell("floor", "–" if floor is None else f"{floor:.3f}"), cell("base", f"{value:.3f}")]
             for name, audited in result.tuned.items():
-                cells.append(_change_cell(short(name), audited.changes[task].get(metric)))
+                cells.append(_change_cell(result.short_names[name], audited.changes[task].get(metric)))
+            cells += [_difference_cell(heading, changes[task].get(metric)) for heading, changes in pairs.items()]
             rows.append(row(join(capital(label(metric)), element("small", better)), cells))
     if any(audited.retention for audited in result.tuned.values()):
         cells = [cell("floor", "–"), cell("base", "100 %")]
         for name, audited in result.tuned.items():
             mean = audited.mean_retention
-            cells.append(cell(short(name), "–" if mean is None else f"{mean:.0%}"))
+            cells.append(cell(result.short_names[name], "–" if mean is None else f"{mean:.0%}"))
+        cells += [cell(heading, "–") for heading in pairs]
         rows.append(row(join("Retention", element("small", "mean over the probes")), cells))
     note = join(
         element("span", "▲", class_="good"), " better and ", element("span", "▼", class_="bad"),
-        " worse than the base model: the 95 % interval of the difference leaves out zero.",
+        " worse than the base model: the 95 % interval of the difference leaves out zero. Floor: what "
+        "a trivial answer reaches.",
     )  # fmt: skip
     return section(
         "Every measure",
@@ -136,8 +150,15 @@ def _change_cell(name: str, change: Change | None) -> Markup:
         words = "better than base" if change.better else "worse than base"
         arrow = element("span", "▲" if change.better else "▼", class_="good" if change.better else "bad", title=words)
         sign = join(" ", arrow)
-    interval = "" if change.low is None or change.high is None else f" [{signed(change.low)}, {signed(change.high)}]"
-    return cell(name, f"{change.tuned:.3f}", sign, element("small", f"{signed(change.value)}{interval}"))
+    return cell(name, f"{change.tuned:.3f}", sign, element("small", described(change)))
+
+
+def _difference_cell(heading: str, change: Change | None) -> Markup:
+    """One tuned model against the other."""
+    if change is None:
+        return cell(heading, "–")
+    found = "no difference shown" if not change.shown else "better" if change.better else "worse"
+    return cell(heading, described(change), element("small", found))
 
 
 def _places(result: AuditResult) -> Iterator[Markup]:
@@ -145,7 +166,7 @@ def _places(result: AuditResult) -> Iterator[Markup]:
         figures = [*_heat(audited), *_drift(audited)]
         if figures:
             yield section(
-                f"Where {short(name)} changed",
+                f"Where {result.short_names[name]} changed",
                 element("div", figures, class_="panels large"),
                 _weights_table(audited),
                 note="Left: the change of each weight relative to its norm. Right: how far the output of each layer "
@@ -216,7 +237,7 @@ def _restorations(result: AuditResult) -> Iterator[Markup]:
             for colour, words in zip(("--model-3", "--model-1"), names, strict=True)
         ]
         yield section(
-            f"Layers of {short(name)} put back",
+            f"Layers of {result.short_names[name]} put back",
             element("figure", plot),
             element("ul", legend, class_="legend"),
             note="The base model's weights in one group of layers, all others as tuned. Read from the likelihood of "
@@ -228,38 +249,8 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def _facts(result: AuditResult) -> Iterator[Markup]:
-    for probe in result.probes:
-        base = result.base_results[probe]
-        shorten = common_part_cut([example["prompt"] for example in base.examples]) if base.examples else {}
-        rows, folded = [], []
-        for name, audited in result.tuned.items():
-            for metric, changed in audited.facts.get(probe, {}).items():
-                counts = [("kept", changed.kept), ("lost", len(changed.lost)), ("won", len(changed.won))]
-                rows.append(row(short(name), [cell("measure", label(metric)), *(cell(k, str(v)) for k, v in counts)]))
-                for kind, examples in (("lost", changed.lost), ("won", changed.won)):
-                    if examples:
-                        items = [_fact(example, shorten) for example in examples]
-                        heading = element("summary", f"{short(name)}, {label(metric)}: {len(items)} {kind}")
-                        folded.append(element("details", heading, element("ul", items)))
-        if rows:
-            headings = ["model", "measure", "kept", "lost", "won"]
-            yield section(
-                f"Facts lost and won: {probe}",
-                table(f"Of {base.count} questions", headings, rows, class_="numbers", cells=4),
-                join(folded),
-            )
-
-
-def _fact(example: Mapping[str, Any], shorten: Mapping[str, str]) -> Markup:
-    prompt = str(example["prompt"])
-    given = clipped(example.get("output", ""), 60)
-    now = element("small", " · now ", element("code", given))
-    return element("li", element("b", shorten.get(prompt, prompt)), f": {str(example['reference']).strip()}", now)
-
-
 def _diversity(result: AuditResult) -> Markup | None:
-    measured = {"base": result.base_diversity, **{short(n): a.diversity for n, a in result.tuned.items()}}
+    measured = {"base": result.base_diversity, **{result.short_names[n]: a.diversity for n, a in result.tuned.items()}}
     found = {name: diversity for name, diversity in measured.items() if diversity is not None}
     if not found:
         return None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from graftlm.auditing.result import AuditResult, Change, Restored, TunedAudit
-from graftlm.report.verdict import signed
-from graftlm.tasks.comparison import label
+from graftlm.report.tables import capital, signed
+from graftlm.tasks.comparison import is_better, label
 
 
 def audit_verdict(result: AuditResult) -> list[str]:
@@ -15,13 +14,15 @@ def audit_verdict(result: AuditResult) -> list[str]:
     each tuned model."""
     lines = []
     for full_name, audited in result.tuned.items():
-        name = short(full_name)
+        name = result.short_names[full_name]
         lines += [
             *_gain(result, name, audited),
+            *_below_floor(result, name, audited),
             *_loss(result, name, audited),
             *_place(name, audited),
             *_restoration(name, audited),
         ]
+    lines += _between(result)
     lines.append(
         "Intervals are 95 % bootstrap intervals over the test examples, paired by example; they hold nothing of what "
         "another seed of the training would change."
@@ -32,8 +33,8 @@ def audit_verdict(result: AuditResult) -> list[str]:
 def _gain(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
     for task in result.tasks:
         changes = audited.changes[task]
-        better = [_described(m, c) for m, c in changes.items() if c.shown and c.better]
-        worse = [_described(m, c) for m, c in changes.items() if c.shown and not c.better]
+        better = [_moved(m, c) for m, c in changes.items() if c.shown and c.better]
+        worse = [_moved(m, c) for m, c in changes.items() if c.shown and not c.better]
         count = result.base_results[task].count
         if better:
             yield f"{name} gained on {task} ({count} examples): {'; '.join(better)}."
@@ -43,10 +44,41 @@ def _gain(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
             yield f"{name} on {task} ({count} examples): no difference shown."
 
 
+def _below_floor(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
+    for task in result.tasks:
+        for metric, floor in audited.results[task].floors.items():
+            value = audited.results[task].metrics.get(metric)
+            # A floor of 1 is also the ceiling: there the metric shows only that a trivial answer does as well.
+            if value is not None and floor != 1 and not is_better(metric, value - floor):
+                found = f"{label(metric)} {value:.3f}, floor {floor:.3f}"
+                yield f"{name} does not beat a trivial answer on {task}: {found}."
+
+
+def _between(result: AuditResult) -> Iterator[str]:
+    """Each tuned model against the one before it: what differs, and on what nothing does."""
+    for pair in result.between:
+        names = f"{capital(result.short_names[pair.second])} against {result.short_names[pair.first]}"
+        found, quiet = [], []
+        for task, changes in pair.changes.items():
+            shown = [
+                f"{label(m)} {c.tuned:.3f} against {c.base:.3f} ({described(c)}: {'better' if c.better else 'worse'})"
+                for m, c in changes.items()
+                if c.shown
+            ]
+            if shown:
+                found.append(f"{task}: {'; '.join(shown)}")
+            else:
+                quiet.append(task)
+        if found:
+            yield f"{names} on {'. On '.join(found)}."
+        if quiet:
+            yield f"{names}: no difference that these examples show on {', '.join(quiet)}."
+
+
 def _loss(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
     found, quiet = [], []
     for probe in result.probes:
-        shown = [_described(m, c) for m, c in audited.changes[probe].items() if c.shown]
+        shown = [_moved(m, c) for m, c in audited.changes[probe].items() if c.shown]
         kept = audited.retention.get(probe)
         share = "" if kept is None else f", retention {kept:.0%}"
         if shown:
@@ -101,19 +133,17 @@ def _restoration(name: str, audited: TunedAudit) -> Iterator[str]:
     )
 
 
-def short(name: str) -> str:
-    """A model's name without the folders before it: "demo/multi-token/model" -> "multi-token"."""
-    parts = [part for part in Path(name).parts if part not in ("/", "model")]
-    return parts[-1] if parts else name
-
-
 def span(restored: Restored) -> str:
     first, last = restored.layers
     return f"layer {first}" if first == last else f"layers {first}–{last}"
 
 
-def _described(metric: str, change: Change) -> str:
-    interval = ""
-    if change.low is not None and change.high is not None:
-        interval = f" [{signed(change.low)}, {signed(change.high)}]"
-    return f"{label(metric)} {change.base:.3f} → {change.tuned:.3f} ({signed(change.value)}{interval})"
+def _moved(metric: str, change: Change) -> str:
+    return f"{label(metric)} {change.base:.3f} → {change.tuned:.3f} ({described(change)})"
+
+
+def described(change: Change) -> str:
+    """Such as "−0.002 [−0.020, +0.016]"."""
+    if change.low is None or change.high is None:
+        return signed(change.value)
+    return f"{signed(change.value)} [{signed(change.low)}, {signed(change.high)}]"

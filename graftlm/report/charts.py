@@ -1,4 +1,4 @@
-"""What the report plots: metrics by model, losses by head, and the agreement of distilled heads."""
+"""What reports plot of a training: losses by head, and the agreement of distilled heads."""
 
 from __future__ import annotations
 
@@ -8,46 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graftlm.report.markup import Markup, element, join
-from graftlm.report.plots import Dot, Line, bar_plot, dot_plot, head_colour, line_plot, round_up
+from graftlm.report.plots import Line, bar_plot, head_colour, line_plot, round_up
 from graftlm.report.tables import capital, cell, row, table
-from graftlm.tasks.comparison import (
-    Z_95,
-    Results,
-    label,
-    lower_is_better,
-    metric_value,
-    standard_error,
-    task_metrics,
-)
 
 HEAD_LOSS = re.compile(r"(?:head_(\d+)_loss|loss_(\d+))")  # of tuning and of distillation
-
-
-def metric_panels(results: Results) -> Markup:
-    """One small plot a metric, a row a model."""
-    panels = []
-    for task, metric in task_metrics(results):
-        floor = next((r[task].floors.get(metric) for r in results.values() if task in r), None)
-        dots = [_dot(results, model, place, task, metric) for place, model in enumerate(results)]
-        reached = [dot.value + (dot.reach or 0) for dot in dots if dot.value is not None]
-        top = round_up(max([*reached, floor or 0]), about=3)
-        if top > 1 and not lower_is_better(metric) and max([d.value or 0 for d in dots]) <= 1:
-            top = 1.0  # a whisker may leave the scale of a share
-        title = f"{capital(label(metric))}, {task}"
-        shown = ", ".join(f"{d.label} {d.value:.3f}" for d in dots if d.value is not None)
-        plot = dot_plot(
-            title, f"{shown}; floor {'none' if floor is None else f'{floor:.3f}'}", dots, top=top, floor=floor
-        )
-        better = "lower is better" if lower_is_better(metric) else "higher is better"
-        heading = element("figcaption", element("b", capital(label(metric))), element("small", f" {task}, {better}"))
-        panels.append(element("figure", heading, plot))
-    return element("div", panels, class_="panels small")
-
-
-def _dot(results: Results, model: str, place: int, task: str, metric: str) -> Dot:
-    value = metric_value(results, model, task, metric)
-    error = None if value is None else standard_error(results[model][task], metric)
-    return Dot(label=model, value=value, reach=None if error is None else Z_95 * error, model=min(place, 5))
 
 
 def loss_plots(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from graftlm.auditing.intervals import bootstrap_change
-from graftlm.auditing.result import AuditResult, Diversity, LayerDrift, Restored, TunedAudit, WeightChange
+from graftlm.auditing.result import AuditResult, Diversity, LayerDrift, Restored, TunedAudit, TunedPair, WeightChange
 from graftlm.auditing.retention import facts_changed, retention
 from graftlm.report import audit_verdict, write_audit_report
 from graftlm.tasks import TaskResult
@@ -75,13 +76,16 @@ def result() -> AuditResult:
         ],
         diversity=diversity,
     )  # fmt: skip
+    same = tuned(base, base)
+    between = {n: {m: bootstrap_change(moved[n], base[n], m) for m in base[n].metrics} for n in base}
     return AuditResult(
         base="smollm2-135m",
         tasks=["molecules"],
         probes=["capitals"],
         base_results=base,
         base_diversity=diversity,
-        tuned={"runs/multi-token/model": full, "same": tuned(base, base)},
+        tuned={"runs/multi-token/model": full, "same": same},
+        between=[TunedPair(first="runs/multi-token/model", second="same", changes=between)],  # type: ignore[arg-type]
         seconds={"loading": 1.0, "restoration": 40.0},
         forward_share=0.9,
         settings={"limit": 40, "seed": 0},
@@ -117,19 +121,33 @@ def test_the_verdict_claims_nothing_where_the_interval_holds_zero(result: AuditR
     assert "restoring layers 0–4 brings back most" in moved and "60% of it, and leaves 102% of the task's gain" in moved
 
 
+def test_tuned_models_are_held_against_each_other(result: AuditResult) -> None:
+    [line] = [line for line in audit_verdict(result) if line.startswith("Same against multi-token")]
+    assert "molecules: NLL per token 4.244 against 2.500" in line and ": worse)" in line
+    assert "capitals: greedy accuracy 0.750 against 0.400" in line and ": better)" in line
+
+
+def test_a_trivial_answer_that_does_as_well_is_said(result: AuditResult) -> None:
+    for audited in result.tuned.values():
+        audited.results["molecules"].floors["nll_per_token"] = 3.0
+    lines = [line for line in audit_verdict(result) if "trivial" in line]
+    assert lines == ["same does not beat a trivial answer on molecules: NLL per token 4.244, floor 3.000."]
+
+
+def test_models_whose_folders_are_called_alike_keep_their_whole_names(result: AuditResult) -> None:
+    tuned = result.tuned["same"]
+    names = dataclasses.replace(result, tuned={"a/run/model": tuned, "b/run/model": tuned, "c/other": tuned}).short_names
+    assert names == {"a/run/model": "a/run/model", "b/run/model": "b/run/model", "c/other": "other"}
+
+
 def test_parts_that_were_not_measured_are_left_out(result: AuditResult, tmp_path: Path) -> None:
-    bare = AuditResult(
-        **{
-            **{name: getattr(result, name) for name in result.__dataclass_fields__},
-            "tuned": {"same": result.tuned["same"]},
-            "base_diversity": None,
-        }
-    )
+    bare = dataclasses.replace(result, tuned={"same": result.tuned["same"]}, between=[], base_diversity=None)
     write_audit_report(tmp_path / "bare.html", bare, title="Bare")
     text = (tmp_path / "bare.html").read_text("utf-8")
     headings = re.findall(r"<h2>(.*?)</h2>", text)
     assert headings == [
-        "Verdict", "Gain against retention", "Every measure", "Facts lost and won: capitals", "How this was made",
+        "Verdict", "Gain against retention", "Every measure", "Facts lost and won: capitals",
+        "10 molecules, as each model writes them", "How this was made",
     ]  # fmt: skip
 
 
