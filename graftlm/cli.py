@@ -25,7 +25,7 @@ from graftlm.files import dump_json, write_text
 from graftlm.flags import config_command
 from graftlm.multitoken.config import DistillConfig, TuneConfig
 from graftlm.runs import Run, check_folder
-from graftlm.study.config import StudyConfig
+from graftlm.study.config import StudyConfig, split_names
 from graftlm.yaml_text import dump_yaml
 
 
@@ -308,6 +308,8 @@ def study(
         check_folder(Path(config.output), "study", config, resume=resume, overwrite=overwrite)
         print_config(config, sources)
         return
+    from graftlm.provenance import versions
+    from graftlm.report import write_study_report
     from graftlm.study.rows import study_table, study_verdict
     from graftlm.study.study import study as train_ladder
 
@@ -318,6 +320,14 @@ def study(
         measured = train_ladder(config, run.folder, progress)
         document = [asdict(each) for each in measured]
         run.write_json("results.json", document)
+        write_study_report(
+            run.folder / "report.html",
+            measured,
+            title=f"Which ingredient of multi-token fine-tuning matters? {config.model} on {config.data}",
+            tasks=split_names(config.tasks),
+            probes=split_names(config.probes),
+            facts={"settings": asdict(config), "versions": versions()},
+        )
     if as_json:
         print(dump_json(document, indent=2))
         return
@@ -325,6 +335,7 @@ def study(
     print()
     for line in study_verdict(measured):
         print(line)
+    say(f"report: {run.folder / 'report.html'}")
 
 
 @app.command()

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from graftlm.auditing.result import AuditResult, Change, TunedAudit
-from graftlm.files import dump_json, write_text
+from graftlm.files import write_text
 from graftlm.report.audit_plots import Point, heat_map, paired_bars, scatter_plot
 from graftlm.report.audit_verdict import audit_verdict, described, span
 from graftlm.report.examples import examples_sections, facts_sections
 from graftlm.report.markup import Markup, element, join
-from graftlm.report.page import facts_section, page, section, verdict_section
+from graftlm.report.page import data_section, facts_section, page, section, verdict_section
 from graftlm.report.plots import Line, line_plot, round_up
 from graftlm.report.tables import capital, cell, row, table
 from graftlm.tasks.comparison import label, lower_is_better
@@ -43,15 +43,9 @@ def write_audit_report(path: Path, result: AuditResult, *, title: str, extra: Se
                 "share of the time in forward passes": f"{result.forward_share:.0%}",
             }
         ),
-        _data(result),
+        data_section("audit", asdict(result)),
     ]
     write_text(path, page(title, sections))
-
-
-def _data(result: AuditResult) -> Markup:
-    """The audit as JSON, written so that nothing in it can end the element."""
-    text = dump_json(asdict(result)).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return element("script", Markup(text), type="application/json", id="audit")
 
 
 def _gain_and_retention(result: AuditResult) -> Markup | None:

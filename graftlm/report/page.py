@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from graftlm.console import words
+from graftlm.files import dump_json
 from graftlm.report.charts import agreement_plots, loss_plots
 from graftlm.report.markup import Markup, element
 
@@ -64,6 +65,12 @@ def agreement_section(agreement: Mapping[str, Any]) -> Markup | None:
         note="Share of held-out positions where a head's likeliest token is the model's own greedy one, as many tokens "
         "ahead. The line across each bar: the same head before distillation, a bare copy of the last layer.",
     )
+
+
+def data_section(name: str, value: Any) -> Markup:
+    """The numbers behind the page as JSON (element `name`), written so that nothing in it can end the element."""
+    text = dump_json(value).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return element("script", Markup(text), type="application/json", id=name)
 
 
 def facts_section(facts: Mapping[str, Any]) -> Markup | None:

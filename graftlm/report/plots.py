@@ -6,7 +6,7 @@ Text is 12 units high at a width of 440 or 300, so it stays readable where a pho
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graftlm.report.markup import Markup, element, join
@@ -95,44 +95,47 @@ def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """One model's value; `reach`: half the length of its 95 % interval."""
+    """One row: a mean, half the length of its 95 % interval, and which of the --model colours it has."""
 
     label: str
-    value: float | None
+    value: float
     reach: float | None
     model: int
 
 
-def dot_plot(title: str, description: str, dots: Sequence[Dot], *, top: float, floor: float | None) -> Markup:
-    """One row a model: its value with a whisker; the trivial floor as a dashed line."""
-    row, height = 24, 24 * len(dots)
-    frame = Frame(x_top=top, y_top=1, left=96, top=6, width=150, height=height)
-    bottom = frame.top + height
-    grid = [
-        join(
-            element("line", x1=frame.x(tick), x2=frame.x(tick), y1=frame.top, y2=bottom, class_="grid"),
-            words_at(number(tick), frame.x(tick), bottom + 15, anchor="middle"),
-        )
-        for tick in ticks(top, about=3)
-    ]
-    if floor is not None and floor <= top:
-        grid.append(element("line", x1=frame.x(floor), x2=frame.x(floor), y1=frame.top, y2=bottom, class_="floor"))
-    rows = [_dot(frame, dot, frame.top + row * (place + 0.5)) for place, dot in enumerate(dots)]
-    return figure(title, description, 300, bottom + 22, join(grid, rows))
+def dot_plot(title: str, description: str, dots: Sequence[Dot], *, lines: Mapping[str, float] | None = None) -> Markup:
+    """One row a dot, over the range that the dots and their intervals take up, which need not begin at 0.
 
+    `lines`: name -> value that is drawn across, dashed, where it lies within that range.
+    """
+    row, top, left, width = 24, 18, 118, 142
+    bottom = top + row * len(dots)
+    ends = [dot.value + side * (dot.reach or 0) for dot in dots for side in (-1, 1)]
+    margin = 0.08 * (max(ends) - min(ends) or 0.1)
+    low, high = min(ends) - margin, max(ends) + margin
 
-def _dot(frame: Frame, dot: Dot, y: float) -> Markup:
-    colour = f"var(--model-{dot.model})"
-    name = words_at(dot.label, frame.left - 8, y + 4, anchor="end", class_="name")
-    if dot.value is None:
-        return join(name, words_at("–", frame.left + frame.width + 8, y + 4))
-    whisker = None
-    if dot.reach:
-        ends = [frame.x(min(max(dot.value + side * dot.reach, 0), frame.x_top)) for side in (-1, 1)]
-        whisker = element("line", x1=ends[0], x2=ends[1], y1=y, y2=y, stroke=colour, class_="whisker")
-    shape = mark(dot.model, frame.x(dot.value), y, colour)
-    value = words_at(f"{dot.value:.3f}", frame.left + frame.width + 8, y + 4, class_="value")
-    return join(name, whisker, shape, value)
+    def x(value: float) -> float:
+        return round(left + width * (value - low) / (high - low), 1)
+
+    step = ticks(high - low, about=3)[1]
+    drawn = []
+    for tick in range(math.ceil(low / step), math.floor(high / step) + 1):
+        place = x(tick * step)
+        drawn.append(element("line", x1=place, x2=place, y1=top, y2=bottom, class_="grid"))
+        drawn.append(words_at(number(round(tick * step, 6)), place, bottom + 15, anchor="middle"))
+    for name, value in (lines or {}).items():
+        if low <= value <= high:
+            drawn.append(element("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="floor"))
+            drawn.append(words_at(name, x(value), top - 5, anchor="middle", class_="small"))
+    for place, dot in enumerate(dots):
+        y, colour = top + row * (place + 0.5), f"var(--model-{dot.model})"
+        drawn.append(words_at(dot.label, left - 8, y + 4, anchor="end", class_="name"))
+        if dot.reach:
+            ends = [x(dot.value - dot.reach), x(dot.value + dot.reach)]
+            drawn.append(element("line", x1=ends[0], x2=ends[1], y1=y, y2=y, stroke=colour, class_="whisker"))
+        drawn.append(mark(dot.model, x(dot.value), y, colour))
+        drawn.append(words_at(f"{dot.value:.3f}", left + width + 8, y + 4, class_="value"))
+    return figure(title, description, 312, bottom + 22, join(drawn))
 
 
 def mark(model: int, x: float, y: float, fill: str) -> Markup:

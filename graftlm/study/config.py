@@ -18,8 +18,17 @@ ARMS: dict[str, dict[str, Any]] = {
     "entropy-weights": {
         "objective": "multi-token", "train_heads": True, "protect_layers": 0.5, "anchor": "kl", "weights": "entropy",
     },
+    "importance-weights": {
+        "objective": "multi-token", "train_heads": True, "protect_layers": 0.5, "anchor": "kl", "weights": "importance",
+    },
 }  # fmt: skip
-"""Arm -> the fields of TuneConfig that make it; each of the last three adds one to the arm before."""
+"""Arm -> the fields of TuneConfig that make it. From the distilled heads on, each adds one to the arm before; the two
+kinds of weights both add to the anchor."""
+
+BELOW = {"importance-weights": "kl-anchor"}
+"""Arm -> the rung that it is held against, where that is not the one before it."""
+
+BASELINE = "next-token-lora"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +38,10 @@ class StudyConfig:
     model: str = option("smollm2-135m", "Model to tune: hub id, folder, or smollm2-135m.")
     data: str = option("molecules", "Training rows: a built-in task, a file or a hub id.")
     output: str = option("study", "Folder for heads, runs, results.json and report.html.")
-    arms: str = option("all", f"Comma-separated arms: {', '.join(ARMS)}.")
+    arms: str = option(
+        "all",
+        f"Comma-separated arms: {', '.join(ARMS)}. `all` has the last one only if the rows have token weights.",
+    )
     seeds: int = option(3, "Trainings of each arm.")
     tasks: str = option("molecules", "Comma-separated tasks that show the gain.")
     probes: str = option("capitals", "Comma-separated probes of what is forgotten.")

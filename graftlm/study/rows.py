@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graftlm.console import number
+from graftlm.study.config import BASELINE, BELOW
+from graftlm.tasks import TaskResult
+from graftlm.tasks.comparison import is_better, label
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+UNTRAINED = "untrained"
 
 # 97.5 % quantile of Student's t with 1, 2, ... degrees of freedom.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -29,6 +34,12 @@ class Measured:
     counts: dict[str, int]
     training_seconds: float | None = None
     training_loss: float | None = None
+
+    def result(self, task: str) -> TaskResult:
+        """What it scored on one task, without the examples."""
+        return TaskResult(
+            task=task, metrics=self.metrics[task], floors=self.floors[task], count=self.counts[task], seconds=0.0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,16 @@ def paired_difference(measured: Sequence[Measured], before: str, after: str, tas
     return spread([values[after][seed] - values[before][seed] for seed in common]) if common else None
 
 
+def trained_arms(measured: Sequence[Measured]) -> list[str]:
+    return [arm for arm in dict.fromkeys(each.arm for each in measured) if arm != UNTRAINED]
+
+
+def training_seconds(measured: Sequence[Measured], arm: str) -> float | None:
+    """Of the fastest training of the arm, which other work on the machine disturbed least."""
+    seconds = [e.training_seconds for e in measured if e.arm == arm and e.training_seconds is not None]
+    return min(seconds) if seconds else None
+
+
 def study_table(measured: Sequence[Measured]) -> Table:
     """A row each arm, a column each metric; mean ± half the 95 % interval over the seeds."""
     from rich.table import Table
@@ -69,16 +90,15 @@ def study_table(measured: Sequence[Measured]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = metric_columns(measured)
-    for heading in ("arm", "seeds", *(f"{task}: {metric}" for task, metric in columns), "training s"):
+    for heading in ("arm", "seeds", *(f"{task}: {metric}" for task, metric in columns), "seconds, fastest"):
         table.add_column(Text(heading), justify="left" if heading == "arm" else "right")
     floors = measured[0].floors
     table.add_row("floor", "", *(number(floors[task].get(metric)) for task, metric in columns), "")
     for arm in dict.fromkeys(each.arm for each in measured):
-        of_arm = [each for each in measured if each.arm == arm]
-        seconds = [each.training_seconds for each in of_arm if each.training_seconds is not None]
-        cells = [describe(arm_spread(measured, arm, task, metric)) for task, metric in columns]
-        cost = f"{statistics.fmean(seconds):.0f}" if seconds else "-"
-        table.add_row(Text(arm), str(len(of_arm)), *cells, cost)
+        spreads = [arm_spread(measured, arm, task, metric) for task, metric in columns]
+        seconds = training_seconds(measured, arm)
+        cost = "-" if seconds is None else f"{seconds:.0f}"
+        table.add_row(Text(arm), str(spreads[0].seeds), *map(describe, spreads), cost)
     return table
 
 
@@ -91,19 +111,61 @@ def describe(spread: Spread) -> str:
     return f"{spread.mean:.3f}" + ("" if spread.reach is None else f" ± {spread.reach:.3f}")
 
 
-def study_verdict(measured: Sequence[Measured]) -> list[str]:
-    """Each rung against the one below it: where the 95 % interval of the paired difference excludes zero."""
-    arms = [arm for arm in dict.fromkeys(each.arm for each in measured) if arm != "untrained"]
-    lines = []
-    for before, after in itertools.pairwise(arms):
-        shown, seeds = [], 0
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`change`: `after` - `before`, paired by seed. `shown`: its 95 % interval leaves out zero."""
+
+    before: str
+    after: str
+    task: str
+    metric: str
+    change: Spread
+
+    @property
+    def shown(self) -> bool:
+        return self.change.reach is not None and abs(self.change.mean) > self.change.reach
+
+    @property
+    def better(self) -> bool:
+        return is_better(self.metric, self.change.mean)
+
+
+def compared_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """(before, after): each arm and the rung below it, then each later one and plain next-token LoRA."""
+    rungs = [(BELOW[arm] if BELOW.get(arm) in arms else below, arm) for below, arm in itertools.pairwise(arms)]
+    later = arms[arms.index(BASELINE) + 1 :] if BASELINE in arms else []
+    return [*rungs, *((BASELINE, arm) for arm in later if (BASELINE, arm) not in rungs)]
+
+
+def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
+    """Of all pairs of `compared_arms` on all metrics, where both have a seed in common."""
+    found = []
+    for before, after in compared_arms(trained_arms(measured)):
         for task, metric in metric_columns(measured):
             change = paired_difference(measured, before, after, task, metric)
-            if change is None:
-                continue
-            seeds = change.seeds
-            if change.reach is not None and abs(change.mean) > change.reach:
-                shown.append(f"{task} {metric} {change.mean:+.3f} ± {change.reach:.3f}")
+            if change is not None:
+                found.append(Comparison(before=before, after=after, task=task, metric=metric, change=change))
+    return found
+
+
+def study_verdict(measured: Sequence[Measured]) -> list[str]:
+    """A sentence for each pair of arms: what differs between them, as far as the seeds show it."""
+    every = comparisons(measured)
+    lines = []
+    for (before, after), group in itertools.groupby(every, key=lambda each: (each.before, each.after)):
+        pairs = list(group)
+        shown = [
+            f"{each.task} {label(each.metric)} {each.change.mean:+.3f} ± {each.change.reach:.3f} "
+            f"({'better' if each.better else 'worse'})"
+            for each in pairs
+            if each.shown
+        ]
+        seeds = pairs[0].change.seeds
         found = "; ".join(shown) if shown else "no difference shown"
         lines.append(f"{after} against {before} ({seeds} paired {'seed' if seeds == 1 else 'seeds'}): {found}.")
+    if every:
+        lines.append(
+            f"± is half the 95 % interval of Student's t over the seeds, paired by seed. Of the {len(every)} "
+            f"differences looked at, about {max(1, round(0.05 * len(every)))} would be called one by chance alone."
+        )
     return lines

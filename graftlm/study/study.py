@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.console import prefixed, say
+from graftlm.datasets import load_rows
 from graftlm.evaluation import evaluate
 from graftlm.files import dump_json, remove, write_text
 from graftlm.models import load_model
 from graftlm.multitoken.config import DistillConfig, TuneConfig
 from graftlm.multitoken.distill import distill
+from graftlm.multitoken.token_weights import COLUMNS as WEIGHT_COLUMNS
 from graftlm.multitoken.tune import CHECKPOINTS, MODEL, tune
 from graftlm.runs import Run
 from graftlm.study.config import ARMS, StudyConfig, split_names
-from graftlm.study.rows import Measured
+from graftlm.study.rows import UNTRAINED, Measured
 from graftlm.tasks import get_task
 
 Report = Callable[[str, int, int], None]
 RESULT = "result.json"
+IMPORTANCE = "importance-weights"
 
 
 def study(config: StudyConfig, folder: Path, progress: Report) -> list[Measured]:
@@ -37,18 +40,21 @@ def study(config: StudyConfig, folder: Path, progress: Report) -> list[Measured]
     task, and whatever distillation and tuning refuse.
     """
     tasks = [get_task(name).name for name in split_names(config.tasks) + split_names(config.probes)]
-    measured = [kept(folder / "untrained", lambda: measure(config, config.model, tasks, "untrained", 0, progress))]
-    needs_heads = any(
-        "heads" not in ARMS[arm] and ARMS[arm]["objective"] == "multi-token" for arm in config.chosen_arms
-    )
-    if needs_heads:
+    measured = [kept(folder / "untrained", lambda: measure(config, config.model, tasks, UNTRAINED, 0, progress))]
+    arms = [arm for arm in config.chosen_arms if arm != IMPORTANCE or config.arms != "all" or has_weights(config)]
+    if any("heads" not in ARMS[arm] and ARMS[arm]["objective"] == "multi-token" for arm in arms):
         distil(config, folder, progress)
-    trainings = [(seed, arm) for seed in range(config.seeds) for arm in config.chosen_arms]
+    trainings = [(seed, arm) for seed in range(config.seeds) for arm in arms]
     for number, (seed, arm) in enumerate(trainings, start=1):
         say(f"study: {number}/{len(trainings)}  {arm}, seed {seed}")
         place = folder / arm / f"seed-{seed}"
         measured.append(kept(place, partial(train, config, arm, seed, folder, place, tasks, progress)))
-    return sorted(measured, key=lambda each: ["untrained", *ARMS].index(each.arm))
+    return sorted(measured, key=lambda each: [UNTRAINED, *ARMS].index(each.arm))
+
+
+def has_weights(config: StudyConfig) -> bool:
+    """Whether the training rows carry weights of their tokens."""
+    return any(column in WEIGHT_COLUMNS for column in load_rows(config.data).column_names)
 
 
 def kept(place: Path, make: Callable[[], Measured]) -> Measured:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +16,7 @@ from graftlm.auditing.result import AuditResult, Diversity, LayerDrift, Restored
 from graftlm.auditing.retention import facts_changed, retention
 from graftlm.report import audit_verdict, write_audit_report
 from graftlm.tasks import TaskResult
+from tests.report.browsing import draw
 
 LAYERS = 30
 MODULES = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -136,7 +135,9 @@ def test_a_trivial_answer_that_does_as_well_is_said(result: AuditResult) -> None
 
 def test_models_whose_folders_are_called_alike_keep_their_whole_names(result: AuditResult) -> None:
     tuned = result.tuned["same"]
-    names = dataclasses.replace(result, tuned={"a/run/model": tuned, "b/run/model": tuned, "c/other": tuned}).short_names
+    names = dataclasses.replace(
+        result, tuned={"a/run/model": tuned, "b/run/model": tuned, "c/other": tuned}
+    ).short_names
     assert names == {"a/run/model": "a/run/model", "b/run/model": "b/run/model", "c/other": "other"}
 
 
@@ -151,38 +152,11 @@ def test_parts_that_were_not_measured_are_left_out(result: AuditResult, tmp_path
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A real Chromium; where none is installed these tests cannot run."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if executable is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
 def test_a_browser_draws_every_plot_without_a_request_or_an_error(
     browser: Any, page: Path, scheme: str, width: int, tmp_path: Path
 ) -> None:
-    view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    requests: list[str] = []
-    complaints: list[str] = []
-    view.on("request", lambda request: requests.append(request.url))
-    view.on("console", lambda message: complaints.append(message.text))
-    view.on("pageerror", lambda error: complaints.append(str(error)))
-    view.goto(page.as_uri())
-    marks = "[...document.querySelectorAll('svg')].map(s => [...s.querySelectorAll('rect, path, circle, line')]"
-    sizes = view.evaluate(f"{marks}.map(e => {{ const b = e.getBoundingClientRect(); return b.width + b.height }}))")
+    sizes = draw(browser, page, scheme, width, tmp_path / "page.png")
     assert len(sizes) == 4
     assert all(len(shapes) >= 6 for shapes in sizes) and min(map(min, sizes)) > 0, sizes
-    assert view.evaluate("document.documentElement.scrollWidth") <= width
-    colour = view.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", colour)[:3])) > 384) == (scheme == "light")
-    view.screenshot(path=tmp_path / "page.png", full_page=True)
-    view.close()
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == [] and complaints == []

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from graftlm.errors import InputError
 from graftlm.study.config import ARMS, StudyConfig
-from graftlm.study.rows import Measured, paired_difference, spread, study_verdict
+from graftlm.study.rows import Measured, compared_arms, paired_difference, spread, study_verdict
 from graftlm.study.study import study
 from tests.conftest import tiny_model
 
@@ -51,11 +51,12 @@ def test_every_arm_is_trained_with_every_seed_and_a_stopped_study_goes_on(model:
     kept = (folder / "next-token-lora" / "seed-1" / "result.json").read_bytes()
     asked.clear()
     every = study(small(model), folder, lambda what, done, total: asked.append(what))
-    assert [each.arm for each in every] == ["untrained", *(arm for arm in ARMS for _ in range(2))]
+    arms = [arm for arm in ARMS if arm != "importance-weights"]  # the rows have no weights of their tokens
+    assert [each.arm for each in every] == ["untrained", *(arm for arm in arms for _ in range(2))]
     assert (folder / "next-token-lora" / "seed-1" / "result.json").read_bytes() == kept
     assert not any("next-token-lora" in what or "untrained" in what for what in asked)
     values = {(each.arm, each.seed): each.metrics["molecules"]["nll_per_token"] for each in every}
-    assert len({round(value, 6) for value in values.values()}) > len(ARMS)  # arms and seeds differ
+    assert len({round(value, 6) for value in values.values()}) > len(arms)  # arms and seeds differ
     assert not list(folder.glob("*/*/run/checkpoints"))
 
 
@@ -71,11 +72,19 @@ def test_a_rung_is_held_against_the_one_below_seed_by_seed() -> None:
               for arm, shift in (("cold-heads", 0.0), ("distilled-heads", 1.0)) for seed in range(3)]  # fmt: skip
     change = paired_difference(steady, "cold-heads", "distilled-heads", "t", "score")
     assert change is not None and change.seeds == 3 and change.mean == pytest.approx(1.01)
-    [line] = study_verdict(steady)
-    assert "t score +1.010 ± 0.025" in line
+    line, explained = study_verdict(steady)
+    assert "t score +1.010 ± 0.025 (better)" in line and "Of the 1 differences" in explained
     noisy = [measured("cold-heads", s, v) for s, v in enumerate([0.0, 5.0, 1.0])]
     noisy += [measured("distilled-heads", s, v) for s, v in enumerate([4.0, 0.0, 2.0])]
-    assert study_verdict(noisy) == ["distilled-heads against cold-heads (3 paired seeds): no difference shown."]
+    assert study_verdict(noisy)[0] == "distilled-heads against cold-heads (3 paired seeds): no difference shown."
+
+
+def test_arms_are_held_against_the_rung_below_and_against_plain_lora() -> None:
+    every = compared_arms(list(ARMS))
+    assert every[0] == ("next-token-full", "next-token-lora")
+    assert ("kl-anchor", "entropy-weights") in every and ("kl-anchor", "importance-weights") in every
+    assert ("next-token-lora", "importance-weights") in every and len(set(every)) == len(every)
+    assert compared_arms(["cold-heads", "importance-weights"]) == [("cold-heads", "importance-weights")]
 
 
 def test_an_unknown_arm_is_named() -> None:
