@@ -118,3 +118,8 @@ def words(value: Any) -> str:
 
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """With sign, three decimals; a minus as long as a plus."""
+    return f"{value:+.3f}".replace("-", "−").replace("−0.000", "0.000").replace("+0.000", "0.000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,36 +22,44 @@ class Point:
     model: int
 
 
-def scatter_plot(title: str, description: str, points: Sequence[Point], *, x_label: str, y_label: str) -> Markup:
-    """A dot a model; the base model is where the dashed lines cross (retention 1, gain 0)."""
-    x_top = max(1.1, *(1.05 * point.x for point in points))
-    values = [0.0, *(v for p in points for v in (p.y, p.low, p.high) if v is not None)]
-    low, high = min(values), max(values)
-    margin = 0.1 * (high - low or 1.0)
-    low, high = low - margin, high + margin
-    frame = Frame(x_top=x_top, y_top=high - low, left=48, top=14, width=340, height=200)
+def scatter_plot(
+    title: str, description: str, points: Sequence[Point], *, x_label: str, y_label: str, near: bool = False
+) -> Markup:
+    """A dot a model; the base model is where the dashed lines cross (retention 1, gain 0).
+
+    `near`: only the range that the dots take up, for models that are much like each other; the base model may be
+    outside.
+    """
+    left, right = _range([p.x for p in points]) if near else (0.0, max(1.1, *(1.05 * p.x for p in points)))
+    bounds = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
+    low, high = _range(bounds if near else [*bounds, 0.0])
+    frame = Frame(x_top=right - left, y_top=high - low, left=48, top=14, width=340, height=200)
     bottom = frame.top + frame.height
     grid = []
-    for tick in ticks(x_top):
-        grid.append(element("line", x1=frame.x(tick), x2=frame.x(tick), y1=frame.top, y2=bottom, class_="grid"))
-        grid.append(words_at(f"{tick:.0%}", frame.x(tick), bottom + 16, anchor="middle"))
-    step = ticks(high - low)[1]
-    for place in range(int(low // step), int(high // step) + 2):
-        if low <= place * step <= high:
-            y = frame.y(place * step - low)
-            grid.append(element("line", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y, class_="grid"))
-            grid.append(words_at(number(round(place * step, 6)), frame.left - 6, y + 4, anchor="end"))
-    zero = frame.y(-low)
+    for tick in _ticks_between(left, right):
+        x = frame.x(tick - left)
+        grid.append(element("line", x1=x, x2=x, y1=frame.top, y2=bottom, class_="grid"))
+        grid.append(words_at(f"{tick:.0%}", x, bottom + 16, anchor="middle"))
+    for tick in _ticks_between(low, high):
+        y = frame.y(tick - low)
+        grid.append(element("line", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y, class_="grid"))
+        grid.append(words_at(number(round(tick, 6)), frame.left - 6, y + 4, anchor="end"))
+    taken = []
+    if low <= 0 <= high and left <= 1 <= right:
+        zero, one = frame.y(-low), frame.x(1 - left)
+        taken.append(zero - 5)
+        grid += [
+            element("line", x1=frame.left, x2=frame.left + frame.width, y1=zero, y2=zero, class_="floor"),
+            element("line", x1=one, x2=one, y1=frame.top, y2=bottom, class_="floor"),
+            words_at("base", one + 5, zero - 5, class_="name"),
+        ]
     grid += [
-        element("line", x1=frame.left, x2=frame.left + frame.width, y1=zero, y2=zero, class_="floor"),
-        element("line", x1=frame.x(1), x2=frame.x(1), y1=frame.top, y2=bottom, class_="floor"),
-        words_at("base", frame.x(1) + 5, zero - 5, class_="name"),
         words_at(x_label, frame.left + frame.width / 2, bottom + 36, anchor="middle", class_="axis"),
         element("text", y_label, x=10, y=114, text_anchor="middle", transform="rotate(-90 10 114)", class_="axis"),
     ]
-    drawn, taken = [], [zero - 5]
+    drawn = []
     for point in sorted(points, key=lambda p: -p.y):
-        x, y, colour = frame.x(point.x), frame.y(point.y - low), f"var(--model-{point.model})"
+        x, y, colour = frame.x(point.x - left), frame.y(point.y - low), f"var(--model-{point.model})"
         if point.low is not None and point.high is not None and point.low < point.high:
             ends = {"y1": frame.y(point.low - low), "y2": frame.y(point.high - low)}
             drawn.append(element("line", x1=x, x2=x, **ends, stroke=colour, class_="whisker"))
@@ -58,12 +67,23 @@ def scatter_plot(title: str, description: str, points: Sequence[Point], *, x_lab
         while any(abs(label_y - other) < 14 for other in taken):
             label_y += 14
         taken.append(label_y)
-        right = x < frame.left + frame.width / 2
-        name = words_at(
-            point.label, x + (10 if right else -10), label_y, anchor="start" if right else "end", class_="name"
-        )
+        side = 1 if x < frame.left + frame.width / 2 else -1
+        name = words_at(point.label, x + 10 * side, label_y, anchor="start" if side > 0 else "end", class_="name")
         drawn += [mark(point.model, x, y, colour), name]
     return figure(title, description, 440, bottom + 46, join(grid, drawn))
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """From the lowest to the highest, with a margin."""
+    low, high = min(values), max(values)
+    margin = 0.1 * (high - low or 0.1)
+    return low - margin, high + margin
+
+
+def _ticks_between(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`."""
+    step = ticks(high - low)[1]
+    return [place * step for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def heat_map(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graftlm.auditing.result import AuditResult, Change, Restored, TunedAudit
-from graftlm.report.tables import capital, signed
+from graftlm.console import signed
+from graftlm.report.tables import capital
 from graftlm.tasks.comparison import is_better, label
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.auditing.retention import retention
+from graftlm.console import signed
 from graftlm.files import write_text
 from graftlm.report.audit_plots import Point, scatter_plot
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
 from graftlm.report.plots import Dot, dot_plot
-from graftlm.report.tables import capital, cell, row, signed, table
+from graftlm.report.tables import capital, cell, row, table
 from graftlm.study.config import ARMS
 from graftlm.study.rows import (
     UNTRAINED,
@@ -80,13 +81,18 @@ def _gain_and_retention(measured: Sequence[Measured], tasks: Sequence[str], prob
     shown = "; ".join(f"{p.label}: retention {p.x:.0%}, gain {p.y:.3f}" for p in points)
     unit = "nats per token saved" if metric == "nll_per_token" else label(metric)
     plot = scatter_plot(
-        "Gain against retention", shown, points, x_label="retention (mean over the probes)", y_label=f"gain: {unit}"
+        "Gain against retention",
+        shown,
+        points,
+        x_label="retention (mean over the probes)",
+        y_label=f"gain: {unit}",
+        near=True,
     )
     return section(
         "Gain against retention",
         element("figure", plot),
         note=f"Up: gain on {task}, mean over the seeds with its 95 % interval. Right: more of what the base model knew "
-        "is left.",
+        "is left; the untrained model is at 100 % and 0.",
     )
 
 

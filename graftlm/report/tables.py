@@ -54,8 +54,3 @@ def clipped(text: Any, longest: int) -> str:
 
 def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def signed(value: float) -> str:
-    """With sign, three decimals; a minus as long as a plus."""
-    return f"{value:+.3f}".replace("-", "−").replace("−0.000", "0.000").replace("+0.000", "0.000")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graftlm.console import number
+from graftlm.console import number, signed
 from graftlm.study.config import BASELINE, BELOW
 from graftlm.tasks import TaskResult
 from graftlm.tasks.comparison import is_better, label
@@ -155,7 +155,7 @@ def study_verdict(measured: Sequence[Measured]) -> list[str]:
     for (before, after), group in itertools.groupby(every, key=lambda each: (each.before, each.after)):
         pairs = list(group)
         shown = [
-            f"{each.task} {label(each.metric)} {each.change.mean:+.3f} ± {each.change.reach:.3f} "
+            f"{each.task} {label(each.metric)} {signed(each.change.mean)} ± {each.change.reach:.3f} "
             f"({'better' if each.better else 'worse'})"
             for each in pairs
             if each.shown
