@@ -2,9 +2,10 @@
 
     python examples/demo.py --output demo        (what `make demo` runs; a quarter of an hour on two cores)
 
-Both fine-tunes are LoRA on the task `molecules`, with the same rows, order, steps and seed. Untrained, next-token and
-multi-token models are then measured on `molecules` and on what they still know (`capitals`). The table goes to stdout;
-OUTPUT/report.html has it with the losses of each head. An interrupted demo goes on where it was when called again.
+Both fine-tunes are LoRA on the task `molecules`, with the same rows, order, steps and seed. Both are then audited
+against the untrained model: what was gained on `molecules`, what was forgotten, and in which layers. The table goes to
+stdout; OUTPUT/report.html has it with plots, what each model wrote and the losses of each head. An interrupted
+demo goes on where it was when called again.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ import json
 import platform
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from graftlm import evaluate, load_model
-from graftlm.console import evaluation_table, prefixed, print_table, reported_progress, say
+from graftlm import audit
+from graftlm.auditing.summary import audit_table
+from graftlm.console import print_table, reported_progress, say
+from graftlm.files import dump_json, write_text
 from graftlm.multitoken import DistillConfig, TuneConfig
 from graftlm.multitoken.distill import distill
 from graftlm.multitoken.tune import tune
 from graftlm.provenance import versions
-from graftlm.report import verdict_lines, write_report
+from graftlm.report import agreement_section, audit_verdict, losses_section, write_audit_report
 from graftlm.runs import Run
-from graftlm.tasks import TaskResult
 
 MODEL = "smollm2-135m"
 SEED = 0
-HELD_OUT_MOLECULES = 100
 OBJECTIVES = ("next-token", "multi-token")
 
 
@@ -62,30 +64,28 @@ def main() -> None:
         with opened(config, "tune") as run:
             tune(config, run)
 
-    say("4/4  the three models on molecules and capitals")
-    results = {"untrained": measured(MODEL, "untrained")}
-    for objective in OBJECTIVES:
-        results[objective] = measured(str(folder / objective / "model"), objective)
-
-    print_table(evaluation_table(results))
+    say("4/4  both held against the untrained model")
+    tuned = [str(folder / objective / "model") for objective in OBJECTIVES]
+    with reported_progress() as progress:
+        result = audit(MODEL, tuned, tasks=["molecules"], progress=progress, seed=SEED, **AUDIT)
+    write_text(folder / "audit.json", dump_json(asdict(result), indent=2) + "\n")
+    print_table(audit_table(result))
     print()
-    verdict = verdict_lines(results, seeds=1)
-    for line in verdict:
+    for line in audit_verdict(result):
         print(line)
     minutes = (time.monotonic() - started) / 60
     agreement = json.loads((folder / "heads" / "agreement.json").read_text("utf-8"))
-    write_report(
+    write_audit_report(
         report,
+        result,
         title="Multi-token and next-token fine-tuning of SmolLM2-135M on molecule names",
-        verdict=verdict,
-        results=results,
-        curves={objective: losses(folder / objective) for objective in OBJECTIVES},
-        agreement=agreement,
+        extra=[
+            losses_section({objective: losses(folder / objective) for objective in OBJECTIVES}),
+            agreement_section(agreement),
+        ],
         facts={
-            "model": MODEL,
             "distillation": DISTILLATION,
             "training of each": TRAINING,
-            "seed": SEED,
             "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
             "versions": versions(),
             "minutes": round(minutes, 1),
@@ -96,19 +96,11 @@ def main() -> None:
 
 DISTILLATION: dict[str, Any] = {"domain_tokens": 26_000, "general_tokens": 6_000, "epochs": 3}
 TRAINING: dict[str, Any] = {"max_steps": 50, "batch_size": 8, "learning_rate": 6e-4}
+AUDIT: dict[str, Any] = {"probes": ["capitals", "elements", "general-text"], "limit": 100, "layer_groups": 6}
 
 
 def opened(config: DistillConfig | TuneConfig, command: str) -> Run:
     return Run.create(config.output, command, config, {}, resume=True)
-
-
-def measured(model: str, name: str) -> dict[str, TaskResult]:
-    loaded, tokenizer = load_model(model)
-    with reported_progress() as progress:
-        found = evaluate(
-            loaded, tokenizer, ["molecules"], limit=HELD_OUT_MOLECULES, seed=SEED, progress=prefixed(progress, name)
-        )
-        return found | evaluate(loaded, tokenizer, ["capitals"], seed=SEED, progress=prefixed(progress, name))
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ def audit_table(result: AuditResult) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    pairs = [f"{pair.second} against {pair.first}" for pair in result.between]
-    for heading in ("measure", "", "floor", "base", *result.tuned, *pairs):
+    names = result.short_names
+    pairs = [f"{names[pair.second]} − {names[pair.first]}" for pair in result.between]
+    for heading in ("measure", "", "floor", "base", *names.values(), *pairs):
         table.add_column(Text(heading), justify="left" if heading in ("measure", "") else "right")
 
     def add(label: str, measure: str, cells: list[str], floor: str = "", base: str = "") -> None:

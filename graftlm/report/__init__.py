@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from graftlm.report.audit_page import write_audit_report
 from graftlm.report.audit_verdict import audit_verdict
+from graftlm.report.page import agreement_section, losses_section
 from graftlm.report.study_page import write_study_report
 
-__all__ = ["audit_verdict", "write_audit_report", "write_study_report"]
+__all__ = [
+    "agreement_section",
+    "audit_verdict",
+    "losses_section",
+    "write_audit_report",
+    "write_study_report",
+]

@@ -3,9 +3,10 @@ what the models wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from graftlm.auditing.result import AuditResult, Change, TunedAudit
 from graftlm.files import write_text
@@ -19,10 +20,18 @@ from graftlm.report.tables import capital, cell, row, table
 from graftlm.tasks.comparison import label, lower_is_better
 
 
-def write_audit_report(path: Path, result: AuditResult, *, title: str, extra: Sequence[Markup | None] = ()) -> None:
+def write_audit_report(
+    path: Path,
+    result: AuditResult,
+    *,
+    title: str,
+    extra: Sequence[Markup | None] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> None:
     """Write the page to `path`, whole or not at all (OSError names the file).
 
-    `extra`: further sections, before the last one. The audit itself lies in the page as JSON (element `audit`).
+    `extra`: further sections, before the last one. `facts`: how the models were made, for the last one. The audit
+    itself lies in the page as JSON (element `audit`).
     """
     sections = [
         verdict_section(audit_verdict(result)),
@@ -41,6 +50,7 @@ def write_audit_report(path: Path, result: AuditResult, *, title: str, extra: Se
                 "settings": result.settings,
                 "seconds": {name: round(seconds, 1) for name, seconds in result.seconds.items()},
                 "share of the time in forward passes": f"{result.forward_share:.0%}",
+                **(facts or {}),
             }
         ),
         data_section("audit", asdict(result)),
