@@ -11,6 +11,7 @@ from graftlm.tasks.capitals import Capitals
 from graftlm.tasks.elements import Elements
 from graftlm.tasks.file_probe import FileProbe, is_probe_file
 from graftlm.tasks.glosses import Glosses
+from graftlm.tasks.harness import PREFIX, HarnessTask
 from graftlm.tasks.molecules import Molecules
 from graftlm.tasks.perplexity import Code, GeneralText
 
@@ -22,6 +23,7 @@ __all__ = [
     "FileProbe",
     "GeneralText",
     "Glosses",
+    "HarnessTask",
     "Molecules",
     "Task",
     "TaskResult",
@@ -32,10 +34,12 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Molecules, Capitals
 
 
 def get_task(name: str) -> Task:
-    """The built-in task of that name, or the probe out of that file; InputError, with the nearest name, if there is
-    none."""
+    """The built-in task of that name, `lm-eval:NAME` of the LM Evaluation Harness, or the probe out of that file;
+    InputError, with the nearest name, if there is none."""
     if name in TASKS:
         return TASKS[name]()
+    if name.startswith(PREFIX):
+        return HarnessTask(name)
     if is_probe_file(name):
         return FileProbe(Path(name))
     nearest = get_close_matches(name, TASKS, n=1, cutoff=0.5)

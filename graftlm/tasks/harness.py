@@ -1,0 +1,178 @@
+"""Tasks of the LM Evaluation Harness (lm-eval, the extra `eval`), run by it on the model that is loaded already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graftlm.errors import InputError
+from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PREFIX = "lm-eval:"
+NAMES = {"acc": "accuracy", "acc_norm": "normalised_accuracy"}
+
+
+class HarnessTask(Task):
+    """`lm-eval:NAME`, NAME being a task, a group or the path of a task's YAML file, as `lm-eval --tasks` takes it.
+
+    Metrics are the harness's own, with `acc` and `acc_norm` written out; where its filters give one metric several
+    values, the filter stands in brackets. Floors: a guess among the choices, for accuracies.
+    """
+
+    description = "a task of the LM Evaluation Harness"
+
+    def __init__(self, name: str) -> None:
+        """InputError where lm-eval is not installed or has no such task."""
+        self.name = name  # type: ignore[misc]
+        self.asked = name.removeprefix(PREFIX)
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise InputError(f"{name} needs lm-eval: pip install 'graftlm[eval]'") from error
+        self.manager = TaskManager()
+        if not self.asked.endswith((".yaml", ".yml")) and not self.manager.match_tasks([self.asked]):
+            raise InputError(f"lm-eval has no task {self.asked!r}; `lm-eval ls tasks` lists them")
+
+    def rows(self, split: Split) -> Dataset:
+        """The prompts and right answers of the harness's own evaluation set."""
+        from datasets import Dataset
+        from lm_eval.tasks import get_task_dict
+
+        if split != "test":
+            raise InputError(f"{self.name} is only evaluated: it has no split {split!r}")
+        pairs = [pair for task in _leaves(get_task_dict([self.asked], self.manager)) for pair in _pairs(task)]
+        if not all(prompt for prompt, _ in pairs):
+            raise InputError(f"{self.name} has no prompts: name another probe, on which layers can be restored")
+        prompts, completions = zip(*pairs, strict=True)
+        return Dataset.from_dict({"prompt": prompts, "completion": completions})
+
+    def evaluate(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        limit: int | None = None,
+        shots: int = 0,
+        batch_size: int = 32,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> TaskResult:
+        """`limit` counts for each task of a group; the harness draws its few-shot examples with `seed`."""
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        check_options(limit, shots, batch_size)
+        begin = time.perf_counter()
+        if progress is not None:
+            progress(0, 1)
+        found: Any = simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=[self.asked],
+            task_manager=self.manager,
+            num_fewshot=shots or None,
+            limit=limit,
+            log_samples=True,
+            bootstrap_iters=0,  # the audit draws its own intervals
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+        if progress is not None:
+            progress(1, 1)
+        samples = [sample for of_task in found["samples"].values() for sample in of_task]
+        examples = merged_examples(samples)
+        results = found["results"]
+        return TaskResult(
+            task=self.name,
+            metrics=read_metrics(results[self.asked] if self.asked in results else next(iter(results.values()))),
+            floors=guess_floors(samples),
+            examples=examples,
+            count=len(examples),
+            seconds=time.perf_counter() - begin,
+        )
+
+
+def read_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": ...} -> {"accuracy": 0.5}"""
+    found = {}
+    for key, value in result.items():
+        metric, comma, chosen = key.partition(",")
+        if comma and "_stderr" not in metric and isinstance(value, (int, float)):
+            found[metric_name(metric, chosen)] = float(value)
+    return found
+
+
+def metric_name(metric: str, chosen: str) -> str:
+    name = NAMES.get(metric, metric)
+    return name if chosen == "none" else f"{name} ({chosen})"
+
+
+def merged_examples(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One example a document: the harness lists it once for each filter."""
+    examples: dict[str, dict[str, Any]] = {}
+    for sample in samples:
+        arguments, target = _arguments(sample), sample["target"]
+        key = f"{sample['doc_id']} {sample['doc_hash']}"
+        chosen = isinstance(target, int) and 0 <= target < len(arguments) > 1
+        example = examples.setdefault(
+            key,
+            {
+                "prompt": str(arguments[0][0]),
+                "reference": str(arguments[target][1] if chosen else target).strip(),
+                "output": _output(sample, arguments),
+            },
+        )
+        for metric in sample["metrics"]:
+            if isinstance(sample[metric], (int, float)):
+                example[metric_name(metric, sample["filter"])] = float(sample[metric])
+    return list(examples.values())
+
+
+def guess_floors(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A guess among the choices, where there is more than one."""
+    choices = [len(sample["arguments"]) for sample in samples]
+    if not choices or min(choices) < 2:
+        return {}
+    guess = sum(1 / count for count in choices) / len(choices)
+    known = {metric_name(metric, sample["filter"]) for sample in samples for metric in sample["metrics"]}
+    return {name: guess for name in known if name in NAMES.values()}
+
+
+def _arguments(sample: Mapping[str, Any]) -> list[Any]:
+    given = sample["arguments"]
+    return list(given.values()) if isinstance(given, Mapping) else list(given)
+
+
+def _output(sample: Mapping[str, Any], arguments: Sequence[Any]) -> str:
+    """What was generated, or the likeliest choice."""
+    answers = sample["filtered_resps"]
+    if len(answers) == len(arguments) > 1:
+        best = max(range(len(answers)), key=lambda place: answers[place][0])
+        return str(arguments[best][1]).strip()
+    return str(answers[0]) if isinstance(answers[0], str) else ""
+
+
+def _leaves(tasks: Mapping[Any, Any]) -> Iterator[Any]:
+    """The tasks of a group and of its groups."""
+    for task in tasks.values():
+        if isinstance(task, Mapping):
+            yield from _leaves(task)
+        else:
+            yield task
+
+
+def _pairs(task: Any) -> Iterator[tuple[str, str]]:
+    """(prompt, right completion) of each document."""
+    multiple_choice = task.config.output_type == "multiple_choice"
+    for document in task.test_docs() if task.has_test_docs() else task.validation_docs():
+        target = task.doc_to_target(document)
+        if multiple_choice and isinstance(target, int):
+            target = task.doc_to_choice(document)[target]
+        yield task.doc_to_text(document), f"{task.config.target_delimiter}{target}"

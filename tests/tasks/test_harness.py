@@ -1,0 +1,75 @@
+"""Tasks of the LM Evaluation Harness, read from a file of its own format so that nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftlm.errors import InputError
+from graftlm.tasks import get_task
+from graftlm.tasks.generation import completion_log_likelihoods
+from graftlm.tasks.harness import guess_floors, merged_examples, read_metrics
+
+pytest.importorskip("lm_eval", reason="needs the extra eval")
+pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
+
+ROWS = [
+    {"question": "sky is", "choices": ["blue", "red"], "answer": 0},
+    {"question": "snow is", "choices": ["black", "white", "green"], "answer": 1},
+]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> str:
+    rows, file = tmp_path / "rows.jsonl", tmp_path / "colours.yaml"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    document = {
+        "task": "colours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(rows)}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }  # fmt: skip
+    file.write_text(json.dumps(document))  # JSON is YAML
+    return f"lm-eval:{file}"
+
+
+@pytest.mark.slow
+def test_the_harness_measures_the_model_that_is_loaded(task: str, make_model: Any, tokenizer: Any) -> None:
+    model = make_model()
+    result = get_task(task).evaluate(model, tokenizer)
+    pairs = [(row["question"], f" {choice}") for row in ROWS for choice in row["choices"]]  # type: ignore[attr-defined]
+    scores = [total for total, _ in completion_log_likelihoods(model, tokenizer, pairs)]
+    right = [float(scores[0] > scores[1]), float(scores[3] > max(scores[2], scores[4]))]
+    assert result.metrics["accuracy"] == pytest.approx(sum(right) / 2)
+    assert [example["accuracy"] for example in result.examples] == right
+    assert [(e["prompt"], e["reference"]) for e in result.examples] == [("sky is", "blue"), ("snow is", "white")]
+    assert result.floors == {"accuracy": pytest.approx(5 / 12), "normalised_accuracy": pytest.approx(5 / 12)}
+    assert get_task(task).rows("test").to_list()[1] == {"prompt": "snow is", "completion": " white"}
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(InputError, match="lm-eval has no task 'arc_eazy'"):
+        get_task("lm-eval:arc_eazy")
+
+
+def test_a_document_is_one_example_whatever_the_filters_and_errors_are_no_metrics() -> None:
+    sample = {
+        "doc_id": 0,
+        "doc_hash": "h",
+        "target": "#### 4",
+        "arguments": [["2 + 2", {}]],
+        "metrics": ["exact_match"],
+    }
+    both = [{**sample, "filter": name, "exact_match": value, "filtered_resps": ["4"]}
+            for name, value in (("strict", 0.0), ("flexible", 1.0))]  # fmt: skip
+    assert merged_examples(both) == [
+        {"prompt": "2 + 2", "reference": "#### 4", "output": "4",
+         "exact_match (strict)": 0.0, "exact_match (flexible)": 1.0}
+    ]  # fmt: skip
+    assert guess_floors(both) == {}
+    assert read_metrics({"alias": "x", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_stderr": "N/A"}) == {
+        "accuracy": 0.5
+    }
