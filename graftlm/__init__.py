@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         distill_heads,
         head_losses,
     )
+    from graftlm.proxy import ProxyTunedModel
     from graftlm.tasks import Task, TaskResult
 
 __version__ = "0.1.0.dev0"
@@ -32,6 +33,7 @@ __all__ = [
     "MultiTokenHeads",
     "MultiTokenModel",
     "MultiTokenTrainer",
+    "ProxyTunedModel",
     "Task",
     "TaskResult",
     "__version__",
@@ -50,6 +52,7 @@ __getattr__ = lazy_attributes(
         "MultiTokenHeads": "graftlm.multitoken",
         "MultiTokenModel": "graftlm.multitoken",
         "MultiTokenTrainer": "graftlm.multitoken",
+        "ProxyTunedModel": "graftlm.proxy",
         "Task": "graftlm.tasks",
         "TaskResult": "graftlm.tasks",
         "audit": "graftlm.auditing.audit",

@@ -51,6 +51,11 @@ app = typer.Typer(
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+Expert = Annotated[str | None, typer.Option(help="Small tuned model or adapter that steers the model (proxy-tuning).")]
+Antiexpert = Annotated[
+    str | None, typer.Option(help="That small model untuned. [default: the base model of an expert that is an adapter]")
+]
+Alpha = Annotated[float, typer.Option(help="How strongly it steers: 0 not at all, 1 as in the paper.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -154,12 +159,15 @@ def evaluate(
     shots: Annotated[int, typer.Option(help="Solved examples before each prompt.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of what a task draws.")] = 0,
+    expert: Expert = None,
+    antiexpert: Antiexpert = None,
+    alpha: Alpha = 1.0,
     as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="File for the same as JSON, with every example's output.")] = None,
 ) -> None:
     """Measure models on tasks, in one table.
 
-    Beside the models stands the floor: what a trivial answer reaches.
+    Beside the models stands the floor: what a trivial answer reaches. With --expert, each model is measured steered.
     """
     if len(set(models)) < len(models):
         raise InputError("a model is given twice; give each one once")
@@ -169,12 +177,14 @@ def evaluate(
 
     tasks = [get_task(name) for name in task or TASKS]
     from graftlm.evaluation import evaluate as evaluate_model
-    from graftlm.models import load_model
+    from graftlm.proxy.model import steered
 
-    settings = {"limit": limit, "shots": shots, "batch_size": batch_size, "seed": seed}
+    settings: dict[str, Any] = {"limit": limit, "shots": shots, "batch_size": batch_size, "seed": seed}
+    if expert is not None:
+        settings |= {"expert": expert, "antiexpert": antiexpert, "alpha": alpha}
     results = {}
     for name in models:
-        model, tokenizer = load_model(name)
+        model, tokenizer = steered(name, expert, antiexpert, alpha)
         with reported_progress() as progress:
             results[name] = evaluate_model(
                 model,
@@ -350,6 +360,9 @@ def generate(
         bool | None,
         typer.Option("--chat/--no-chat", help="Use the chat template. [default: if there is one]"),
     ] = None,
+    expert: Expert = None,
+    antiexpert: Antiexpert = None,
+    alpha: Alpha = 1.0,
 ) -> None:
     """Continue or answer prompts.
 
@@ -361,9 +374,9 @@ def generate(
     from transformers import set_seed
 
     from graftlm.generation import stream_completion
-    from graftlm.models import load_model
+    from graftlm.proxy.model import steered
 
-    loaded, tokenizer = load_model(model)
+    loaded, tokenizer = steered(model, expert, antiexpert, alpha)
     set_seed(seed)
     for number, text in enumerate(prompts, start=1):
         if len(prompts) > 1:

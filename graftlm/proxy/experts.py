@@ -1,0 +1,166 @@
+"""Expert and anti-expert: two models, or one small model with and without an adapter in one batched forward pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+
+from graftlm.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What one model reads: new tokens [rows, time], the mask of all so far [rows, past + time] or None, and the
+    positions of the new ones [rows, time] or None."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+
+    def to(self, device: torch.device) -> Inputs:
+        moved = (self.input_ids, self.attention_mask, self.position_ids)
+        ids, mask, positions = (None if tensor is None else tensor.to(device) for tensor in moved)
+        assert ids is not None
+        return Inputs(input_ids=ids, attention_mask=mask, position_ids=positions)
+
+
+class Experts(nn.Module, ABC):
+    """Both models of the offset."""
+
+    @abstractmethod
+    def logits(
+        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [rows, kept, vocabulary] of expert and anti-expert, each on its own device."""
+
+    @abstractmethod
+    def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
+        """Of the expert alone."""
+
+    @abstractmethod
+    def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
+        """Of the anti-expert alone."""
+
+    @abstractmethod
+    def new_caches(self) -> tuple[list[Cache], list[bool]]:
+        """Empty caches, and which of them hold expert and anti-expert stacked."""
+
+    def separate_caches(self, base: Any) -> list[Cache]:
+        """Empty caches of base model, expert and anti-expert, one each."""
+        parts = [model for _, model in self.models()]
+        return [new_cache(base), new_cache(parts[0]), new_cache(parts[-1])]
+
+    @abstractmethod
+    def models(self) -> Iterator[tuple[str, Any]]:
+        """("expert", model) and ("anti-expert", model), whose vocabularies count."""
+
+
+class SeparateExperts(Experts):
+    """Two models, each on its own device and in its own dtype."""
+
+    def __init__(self, expert: Any, antiexpert: Any) -> None:
+        super().__init__()
+        self.expert, self.antiexpert = expert, antiexpert
+
+    def logits(
+        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        first, second = caches or (None, None)
+        return (
+            run(self.expert, expert, first, logits_to_keep),
+            run(self.antiexpert, antiexpert, second, logits_to_keep),
+        )
+
+    def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
+        return run(self.expert, inputs, cache, logits_to_keep)
+
+    def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
+        return run(self.antiexpert, inputs, cache, logits_to_keep)
+
+    def new_caches(self) -> tuple[list[Cache], list[bool]]:
+        return [new_cache(self.expert), new_cache(self.antiexpert)], [False, False]
+
+    def models(self) -> Iterator[tuple[str, Any]]:
+        yield "expert", self.expert
+        yield "anti-expert", self.antiexpert
+
+
+class SharedExperts(Experts):
+    """A small model with a LoRA adapter: the expert has it on, the anti-expert off, in the same forward pass."""
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__()
+        if model.active_peft_config.is_prompt_learning:
+            raise InputError("an adapter that puts tokens before the prompt cannot be switched off row by row: give "
+                             "expert and anti-expert as two models")  # fmt: skip
+        self.model = model
+
+    def logits(
+        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = expert.input_ids.shape[0]
+        adapters = [self.model.active_adapter] * rows + ["__base__"] * rows
+        cache = caches[0] if caches else None
+        both = run(self.model, stacked(expert, antiexpert), cache, logits_to_keep, adapter_names=adapters)
+        return both[:rows], both[rows:]
+
+    def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
+        return run(self.model, inputs, cache, logits_to_keep)
+
+    def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
+        names = ["__base__"] * inputs.input_ids.shape[0]
+        return run(self.model, inputs, cache, logits_to_keep, adapter_names=names)
+
+    def new_caches(self) -> tuple[list[Cache], list[bool]]:
+        return [new_cache(self.model)], [True]
+
+    def models(self) -> Iterator[tuple[str, Any]]:
+        yield "expert", self.model
+
+
+def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, **options: Any) -> Tensor:
+    inputs = inputs.to(model.device)
+    output = model(
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        position_ids=inputs.position_ids,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=logits_to_keep,
+        **options,
+    )
+    logits: Tensor = output.logits
+    return logits
+
+
+def new_cache(model: Any) -> Cache:
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def stacked(first: Inputs, second: Inputs) -> Inputs:
+    """The rows of both; the shorter ones are padded on the left, which the mask hides."""
+    width = max(first.input_ids.shape[1], second.input_ids.shape[1])
+    masks = [first.attention_mask, second.attention_mask]
+    span = max(width if mask is None else mask.shape[1] for mask in masks)
+
+    def padded(tensor: Tensor, to: int) -> Tensor:
+        return nn.functional.pad(tensor, (to - tensor.shape[1], 0))
+
+    def joined(tensors: list[Tensor | None], to: int) -> Tensor | None:
+        given = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat([padded(tensor, to) for tensor in given]) if len(given) == len(tensors) else None
+
+    ids = joined([first.input_ids, second.input_ids], width)
+    assert ids is not None
+    return Inputs(
+        input_ids=ids,
+        attention_mask=joined(masks, span),
+        position_ids=joined([first.position_ids, second.position_ids], width),
+    )

@@ -1,0 +1,275 @@
+"""A large model steered by the difference of two small ones: proxy-tuning (arXiv 2401.08565, eq. 1 and section 6.2):
+
+    logits(x_t | x_<t) = s_M + alpha (s_M+ - s_M-)
+
+of the raw logits of the base model M, a small tuned expert M+ and the same small model untuned, M-. No weight of M
+changes. Processors, temperature and top-p act on the sum, as in the paper.
+
+Where this differs from the authors' code:
+
+1. The composition is a model: it generates, batches, searches beams, streams and is evaluated as any other.
+2. Where expert and anti-expert are one small model with and without a LoRA adapter, both run in one batched forward
+   pass and share its weights; the authors run three models one after another.
+3. alpha may be a function of the three models' logits; alpha = 0 runs no expert.
+4. The vocabularies are compared token by token; an expert's further entries are cropped, as there.
+5. The expert's own prompt is its tokenizer's chat template on the user's text, not a [INST] written by hand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from graftlm.errors import InputError
+from graftlm.models import load_model
+from graftlm.proxy.alpha import Alpha, check_alpha
+from graftlm.proxy.cache import ProxyCache
+from graftlm.proxy.experts import Inputs, new_cache, run
+from graftlm.proxy.opening import Parts, open_parts
+
+COPIED = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size", "num_attention_heads",
+          "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+
+
+class ProxyTunedConfig(PreTrainedConfig):
+    """Names and revisions of the models and alpha; what generation asks of a config is the base model's."""
+
+    model_type = "proxy-tuned"
+
+    def __init__(
+        self,
+        base: str | None = None,
+        expert: str | None = None,
+        antiexpert: str | None = None,
+        alpha: float | None = 1.0,
+        base_revision: str | None = None,
+        expert_revision: str | None = None,
+        antiexpert_revision: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.base, self.expert, self.antiexpert, self.alpha = base, expert, antiexpert, alpha
+        self.base_revision, self.expert_revision = base_revision, expert_revision
+        self.antiexpert_revision = antiexpert_revision
+
+
+class ProxyTunedModel(PreTrainedModel, GenerationMixin):
+    """`base` steered by `expert` - `antiexpert`.
+
+    Args:
+        base, expert, antiexpert: models, or names as `load_model` takes them. An expert that is an adapter on the
+            anti-expert, or a PeftModel given without an anti-expert, shares its weights. Models stay on their devices
+            and in their dtypes; the logits are added in float32 (or better) on the base model's device.
+        alpha: a finite number, or a function of the three logits (graftlm.proxy.disagreement_above is one). With 0 the
+            experts are neither loaded nor run.
+
+    `tokenizer` and `expert_tokenizer` are there where the models were given by name.
+
+    Raises InputError for vocabularies that differ (the first differing token is shown), an alpha that is not finite,
+    and whatever `load_model` refuses.
+    """
+
+    config_class = ProxyTunedConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _supports_sdpa = _supports_flash_attn = True
+
+    def __init__(
+        self,
+        base: str | os.PathLike[str] | PreTrainedModel,
+        expert: str | os.PathLike[str] | PreTrainedModel | None = None,
+        antiexpert: str | os.PathLike[str] | PreTrainedModel | None = None,
+        alpha: Alpha = 1.0,
+        *,
+        revisions: Sequence[str | None] = (None, None, None),
+    ) -> None:
+        alpha = check_alpha(alpha)
+        parts = open_parts(base, expert, antiexpert, wanted=alpha != 0, revisions=revisions)
+        super().__init__(_config(parts, alpha))
+        self.base = parts.base
+        self.experts = parts.experts
+        self.alpha = alpha
+        self.tokenizer, self.expert_tokenizer = parts.tokenizer, parts.expert_tokenizer
+        self.generation_config = GenerationConfig(**parts.base.generation_config.to_diff_dict())
+        self.loss_type = "ForCausalLM"
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """The base model's."""
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def get_input_embeddings(self) -> Any:
+        return self.base.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        return self.base.get_output_embeddings()
+
+    def expert_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The arguments of `generate` and `forward` that give the expert its own chat template around each prompt.
+
+        Returns expert_input_ids and expert_attention_mask, [batch, time] int64, padded on the left. InputError where
+        the expert's tokenizer is not known or has no chat template.
+        """
+        tokenizer = self.expert_tokenizer
+        if tokenizer is None or tokenizer.chat_template is None:
+            raise InputError("the expert's tokenizer has no chat template, so it has no prompt of its own")
+        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True,
+            tokenizer_kwargs={"padding_side": "left"},
+        )  # fmt: skip
+        return {
+            "expert_input_ids": encoded["input_ids"].to(self.device),
+            "expert_attention_mask": encoded["attention_mask"].to(self.device),
+        }
+
+    def generate(self, *args: Any, speculative: bool = False, **kwargs: Any) -> Any:
+        """As of any model. `speculative`: the expert drafts several tokens, which base and anti-expert then check in
+        one pass each: the same greedy tokens, and samples of the same distribution (graftlm.proxy.speculative)."""
+        if speculative and self.experts is not None:
+            from graftlm.proxy.speculative import speculative_decoding
+
+            kwargs["custom_generate"] = speculative_decoding
+        return super().generate(*args, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        expert_input_ids: Tensor | None = None,
+        expert_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Combined logits [batch, kept, vocabulary], float32 or better.
+
+        All arguments as of any causal language model; besides, `expert_input_ids` [batch, time] int64, with its mask:
+        the expert's own prompt, padded on the left, which needs the cache and `logits_to_keep` (0 counts as 1).
+        """
+        cache = self._cache(past_key_values, use_cache)
+        inputs = Inputs(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        if expert_input_ids is not None and isinstance(logits_to_keep, int):
+            logits_to_keep = logits_to_keep or 1
+        base = run(self.base, inputs, cache.caches[0] if cache else None, logits_to_keep)
+        logits = base if base.dtype == torch.float64 else base.float()
+        if self.experts is not None:
+            own = self._expert_inputs(inputs, cache, expert_input_ids, expert_attention_mask)
+            pair = self.experts.logits(own[0], own[1], cache.caches[1:] if cache else None, logits_to_keep)
+            logits = self.combine(logits, *pair)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def combine(self, base: Tensor, expert: Tensor, antiexpert: Tensor) -> Tensor:
+        """s_M + alpha (s_M+ - s_M-), on the base model's device; further entries of the experts are cropped."""
+        width = base.shape[-1]
+        plus, minus = (part[..., :width].to(device=base.device, dtype=base.dtype) for part in (expert, antiexpert))
+        strength: Any = self.alpha(base, plus, minus) if callable(self.alpha) else self.alpha
+        return (
+            torch.addcmul(base, plus - minus, strength)
+            if isinstance(strength, Tensor)
+            else torch.add(base, plus - minus, alpha=strength)
+        )
+
+    def _cache(self, given: Any, use_cache: bool | None) -> ProxyCache | None:
+        """`generate` hands over an empty cache of its own kind first, and ours from then on."""
+        if isinstance(given, ProxyCache):
+            return given
+        if use_cache is False or (given is None and use_cache is None):
+            return None
+        caches, stacked = self.experts.new_caches() if self.experts is not None else ([], [])
+        return ProxyCache([new_cache(self.base), *caches], [False, *stacked])
+
+    def _expert_inputs(
+        self, inputs: Inputs, cache: ProxyCache | None, own_ids: Tensor | None, own_mask: Tensor | None
+    ) -> tuple[Inputs, Inputs]:
+        """What expert and anti-expert read in this call: the same as the base model but for a prompt of its own."""
+        rows, time = inputs.input_ids.shape
+        first = cache is not None and cache.rows == 0
+        if cache is not None and first:
+            cache.rows, cache.prompt_length = rows, time
+        if own_ids is None:
+            return inputs, inputs
+        if cache is None:
+            raise ValueError("a prompt of the expert's own needs use_cache=True")
+        generated = 0 if first else cache.get_seq_length() - cache.prompt_length
+        mask = inputs.attention_mask
+        if mask is None:
+            mask = inputs.input_ids.new_ones(rows, cache.prompt_length + generated)
+        own_mask = torch.ones_like(own_ids) if own_mask is None else own_mask
+        own_mask = torch.cat([own_mask, own_mask.new_ones(rows, generated)], dim=-1)
+        return (
+            _placed(own_ids if first else inputs.input_ids, own_mask),
+            _placed(inputs.input_ids, mask),
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Names, revisions and alpha, no weights: config.json and generation_config.json.
+
+        InputError where a model was not loaded by name, or alpha is a function.
+        """
+        if callable(self.alpha):
+            raise InputError("alpha is a function, which cannot be saved: give a number, or save the models themselves")
+        if not self.config.base or (self.experts is not None and not self.config.expert):
+            raise InputError("a model without a name cannot be saved by name: load base and experts by name")
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(save_directory)
+        self.generation_config.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **kwargs: Any) -> ProxyTunedModel:
+        """The composition that `save_pretrained` wrote; each model is loaded by its name. `kwargs`: another `alpha`."""
+        if not (Path(folder) / "config.json").is_file():
+            raise InputError(f"{folder} holds no proxy-tuned model: config.json is missing")
+        config = ProxyTunedConfig.from_pretrained(folder)
+        if config.base is None:
+            raise InputError(f"{folder} holds no proxy-tuned model: its config.json names no base model")
+        revisions = (config.base_revision, config.expert_revision, config.antiexpert_revision)
+        alpha = kwargs.pop("alpha", config.alpha)
+        return cls(config.base, config.expert, config.antiexpert, alpha, revisions=revisions)
+
+
+def _placed(ids: Tensor, mask: Tensor) -> Inputs:
+    """Positions count the tokens that are no padding."""
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return Inputs(input_ids=ids, attention_mask=mask, position_ids=positions)
+
+
+def _config(parts: Parts, alpha: Alpha) -> ProxyTunedConfig:
+    of_base = parts.base.config.get_text_config()
+    shared = {name: getattr(of_base, name) for name in COPIED if getattr(of_base, name, None) is not None}
+    names = dict(zip(("base", "expert", "antiexpert"), parts.names, strict=True))
+    revisions = dict(zip(("base_revision", "expert_revision", "antiexpert_revision"), parts.revisions, strict=True))
+    return ProxyTunedConfig(**names, **revisions, alpha=None if callable(alpha) else alpha, **shared)
+
+
+def steered(base: str, expert: str | None, antiexpert: str | None, alpha: float) -> tuple[Any, PreTrainedTokenizerBase]:
+    """(model, tokenizer) of `base`, steered where an expert is named.
+
+    InputError for an anti-expert without an expert.
+    """
+    if expert is None:
+        if antiexpert is not None:
+            raise InputError("--antiexpert is given without --expert: proxy-tuning needs both, or an expert's adapter")
+        return load_model(base)
+    model = ProxyTunedModel(base, expert, antiexpert, alpha)
+    assert model.tokenizer is not None  # it was loaded by name
+    return model, model.tokenizer

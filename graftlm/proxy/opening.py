@@ -1,0 +1,93 @@
+"""Open base, expert and anti-expert, each once, and hold their vocabularies against each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from graftlm.errors import InputError
+from graftlm.models import adapter_on, load_model
+from graftlm.proxy.experts import Experts, SeparateExperts, SharedExperts
+from graftlm.proxy.vocabulary import check_tokens, check_widths
+
+Given: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """`names` and `revisions` of base, expert and anti-expert, None where it was given as a model."""
+
+    base: Any
+    experts: Experts | None
+    tokenizer: PreTrainedTokenizerBase | None
+    expert_tokenizer: PreTrainedTokenizerBase | None
+    names: tuple[str | None, str | None, str | None]
+    revisions: tuple[str | None, str | None, str | None]
+
+
+def open_parts(
+    base: Given, expert: Given | None, antiexpert: Given | None, *, wanted: bool, revisions: Sequence[str | None]
+) -> Parts:
+    """Not `wanted`: the experts are neither loaded nor kept. InputError for vocabularies that differ."""
+    revision, expert_revision, antiexpert_revision = revisions
+    if wanted and expert is None:
+        raise InputError("no expert is given: proxy-tuning needs one (or alpha = 0)")
+    model, tokenizer = opened(base, revision)
+    experts: Experts | None = None
+    expert_tokenizer = None
+    if wanted:
+        assert expert is not None
+        experts, tokenizers = _open_experts(expert, antiexpert, expert_revision, antiexpert_revision)
+        expert_tokenizer = tokenizers[0]
+        for (role, part), own in zip(experts.models(), tokenizers, strict=False):
+            check_widths(model, part, role)
+            if tokenizer is not None and own is not None:
+                check_tokens(tokenizer, own, role)
+    return Parts(
+        base=model,
+        experts=experts,
+        tokenizer=tokenizer,
+        expert_tokenizer=expert_tokenizer,
+        names=(_name(base), _name(expert), _name(antiexpert)),
+        revisions=(revision, expert_revision, antiexpert_revision),
+    )
+
+
+def opened(given: Given, revision: str | None) -> tuple[Any, PreTrainedTokenizerBase | None]:
+    """The model, loaded if it is a name, and its tokenizer where that is known."""
+    if isinstance(given, (str, os.PathLike)):
+        return load_model(given, revision=revision)
+    return given, None
+
+
+def _open_experts(
+    expert: Given, antiexpert: Given | None, revision: str | None, antiexpert_revision: str | None
+) -> tuple[Experts, list[PreTrainedTokenizerBase | None]]:
+    """The experts and the tokenizers of expert and anti-expert."""
+    if antiexpert is None:
+        model, tokenizer = opened(expert, revision)
+        if not isinstance(model, PeftModel):
+            raise InputError("no anti-expert is given: it is needed unless the expert is an adapter on it")
+        return SharedExperts(model), [tokenizer]
+    small, small_tokenizer = opened(antiexpert, antiexpert_revision)
+    if isinstance(expert, (str, os.PathLike)) and isinstance(antiexpert, (str, os.PathLike)) and revision is None:
+        assert small_tokenizer is not None  # it was loaded by name
+        adapted = adapter_on(small, small_tokenizer, os.fspath(antiexpert), os.fspath(expert))
+        if adapted is not None:
+            return SharedExperts(adapted[0]), [adapted[1]]
+    model, tokenizer = opened(expert, revision)
+    if isinstance(model, PeftModel) and model.get_base_model() is small:
+        return SharedExperts(model), [tokenizer]
+    return SeparateExperts(model, small), [tokenizer, small_tokenizer]
+
+
+def _name(given: Given | None) -> str | None:
+    if given is None:
+        return None
+    name = os.fspath(given) if isinstance(given, (str, os.PathLike)) else getattr(given, "name_or_path", None)
+    return name or None

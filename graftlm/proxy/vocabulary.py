@@ -1,0 +1,35 @@
+"""Whether the models of a proxy-tuned one mean the same tokens by the same ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from graftlm.errors import InputError
+
+
+def check_tokens(base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str) -> None:
+    """InputError that shows the first id at which `other` has another token than the base model.
+
+    Further entries at the end of `other` are allowed: their logits are cropped.
+    """
+    ours = {index: token for token, index in base.get_vocab().items()}
+    theirs = {index: token for token, index in other.get_vocab().items()}
+    for index in sorted(ours):
+        if theirs.get(index) != ours[index]:
+            found = "no token" if index not in theirs else repr(theirs[index])
+            raise InputError(
+                f"{name} has another vocabulary than the base model: id {index} is {ours[index]!r} there and {found} "
+                "here; proxy-tuning needs models that share a tokenizer"
+            )
+
+
+def check_widths(base: Any, other: Any, name: str) -> None:
+    """InputError where `other` gives fewer logits than the base model, so that some tokens would have no offset."""
+    ours, theirs = base.config.get_text_config().vocab_size, other.config.get_text_config().vocab_size
+    if theirs < ours:
+        raise InputError(
+            f"{name} has another vocabulary than the base model: {theirs} entries, {ours} there, so id {theirs} is the "
+            "first without a logit here; proxy-tuning needs models that share a tokenizer"
+        )

@@ -1,0 +1,70 @@
+"""--expert, --antiexpert and --alpha on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from graftlm.cli import main
+from graftlm.proxy import ProxyTunedModel
+from tests.proxy.test_model import folders
+
+__all__ = ["folders"]  # the fixture
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+def test_generate_writes_what_the_steered_model_writes(
+    folders: dict[str, str], tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ["--expert", folders["adapter"], "--antiexpert", folders["antiexpert"]]
+    common = ["generate", folders["base"], "--no-chat", "--prompt", "abc", "--max-new-tokens", "6"]
+    assert run(*common) == 0
+    plain = capsys.readouterr().out
+    assert run(*common, *pair, "--alpha", "0") == 0
+    assert capsys.readouterr().out == plain
+    assert run(*common, *pair) == 0
+    model = ProxyTunedModel(folders["base"], folders["adapter"], folders["antiexpert"])
+    ids = torch.tensor([tokenizer("abc")["input_ids"]])
+    written = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+    assert capsys.readouterr().out.strip() == tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_evaluate_measures_the_steered_model(
+    folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": " b"}\n{"prompt": "c", "completion": " d"}\n')
+    common = ["evaluate", folders["base"], "--task", str(rows), "--json"]
+    found = []
+    for extra in ([], ["--expert", folders["expert"], "--antiexpert", folders["antiexpert"]]):
+        assert run(*common, *extra) == 0
+        document = json.loads(capsys.readouterr().out)
+        found.append(document["results"][folders["base"]]["rows"]["metrics"]["nll_per_token"])
+    assert found[0] != found[1] and document["settings"]["alpha"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--antiexpert", "{antiexpert}"], "--antiexpert is given without --expert"),
+        (["--expert", "{expert}"], "no anti-expert is given"),
+        (["--expert", "absent"], "absent"),
+        (["--expert", "{adapter}", "--alpha", "nan"], "alpha is nan"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], message: str, folders: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.format(**folders) for argument in arguments]
+    assert run("generate", folders["base"], "--prompt", "a", *given) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]

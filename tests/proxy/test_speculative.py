@@ -1,0 +1,97 @@
+"""Drafted by the expert, checked by the others: the same tokens, the same distribution."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from graftlm.errors import InputError
+from graftlm.proxy import ProxyTunedModel
+from graftlm.proxy.speculative import SpeculativeOutput
+from tests.conftest import tiny_model
+from tests.proxy.models import parts, with_adapter
+from tests.proxy.test_model import PROMPTS, padded
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+GREEDY = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 258}
+
+
+def models() -> dict[str, Any]:
+    """With an expert that is mostly wrong, one that shares weights, and one that is always right."""
+    base, expert, antiexpert = parts()
+    return {
+        "apart": ProxyTunedModel(base, expert, antiexpert),
+        "shared": with_adapter()[0],
+        "agreeing": ProxyTunedModel(base, expert, base),
+    }
+
+
+@pytest.mark.parametrize("name", ["apart", "shared", "agreeing"])
+def test_greedy_tokens_are_the_plain_ones(name: str) -> None:
+    model = models()[name]
+    for row in [*PROMPTS, [7]]:
+        inputs = padded([row])
+        found = model.generate(**inputs, **GREEDY, speculative=True, return_dict_in_generate=True)
+        assert torch.equal(found.sequences, model.generate(**inputs, **GREEDY))
+        assert isinstance(found, SpeculativeOutput) and 0 <= found.accepted <= found.drafted  # type: ignore[operator]
+        if name == "agreeing":  # all is kept, so a round yields more than one token
+            assert found.accepted == found.drafted and found.rounds < 6  # type: ignore[operator]
+
+
+def test_padding_an_own_prompt_the_end_and_processors_are_minded() -> None:
+    model = models()["shared"]
+    row = padded([PROMPTS[1], PROMPTS[2]])
+    left = {name: tensor[:1] for name, tensor in row.items()}
+    assert torch.equal(model.generate(**left, **GREEDY, speculative=True), model.generate(**left, **GREEDY))
+    own = padded([[60, 61, *PROMPTS[0], 62]])
+    extra = {"expert_input_ids": own["input_ids"], "expert_attention_mask": own["attention_mask"]}
+    inputs = padded(PROMPTS[:1])
+    for settings in (extra, {"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}):
+        plain = model.generate(**inputs, **GREEDY, **settings)
+        assert torch.equal(model.generate(**inputs, **GREEDY, **settings, speculative=True), plain)
+    end = int(model.generate(**inputs, **GREEDY)[0, 9])
+    ended = model.generate(**inputs, **{**GREEDY, "eos_token_id": end}, speculative=True)
+    assert torch.equal(ended, model.generate(**inputs, **{**GREEDY, "eos_token_id": end}))
+
+
+def test_samples_are_distributed_as_the_combined_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the pairs of tokens after a prompt, over a vocabulary of 5; chi-square at a fixed seed."""
+    base, expert, antiexpert = (
+        tiny_model(seed=seed, vocab_size=5, bos_token_id=0, eos_token_id=1, pad_token_id=2) for seed in range(3)
+    )
+    for part in (base, expert, antiexpert):
+        with torch.no_grad():
+            part.get_output_embeddings().weight.mul_(3)
+    model = ProxyTunedModel(base, expert, antiexpert)
+    prompt = torch.tensor([[3, 4]])
+    with torch.no_grad():
+        first = torch.softmax(model(prompt).logits[0, -1] / 0.8, -1)
+        rows = torch.cat([prompt.expand(5, -1), torch.arange(5)[:, None]], -1)
+        second = torch.softmax(model(rows).logits[:, -1] / 0.8, -1)
+    exact = (first[:, None] * second).double()
+    torch.manual_seed(0)
+    draws = 1500
+    seen: Counter[tuple[int, ...]] = Counter()
+    for _ in range(draws):
+        written = model.generate(prompt, do_sample=True, temperature=0.8, top_k=0, top_p=1.0, max_new_tokens=2,
+                                 eos_token_id=None, pad_token_id=2, speculative=True)  # fmt: skip
+        seen[tuple(written[0, 2:].tolist())] += 1
+    expected = [float(exact[a, b]) * draws for a in range(5) for b in range(5)]
+    observed = [seen[a, b] for a in range(5) for b in range(5)]
+    kept = [place for place, value in enumerate(expected) if value >= 5]
+    total = sum(observed[place] for place in kept)
+    scale = total / sum(expected[place] for place in kept)
+    test = chisquare([observed[p] for p in kept], [expected[p] * scale for p in kept])
+    assert len(kept) >= 8 and test.pvalue > 0.01, test
+
+
+def test_a_batch_or_beams_are_refused() -> None:
+    model = models()["apart"]
+    with pytest.raises(InputError, match="one prompt and one beam"):
+        model.generate(**padded(PROMPTS), **GREEDY, speculative=True)
+    with pytest.raises(InputError, match="one prompt and one beam"):
+        model.generate(**padded(PROMPTS[:1]), **GREEDY, num_beams=2, speculative=True)
