@@ -210,7 +210,7 @@ def fake_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return {result.task: result for result in results}
 
     replace_module(monkeypatch, "graftlm.evaluation", evaluate=evaluate)
-    replace_module(monkeypatch, "graftlm.models", load_model=lambda name: (name, None))
+    replace_module(monkeypatch, "graftlm.proxy.model", steered=lambda name, *_: (name, None))
     return calls
 
 
