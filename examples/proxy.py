@@ -1,6 +1,6 @@
 """A small tuned model steers a large one while decoding; the large one's weights stay as they are.
 
-    python examples/proxy.py BASE EXPERT ANTIEXPERT "a prompt"        (names, folders or adapters that share a tokenizer)
+python examples/proxy.py BASE EXPERT ANTIEXPERT "a prompt"        (names, folders or adapters that share a tokenizer)
 """
 
 import sys
