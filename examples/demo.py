@@ -96,7 +96,7 @@ def main() -> None:
 
 DISTILLATION: dict[str, Any] = {"domain_tokens": 26_000, "general_tokens": 6_000, "epochs": 3}
 TRAINING: dict[str, Any] = {"max_steps": 50, "batch_size": 8, "learning_rate": 6e-4}
-AUDIT: dict[str, Any] = {"probes": ["capitals", "elements", "general-text"], "limit": 100, "layer_groups": 6}
+AUDIT: dict[str, Any] = {"probes": ["capitals", "general-text"], "limit": 100, "layer_groups": 3}
 
 
 def opened(config: DistillConfig | TuneConfig, command: str) -> Run:
