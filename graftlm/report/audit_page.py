@@ -141,7 +141,13 @@ def _metrics(result: AuditResult) -> Markup:
     )  # fmt: skip
     return section(
         "Every measure",
-        table("Mean over the examples; below it the difference to the base model", headings, rows, class_="numbers"),
+        table(
+            "Mean over the examples; below it the difference to the base model",
+            headings,
+            rows,
+            class_="numbers",
+            cells=2,
+        ),
         element("p", note, class_="note"),
     )
 

@@ -47,7 +47,7 @@ def line_plot(
     title: str, description: str, lines: Sequence[Line], *, x_top: float, y_top: float, x_label: str, y_label: str
 ) -> Markup:
     """Lines over a common frame, each with its tag at its end."""
-    frame = Frame(x_top=x_top, y_top=y_top, left=42, top=14, width=354, height=212)
+    frame = Frame(x_top=x_top, y_top=y_top, left=56, top=14, width=340, height=212)
     grid = [
         *(_gridline(frame, tick) for tick in ticks(y_top)),
         *(
@@ -55,7 +55,7 @@ def line_plot(
             for t in ticks(x_top, whole=True)
         ),
         words_at(x_label, frame.left + frame.width / 2, 266, anchor="middle", class_="axis"),
-        element("text", y_label, x=12, y=120, text_anchor="middle", transform="rotate(-90 12 120)", class_="axis"),
+        element("text", y_label, x=11, y=120, text_anchor="middle", transform="rotate(-90 11 120)", class_="axis"),
     ]
     curves = [_curve(frame, line) for line in lines if line.points]
     ends = _apart([(frame.y(smooth(line.points)[-1][1]), line) for line in lines if line.points])
