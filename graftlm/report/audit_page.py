@@ -16,8 +16,8 @@ from graftlm.report.examples import examples_sections, facts_sections
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
 from graftlm.report.plots import Line, line_plot, round_up
-from graftlm.report.tables import capital, cell, row, table
-from graftlm.tasks.comparison import label, lower_is_better
+from graftlm.report.tables import arrow, capital, cell, row, table
+from graftlm.tasks.comparison import gain_metric, gain_words, label, lower_is_better
 
 
 def write_audit_report(
@@ -63,7 +63,7 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
     if not result.tasks or not result.probes:
         return None
     task = result.tasks[0]
-    metric = gain_metric(result, task)
+    metric = gain_metric(result.base_results[task].metrics)
     points = []
     for place, (name, audited) in enumerate(result.tuned.items(), start=1):
         change, kept = audited.changes[task].get(metric), audited.mean_retention
@@ -82,10 +82,13 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
         )
     if not points:
         return None
-    unit = "nats per token saved" if metric == "nll_per_token" else label(metric)
     shown = "; ".join(f"{p.label}: retention {p.x:.0%}, gain {p.y:.3f}" for p in points)
     plot = scatter_plot(
-        "Gain against retention", shown, points, x_label="retention (mean over the probes)", y_label=f"gain: {unit}"
+        "Gain against retention",
+        shown,
+        points,
+        x_label="retention (mean over the probes)",
+        y_label=f"gain: {gain_words(metric)}",
     )
     return section(
         "Gain against retention",
@@ -93,12 +96,6 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
         note=f"Up: gain on {task}, with its 95 % interval. Right: more of what the base model knew is left. Retention "
         "is what is left above a guess, or for text the ratio of the perplexities; see docs/auditing.md.",
     )
-
-
-def gain_metric(result: AuditResult, task: str) -> str:
-    """What the task's gain is read from: the likelihood of the references, or else its first metric."""
-    metrics = result.base_results[task].metrics
-    return "nll_per_token" if "nll_per_token" in metrics else next(iter(metrics))
 
 
 def _gain(change: Change, metric: str) -> tuple[float, float | None, float | None]:
@@ -135,7 +132,7 @@ def _metrics(result: AuditResult) -> Markup:
         cells += [cell(heading, "–") for heading in pairs]
         rows.append(row(join("Retention", element("small", "mean over the probes")), cells))
     note = join(
-        element("span", "▲", class_="good"), " better and ", element("span", "▼", class_="bad"),
+        arrow(True, "better"), " better and ", arrow(False, "worse"),
         " worse than the base model: the 95 % interval of the difference leaves out zero. Floor: what "
         "a trivial answer reaches.",
     )  # fmt: skip
@@ -157,9 +154,7 @@ def _change_cell(name: str, change: Change | None) -> Markup:
         return cell(name, "–")
     sign = None
     if change.shown:
-        words = "better than base" if change.better else "worse than base"
-        arrow = element("span", "▲" if change.better else "▼", class_="good" if change.better else "bad", title=words)
-        sign = join(" ", arrow)
+        sign = join(" ", arrow(change.better, f"{'better' if change.better else 'worse'} than base"))
     return cell(name, f"{change.tuned:.3f}", sign, element("small", described(change)))
 
 

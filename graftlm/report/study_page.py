@@ -17,7 +17,7 @@ from graftlm.report.audit_plots import Point, scatter_plot
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
 from graftlm.report.plots import Dot, dot_plot
-from graftlm.report.tables import capital, cell, row, table
+from graftlm.report.tables import arrow, capital, cell, row, table
 from graftlm.study.config import ARMS
 from graftlm.study.rows import (
     UNTRAINED,
@@ -32,7 +32,7 @@ from graftlm.study.rows import (
     trained_arms,
     training_seconds,
 )
-from graftlm.tasks.comparison import label, lower_is_better
+from graftlm.tasks.comparison import gain_metric, gain_words, label, lower_is_better
 
 
 def write_study_report(
@@ -66,7 +66,7 @@ def _gain_and_retention(measured: Sequence[Measured], tasks: Sequence[str], prob
         return None
     task = tasks[0]
     metrics = measured[0].metrics[task]
-    metric = "nll_per_token" if "nll_per_token" in metrics else next(iter(metrics))
+    metric = gain_metric(metrics)
     sign = -1 if lower_is_better(metric) else 1
     points = []
     for arm in trained_arms(measured):
@@ -79,13 +79,12 @@ def _gain_and_retention(measured: Sequence[Measured], tasks: Sequence[str], prob
     if not points:
         return None
     shown = "; ".join(f"{p.label}: retention {p.x:.0%}, gain {p.y:.3f}" for p in points)
-    unit = "nats per token saved" if metric == "nll_per_token" else label(metric)
     plot = scatter_plot(
         "Gain against retention",
         shown,
         points,
         x_label="retention (mean over the probes)",
-        y_label=f"gain: {unit}",
+        y_label=f"gain: {gain_words(metric)}",
         near=True,
     )
     return section(
@@ -150,7 +149,7 @@ def _ladder(measured: Sequence[Measured]) -> Markup | None:
     if not rows:
         return None
     legend = join(
-        element("span", "▲", class_="good"), " better and ", element("span", "▼", class_="bad"),
+        arrow(True, "better"), " better and ", arrow(False, "worse"),
         " worse: the 95 % interval of the difference, paired by seed, leaves out zero.",
     )  # fmt: skip
     return section(
@@ -165,14 +164,9 @@ def _ladder(measured: Sequence[Measured]) -> Markup | None:
 def _difference(heading: str, found: Comparison | None) -> Markup:
     if found is None:
         return cell(heading, "–")
-    arrow = None
-    if found.shown:
-        words = "better" if found.better else "worse"
-        arrow = join(
-            " ", element("span", "▲" if found.better else "▼", class_="good" if found.better else "bad", title=words)
-        )
+    sign = join(" ", arrow(found.better, "better" if found.better else "worse")) if found.shown else None
     reach = None if found.change.reach is None else element("small", f"± {found.change.reach:.3f}")
-    return cell(heading, signed(found.change.mean), arrow, reach)
+    return cell(heading, signed(found.change.mean), sign, reach)
 
 
 def _arms(measured: Sequence[Measured]) -> Markup:

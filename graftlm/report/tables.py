@@ -32,6 +32,11 @@ def cell(heading: str, *content: Markup | str | None, class_: str | None = None)
     return element("td", *content, role="cell", data_label=heading, class_=class_)
 
 
+def arrow(better: bool, words: str) -> Markup:
+    """Up in green or down in red; `words` say the same to whoever points at it."""
+    return element("span", "▲" if better else "▼", class_="good" if better else "bad", title=words)
+
+
 def common_part_cut(prompts: Sequence[str]) -> dict[str, str]:
     """Prompt -> what is left of it without the beginning and the end that all share ("The capital of … is")."""
     start = _alike(prompts)

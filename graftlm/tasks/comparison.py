@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ def lower_is_better(metric: str) -> bool:
 def is_better(metric: str, difference: float) -> bool:
     """Whether a change by `difference` is for the better."""
     return difference < 0 if lower_is_better(metric) else difference > 0
+
+
+def gain_metric(metrics: Iterable[str]) -> str:
+    """What a task's gain is read from: the likelihood of the references, or else its first metric."""
+    names = list(metrics)
+    return "nll_per_token" if "nll_per_token" in names else names[0]
+
+
+def gain_words(metric: str) -> str:
+    return "nats per token saved" if metric == "nll_per_token" else label(metric)
 
 
 def same_examples(before: TaskResult, after: TaskResult) -> bool:
