@@ -79,12 +79,16 @@ def audit(
     with stopwatch.part("loading"):
         model, tokenizer = load_model(base)
     bench = Measurement(tokenizer, chosen, options, layer_groups, formats, stopwatch, progress)
+    reference: Reference | None = None
+    found = {}
     with stopwatch.clock.watching(model):
-        reference = bench.reference(model)
-        found = {}
         for name in names:
             with opened_pair(model, tokenizer, base, name) as pair:
+                if reference is None:  # not before a pair is open: models that do not compare are refused at once
+                    with pair.base() as opened:
+                        reference = bench.reference(opened)
                 found[name] = bench.compare(pair, reference, name)
+    assert reference is not None  # there is at least one name
     return AuditResult(
         base=base,
         tasks=[task.name for task in chosen.tasks],

@@ -131,9 +131,15 @@ def test_bad_input_is_named_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_models_that_do_not_compare_are_one_clear_line(
-    save: Any, probe: str, tmp_path: Path, make_vocabulary: Any, capsys: pytest.CaptureFixture[str]
+def test_models_that_do_not_compare_are_one_clear_line_before_anything_is_measured(
+    save: Any,
+    probe: str,
+    tmp_path: Path,
+    make_vocabulary: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("graftlm.auditing.audit.evaluate", lambda *_, **__: pytest.fail("the base model was measured"))
     base = save(tiny_model(layers=2), "base")
     other = save(tiny_model("qwen3", layers=2), "other")
     broken = tiny_model(layers=2)
