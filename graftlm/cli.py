@@ -212,7 +212,10 @@ def audit(
     task: Annotated[list[str] | None, typer.Option(help="What they were tuned for; repeatable.")] = None,
     probe: Annotated[
         list[str] | None,
-        typer.Option(help="What they should still know: a built-in task, or a file of prompts; repeatable."),
+        typer.Option(
+            help="What they should still know: a built-in task, a file of prompts, or lm-eval:NAME; repeatable. "
+            "[default: capitals, elements, glosses, general-text, code]"
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(help="Test examples of each.", min=2)] = 100,
     layer_groups: Annotated[int, typer.Option(help="Groups of layers, each restored by itself.", min=1)] = 6,

@@ -44,7 +44,7 @@ class StudyConfig:
     )
     seeds: int = option(3, "Trainings of each arm.")
     tasks: str = option("molecules", "Comma-separated tasks that show the gain.")
-    probes: str = option("capitals", "Comma-separated probes of what is forgotten.")
+    probes: str = option("capitals,elements,general-text", "Comma-separated probes of what is forgotten.")
     limit: int = option(100, "Test examples of each.")
     num_heads: int = option(4, "Heads.")
     coefficient: float = option(0.1, "Weight of the heads' loss (the paper's 0.01 is too small to show at 135M).")
