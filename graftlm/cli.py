@@ -208,7 +208,10 @@ def evaluate(
 @app.command()
 def audit(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the others were tuned from.")],
-    tuned: Annotated[list[str], typer.Argument(metavar="TUNED", help="Folders, adapters, hub ids.")],
+    tuned: Annotated[list[str] | None, typer.Argument(metavar="[TUNED]...", help="Folders, adapters, hub ids.")] = None,
+    expert: Expert = None,
+    antiexpert: Antiexpert = None,
+    alpha: Alpha = 1.0,
     task: Annotated[list[str] | None, typer.Option(help="What they were tuned for; repeatable.")] = None,
     probe: Annotated[
         list[str] | None,
@@ -235,13 +238,15 @@ def audit(
 ) -> None:
     """Hold tuned models against their base model.
 
-    What was gained, what was forgotten, and in which layers: a table, and one HTML page.
+    What was gained, what was forgotten, and in which layers: a table, and one HTML page. With --expert, the base model
+    steered by it is one of the models.
     """
     check_audit_folder(output, overwrite)
     formats = dict(parse_format(text) for text in output_format) if output_format else None
     from graftlm.auditing.audit import DEFAULT_PROBES
     from graftlm.auditing.audit import audit as audit_models
     from graftlm.auditing.condition import check_conditions, failures, parse_condition
+    from graftlm.proxy.model import steering
     from graftlm.tasks import get_task
 
     probes = [get_task(name) for name in probe or DEFAULT_PROBES if name not in (task or [])]
@@ -251,7 +256,8 @@ def audit(
     with reported_progress() as progress:
         result = audit_models(
             base,
-            tuned,
+            tuned or [],
+            steered=steering(base, expert, antiexpert, alpha),
             tasks=tasks,
             probes=probes,
             limit=limit,

@@ -16,10 +16,10 @@ from graftlm.auditing.diversity import Format, measure_diversity
 from graftlm.auditing.forward_clock import ForwardClock
 from graftlm.auditing.intervals import bootstrap_change
 from graftlm.auditing.opening import opened_pair
-from graftlm.auditing.pair import ModelPair
+from graftlm.auditing.pair import ModelPair, SteeredPair
 from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.restoration import reference_pairs, restore_each
-from graftlm.auditing.result import AuditResult, Change, Diversity, TunedAudit, TunedPair
+from graftlm.auditing.result import AuditResult, Change, Diversity, LayerDrift, Restored, TunedAudit, TunedPair
 from graftlm.auditing.retention import facts_changed, retention
 from graftlm.auditing.weights import weight_changes
 from graftlm.datasets import general_prompts, general_text
@@ -31,6 +31,7 @@ from graftlm.tasks import FileProbe, Task, TaskResult, get_task
 from graftlm.tasks.facts import FactProbe
 
 Report = Callable[[str, int, int], None]
+Steering = Callable[[Any, PreTrainedTokenizerBase], Any]
 DEFAULT_PROBES = ("capitals", "elements", "glosses", "general-text", "code")
 WRITTEN_TOKENS = 1500  # of text that the base model writes for the divergence
 REFERENCES = 40  # of each task and probe, measured at each restoration
@@ -39,8 +40,9 @@ SAMPLED_PROMPTS = 16  # for the diversity
 
 def audit(
     base: str,
-    tuned: str | Sequence[str],
+    tuned: str | Sequence[str] = (),
     *,
+    steered: Mapping[str, Steering] | None = None,
     tasks: Sequence[str | Task] = (),
     probes: Sequence[str | Task] = DEFAULT_PROBES,
     limit: int | None = 100,
@@ -56,6 +58,8 @@ def audit(
         base: name of the model that the others were tuned from, as `load_model` takes it.
         tuned: one or several names: folders, adapters, hub ids. Each model is loaded once; an adapter on `base` needs
             no second copy of it.
+        steered: further models that leave the base model's weights alone and steer it: name -> function of the loaded
+            base model and its tokenizer that gives such a model (ProxyTunedModel). They have no parts by layer.
         tasks: what the models were tuned for.
         probes: what they should still know; names, or files of prompts and completions (docs/tasks.md).
         limit: the first so many test examples of each (None: all).
@@ -68,7 +72,8 @@ def audit(
     Raises InputError for models that cannot be compared (other architecture, size or vocabulary), a weight that is not
     finite, and whatever `load_model` and `evaluate` refuse.
     """
-    names = [tuned] if isinstance(tuned, str) else list(tuned)
+    steered = steered or {}
+    names = [*([tuned] if isinstance(tuned, str) else tuned), *steered]
     check_names(base, names)
     if layer_groups < 1:
         raise InputError(f"layer_groups must be at least 1, not {layer_groups}")
@@ -83,7 +88,11 @@ def audit(
     found = {}
     with stopwatch.clock.watching(model):
         for name in names:
-            with opened_pair(model, tokenizer, base, name) as pair:
+            with (
+                nullcontext(SteeredPair(model, steered[name](model, tokenizer)))
+                if name in steered
+                else opened_pair(model, tokenizer, base, name)
+            ) as pair:
                 if reference is None:  # not before a pair is open: models that do not compare are refused at once
                     with pair.base() as opened:
                         reference = bench.reference(opened)
@@ -194,14 +203,12 @@ class Measurement:
         with self.watched(pair):
             with self.stopwatch.part("weights"):
                 weights = weight_changes(pair)
-            with self.stopwatch.part("drift"):
-                drift = layer_drift(pair, self.tokenizer, general_text(), progress=self.step(f"{name}: drift"))
+            drift = [] if pair.same_weights else self.drift(pair, name)
             with self.stopwatch.part("divergence"):
                 divergence, error = base_written_divergence(
                     pair, self.tokenizer, reference.texts, progress=self.step(f"{name}: divergence")
                 )
-            with self.stopwatch.part("restoration"):
-                restoration = self.restoration(pair, name)
+            restoration = [] if pair.same_weights else self.restoration(pair, name)
         probes = [probe.name for probe in self.chosen.probes]
         base = reference.results
         kept = {probe: retention(base[probe], results[probe]) for probe in probes}
@@ -239,21 +246,26 @@ class Measurement:
                 return measure_diversity(model, self.tokenizer, prompts, seed=seed)
             return measure_diversity(model, self.tokenizer, prompts, formats=self.formats, seed=seed)
 
-    def restoration(self, pair: ModelPair, name: str) -> Any:
+    def drift(self, pair: ModelPair, name: str) -> list[LayerDrift]:
+        with self.stopwatch.part("drift"):
+            return layer_drift(pair, self.tokenizer, general_text(), progress=self.step(f"{name}: drift"))
+
+    def restoration(self, pair: ModelPair, name: str) -> list[Restored]:
         """On the probes that ask facts, where there are any: likelihood of running text costs more and says less."""
         limit = min(self.options["limit"] or REFERENCES, REFERENCES)
         facts = [probe for probe in self.chosen.probes if isinstance(probe, (FactProbe, FileProbe))]
         kinds = (self.chosen.tasks, facts or self.chosen.probes)
         tasks, probes = ({task.name: reference_pairs(task, limit) for task in kind} for kind in kinds)
-        return restore_each(
-            pair,
-            self.tokenizer,
-            tasks,
-            probes,
-            groups=self.layer_groups,
-            batch_size=self.options["batch_size"],
-            progress=self.step(f"{name}: restoration"),
-        )
+        with self.stopwatch.part("restoration"):
+            return restore_each(
+                pair,
+                self.tokenizer,
+                tasks,
+                probes,
+                groups=self.layer_groups,
+                batch_size=self.options["batch_size"],
+                progress=self.step(f"{name}: restoration"),
+            )
 
     def watched(self, pair: ModelPair) -> Any:
         """The clock on a whole tuned model; an adapter shares the base model's modules, which are watched already."""

@@ -68,6 +68,9 @@ class ModelPair(ABC):
     def one_model(self) -> bool:
         """Whether both are one module, an adapter switched on and off."""
 
+    same_weights = False
+    """Whether the tuned model leaves every weight of the base model as it is."""
+
     @property
     @abstractmethod
     def tuned_model(self) -> nn.Module:
@@ -192,6 +195,33 @@ class AdapterPair(ModelPair):
             finally:
                 module.unmerge()
                 weight.copy_(before)
+
+
+class SteeredPair(ModelPair):
+    """The base model, and a model that steers it while decoding (ProxyTunedModel) and changes no weight of it."""
+
+    one_model = False
+    same_weights = True
+
+    def __init__(self, base: PreTrainedModel, steered: PreTrainedModel) -> None:
+        super().__init__(base)
+        self._base, self._steered = base, steered
+
+    @property
+    def tuned_model(self) -> nn.Module:
+        return self._steered
+
+    @contextmanager
+    def base(self) -> Iterator[PreTrainedModel]:
+        yield self._base
+
+    @contextmanager
+    def tuned(self, restored: Collection[str] = ()) -> Iterator[PreTrainedModel]:
+        """There is no weight to restore, so `restored` changes nothing."""
+        yield self._steered
+
+    def weights(self) -> Iterator[WeightPair]:
+        yield from ()
 
 
 def _saved_module(name: str, module: Any) -> Iterator[WeightPair]:

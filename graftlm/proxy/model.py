@@ -18,7 +18,7 @@ Where this differs from the authors' code:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,9 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         alpha: a finite number, or a function of the three logits (graftlm.proxy.disagreement_above is one). With 0 the
             experts are neither loaded nor run.
 
+        tokenizer: the base model's, where that is given loaded; without it only the vocabularies' sizes are compared.
+        revisions: of base, expert and anti-expert on the hub.
+
     `tokenizer` and `expert_tokenizer` are there where the models were given by name.
 
     Raises InputError for vocabularies that differ (the first differing token is shown), an alpha that is not finite,
@@ -88,10 +91,11 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         antiexpert: str | os.PathLike[str] | PreTrainedModel | None = None,
         alpha: Alpha = 1.0,
         *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         revisions: Sequence[str | None] = (None, None, None),
     ) -> None:
         alpha = check_alpha(alpha)
-        parts = open_parts(base, expert, antiexpert, wanted=alpha != 0, revisions=revisions)
+        parts = open_parts(base, expert, antiexpert, tokenizer, wanted=alpha != 0, revisions=revisions)
         super().__init__(_config(parts, alpha))
         self.base = parts.base
         self.experts = parts.experts
@@ -266,10 +270,28 @@ def steered(base: str, expert: str | None, antiexpert: str | None, alpha: float)
 
     InputError for an anti-expert without an expert.
     """
-    if expert is None:
-        if antiexpert is not None:
-            raise InputError("--antiexpert is given without --expert: proxy-tuning needs both, or an expert's adapter")
+    if not _is_steered(expert, antiexpert):
         return load_model(base)
     model = ProxyTunedModel(base, expert, antiexpert, alpha)
     assert model.tokenizer is not None  # it was loaded by name
     return model, model.tokenizer
+
+
+def steering(
+    base: str, expert: str | None, antiexpert: str | None, alpha: float
+) -> dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase], ProxyTunedModel]]:
+    """Name -> function that steers the base model, loaded with its tokenizer, for an audit; empty without an expert."""
+    if not _is_steered(expert, antiexpert):
+        return {}
+    check_alpha(alpha)
+
+    def steer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ProxyTunedModel:
+        return ProxyTunedModel(model, expert, antiexpert, alpha, tokenizer=tokenizer)
+
+    return {f"{base} + {expert}": steer}
+
+
+def _is_steered(expert: str | None, antiexpert: str | None) -> bool:
+    if expert is None and antiexpert is not None:
+        raise InputError("--antiexpert is given without --expert: proxy-tuning needs both, or an expert's adapter")
+    return expert is not None

@@ -31,13 +31,20 @@ class Parts:
 
 
 def open_parts(
-    base: Given, expert: Given | None, antiexpert: Given | None, *, wanted: bool, revisions: Sequence[str | None]
+    base: Given,
+    expert: Given | None,
+    antiexpert: Given | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    wanted: bool,
+    revisions: Sequence[str | None],
 ) -> Parts:
     """Not `wanted`: the experts are neither loaded nor kept. InputError for vocabularies that differ."""
     revision, expert_revision, antiexpert_revision = revisions
     if wanted and expert is None:
         raise InputError("no expert is given: proxy-tuning needs one (or alpha = 0)")
-    model, tokenizer = opened(base, revision)
+    model, own_tokenizer = opened(base, revision)
+    tokenizer = tokenizer or own_tokenizer
     experts: Experts | None = None
     expert_tokenizer = None
     if wanted:

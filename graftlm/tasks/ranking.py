@@ -65,7 +65,7 @@ def candidate_log_likelihoods(
         for start in range(0, len(indices), batch_size):
             chosen = indices[start : start + batch_size]
             first, cache = _first_tokens(model, [encoded[index] for index in chosen])
-            if not isinstance(cache, DynamicCache):
+            if not all(isinstance(each, DynamicCache) for each in getattr(cache, "caches", [cache])):
                 return _pair_by_pair(model, tokenizer, prompts, candidates, batch_size, on_batch)
             rest = _further_tokens(model, [encoded[index] for index in chosen], cache)
             for row, index in enumerate(chosen):

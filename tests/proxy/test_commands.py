@@ -53,6 +53,25 @@ def test_evaluate_measures_the_steered_model(
     assert found[0] != found[1] and document["settings"]["alpha"] == 1.0
 
 
+def test_audit_holds_the_steered_model_against_the_base_model(
+    folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": " b", "choices": [" x"]}\n' * 2)
+    pair = ["--expert", folders["adapter"], "--antiexpert", folders["antiexpert"]]
+    common = ["audit", folders["base"], *pair, "--task", str(rows), "--probe", "general-text", "--limit", "2"]
+    found = {}
+    for alpha in ("0", "1"):
+        assert run(*common, "--alpha", alpha, "--output", str(tmp_path / alpha), "--json") == 0
+        [found[alpha]] = json.loads(capsys.readouterr().out)["tuned"].values()
+    assert found["0"]["divergence"] == 0 and found["1"]["divergence"] > 0.01
+    assert found["1"]["weights"] == found["1"]["restoration"] == found["1"]["drift"] == []
+    page = (tmp_path / "1" / "report.html").read_text("utf-8")
+    assert "Every measure" in page and "put back" not in page
+    assert run("audit", folders["base"], "--output", str(tmp_path / "none")) == 2
+    assert "no tuned model is given" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
