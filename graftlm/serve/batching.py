@@ -91,7 +91,8 @@ class Engine:
         with self.changed:
             self.stopping = True
             self.changed.notify()
-        self.thread.join()
+        if self.thread.is_alive():
+            self.thread.join()
 
     def _work(self) -> None:
         rows: list[Row] = []
@@ -180,7 +181,9 @@ class Engine:
         config.update(max_new_tokens=max_new_tokens, pad_token_id=self.pad_token, max_length=None)
         # Set, not None: `generate` fills in the model's value where it finds None.
         config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50, num_beams=1, num_return_sequences=1)
-        config.update(min_length=0, min_new_tokens=0, return_dict_in_generate=False)
+        config.update(min_length=0, return_dict_in_generate=False)
+        if config.min_new_tokens is not None:
+            config.update(min_new_tokens=0)
         return config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Mapping
 
@@ -90,7 +91,7 @@ class Gate:
 
 def check_host(headers: Mapping[str, str]) -> None:
     """Without a key, only this machine's own names will do: a web page elsewhere could have its name point here."""
-    host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+    host = re.sub(r":\d*$", "", headers.get("host", ""))
     if host.strip("[]") not in LOCAL_HOSTS:
         raise Refusal(403, f"host {host!r} is not this machine; a server for others needs --api-key", code="bad_host")
 

@@ -20,6 +20,9 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from graftlm.serve.row import Row, Scored
 
+# What OpenAI's API says of a token that is impossible; JSON knows no infinity.
+LEAST = -9999.0
+
 
 def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
     """[rows, vocabulary] logits and [rows] settings -> [rows] int64; temperature 0 takes the likeliest token."""
@@ -44,7 +47,7 @@ def keep_nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
 
 def score(logits: Tensor, tokens: Tensor, alternatives: int) -> list[Scored]:
     """Log-probabilities of the `tokens`, [rows], and of the likeliest `alternatives`."""
-    logprobs = logits.float().log_softmax(-1)
+    logprobs = logits.float().log_softmax(-1).nan_to_num(nan=LEAST, neginf=LEAST)
     chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
     values, indices = (top.tolist() for top in logprobs.topk(min(alternatives, logprobs.shape[-1])))
     return [

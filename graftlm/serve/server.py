@@ -42,7 +42,10 @@ def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSetting
             proxy_headers=False,
             timeout_graceful_shutdown=int(settings.grace_seconds) + SECONDS_TO_SAY_SO,
         )
-        Server(config, app.state.engine, f"{name} at {address(listener)}/v1").run(sockets=[listener])
+        try:
+            Server(config, app.state.engine, f"{name} at {address(listener)}/v1").run(sockets=[listener])
+        finally:
+            app.state.engine.stop()  # uvicorn does not come to it at a second Ctrl-C
 
 
 class Server(uvicorn.Server):

@@ -64,8 +64,10 @@ class TextWriter:
             self.context, self.settled = self.settled, len(self.tokens)
         searched = max(0, len(self.text) - max(map(len, self.stop), default=0) + 1)
         self.text += piece
-        if found := [at for at in (self.text.find(stop, searched) for stop in self.stop) if at >= 0]:
-            self.text = self.text[: min(found)]
+        found = [(at + len(stop), at) for stop in self.stop if (at := self.text.find(stop, searched)) >= 0]
+        if found:
+            # The one that was complete first, so that it does not matter how the text is cut into tokens.
+            self.text = self.text[: min(found)[1]]
             self.stopped = True
             return self._release(len(self.text))
         return self._release(len(self.text) - held_length(self.text, self.stop))
