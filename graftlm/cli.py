@@ -25,6 +25,7 @@ from graftlm.files import dump_json, write_text
 from graftlm.flags import config_command
 from graftlm.multitoken.config import DistillConfig, TuneConfig
 from graftlm.runs import Run, check_folder
+from graftlm.serve.settings import ServeSettings
 from graftlm.study.config import StudyConfig, split_names
 from graftlm.yaml_text import dump_yaml
 
@@ -400,6 +401,61 @@ def generate(
             chat=chat,
         )
         print()
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder.")] = "smollm2-135m",
+    host: Annotated[str, typer.Option(help="Address to listen at; one that others reach needs --api-key.")] = (
+        ServeSettings.host
+    ),
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = ServeSettings.port,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="What clients must send. The variable keeps it out of the list of processes.",
+            envvar="GRAFTLM_API_KEY",
+            show_default=False,
+        ),
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(help="Sequences written at once.")] = ServeSettings.max_batch_size,
+    max_queue: Annotated[
+        int, typer.Option(help="Sequences that wait, and the most that one request may ask for.")
+    ] = ServeSettings.max_queue,
+    max_tokens_limit: Annotated[
+        int, typer.Option(help="The most that a request's max_tokens may be; a chat's default.")
+    ] = ServeSettings.max_tokens_limit,
+    max_body_bytes: Annotated[int, typer.Option(help="Size of a request.")] = ServeSettings.max_body_bytes,
+    request_seconds: Annotated[float, typer.Option(help="Time for a request.")] = ServeSettings.request_seconds,
+    grace_seconds: Annotated[
+        float, typer.Option(help="Time for what runs when the server is told to stop.")
+    ] = ServeSettings.grace_seconds,
+    expert: Expert = None,
+    antiexpert: Antiexpert = None,
+    alpha: Alpha = 1.0,
+) -> None:
+    """Answer over HTTP, as OpenAI's API does.
+
+    Requests that come together are written together. SIGTERM or Ctrl-C finishes what runs.
+    """
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        api_key=api_key,
+        max_batch_size=max_batch_size,
+        max_queue=max_queue,
+        max_tokens_limit=max_tokens_limit,
+        max_body_bytes=max_body_bytes,
+        request_seconds=request_seconds,
+        grace_seconds=grace_seconds,
+    )
+    try:
+        from graftlm.serve.server import serve as serve_model
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'graftlm[serve]'") from error
+    from graftlm.proxy.model import steered
+
+    serve_model(lambda: steered(model, expert, antiexpert, alpha), model, settings)
 
 
 @app.command()

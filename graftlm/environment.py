@@ -12,7 +12,7 @@ from graftlm.provenance import git_commit, versions
 
 EXTRAS = {
     "molecules": ("rdkit",),
-    "serve": ("fastapi", "uvicorn"),
+    "serve": ("fastapi", "uvicorn", "prometheus_client"),
     "eval": ("lm_eval",),
     "dev": ("pytest", "ruff", "mypy"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from graftlm.cli import main
 from graftlm.proxy import ProxyTunedModel
+from tests.conftest import tiny_model
+from tests.proxy.models import sharp
 from tests.proxy.test_model import folders
+from tests.serve.conftest import ascii_model, greedy, serving
 
 __all__ = ["folders"]  # the fixture
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -87,3 +91,14 @@ def test_bad_input_is_one_clear_line(
     given = [argument.format(**folders) for argument in arguments]
     assert run("generate", folders["base"], "--prompt", "a", *given) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_steered_model_is_served_as_any_other(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Requests of different lengths share a batch, and each gets what the model writes alone."""
+    base = ascii_model(tokenizer, layers=3)
+    model = ProxyTunedModel(base, *(sharp(tiny_model(seed=seed)) for seed in (1, 2)))
+    prompts = ["Once", "A much longer prompt, for padding", "x"]
+    with serving(model, tokenizer) as server, ThreadPoolExecutor(len(prompts)) as pool:
+        answers = list(pool.map(lambda prompt: server.complete(prompt, max_tokens=12).choices[0].text, prompts))
+    assert answers == [greedy(model, tokenizer, tokenizer(prompt)["input_ids"], 12) for prompt in prompts]
+    assert answers[0] != greedy(base, tokenizer, tokenizer("Once")["input_ids"], 12)

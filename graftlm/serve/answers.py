@@ -1,0 +1,120 @@
+"""The answers of OpenAI's API, whole and in chunks."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from graftlm.serve.row import Candidate, Finish, Piece, Token
+
+
+class Answer(ABC):
+    """The answer to one request; the two endpoints differ in the shape of a choice."""
+
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+
+    def __init__(self, model: str, *, with_logprobs: bool) -> None:
+        self.model = model
+        self.with_logprobs = with_logprobs
+        self.id = f"{self.prefix}-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The chunk before a choice's first text, if there is one."""
+        return None
+
+    @abstractmethod
+    def delta(self, text: str) -> dict[str, Any]:
+        """What holds a text in a chunk."""
+
+    @abstractmethod
+    def content(self, text: str) -> dict[str, Any]:
+        """What holds a text in a whole answer."""
+
+    @abstractmethod
+    def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]: ...
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        return self._chunk([self._choice(piece.index, self.delta(piece.text), piece.tokens, piece.finish)])
+
+    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
+        return {**self._chunk([]), "usage": usage}
+
+    def whole(self, pieces: Sequence[Piece], choices: int, usage: dict[str, int]) -> dict[str, Any]:
+        return self._head(self.kind, [self._join(index, pieces) for index in range(choices)]) | {"usage": usage}
+
+    def _join(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        own = [piece for piece in pieces if piece.index == index]
+        text = "".join(piece.text for piece in own)
+        tokens = [token for piece in own for token in piece.tokens]
+        return self._choice(index, self.content(text), tokens, own[-1].finish)
+
+    def _choice(
+        self, index: int, content: dict[str, Any], tokens: Sequence[Token], finish: Finish | None
+    ) -> dict[str, Any]:
+        logprobs = self.logprobs(tokens) if self.with_logprobs else None
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._head(self.chunk_kind, choices)
+
+    def _head(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+class CompletionAnswer(Answer):
+    prefix = "cmpl"
+    kind = chunk_kind = "text_completion"
+
+    def delta(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    content = delta
+
+    def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Four lists, one entry a token; the chosen token is among the likeliest even where it is not."""
+        return {
+            "tokens": [token.chosen.text for token in tokens],
+            "token_logprobs": [token.chosen.logprob for token in tokens],
+            "top_logprobs": [{each.text: each.logprob for each in (*token.top, token.chosen)} for token in tokens],
+            "text_offset": [token.offset for token in tokens],
+        }
+
+
+class ChatAnswer(Answer):
+    prefix = "chatcmpl"
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def opening(self, index: int) -> dict[str, Any]:
+        return self._chunk([self._choice(index, {"delta": {"role": "assistant", "content": ""}}, [], None)])
+
+    def delta(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
+
+    def content(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        content = [
+            {**entry(token.chosen), "top_logprobs": [entry(candidate) for candidate in token.top]} for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+def entry(candidate: Candidate) -> dict[str, Any]:
+    text = candidate.text
+    return {"token": text, "logprob": candidate.logprob, "bytes": list(text.encode()) if candidate.whole else None}
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }

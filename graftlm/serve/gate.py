@@ -1,0 +1,126 @@
+"""What every request passes before it reaches a route: key, host, size, and the count of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import time
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from graftlm.serve.batching import RETRY_SECONDS, SHUTTING_DOWN, Engine
+from graftlm.serve.refusal import Refusal
+from graftlm.serve.settings import LOCAL_HOSTS, ServeSettings
+
+ENDPOINTS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics")
+OPEN_ENDPOINTS = ("/health",)  # without a key, and while the server drains
+BEARER = "Bearer "
+
+
+class Gate:
+    """ASGI middleware. Reads the whole body first, which is never more than `max_body_bytes`."""
+
+    def __init__(self, app: ASGIApp, *, engine: Engine, settings: ServeSettings) -> None:
+        self.app = app
+        self.engine = engine
+        self.settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.pass_on(scope, receive, counted)
+        finally:
+            self.engine.metrics.observe(endpoint(scope["path"]), status, time.monotonic() - begun)
+
+    async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self.check(scope["path"], Headers(scope=scope))
+            body = await asyncio.wait_for(self.read(receive), self.settings.request_seconds)
+        except Refusal as refusal:
+            await error_response(refusal)(scope, receive, send)
+        except asyncio.TimeoutError:
+            await error_response(Refusal(408, "the request did not arrive in time"))(scope, receive, send)
+        else:
+            await self.app(scope, replay(body, receive), send)
+
+    def check(self, path: str, headers: Mapping[str, str]) -> None:
+        """Raise Refusal for a request that may not pass, before any of its body is read."""
+        if path in OPEN_ENDPOINTS:
+            return
+        if self.settings.api_key is None:
+            check_host(headers)
+        else:
+            check_key(headers, self.settings.api_key)
+        if self.engine.draining and path.startswith("/v1/"):
+            raise Refusal(503, SHUTTING_DOWN, retry_after=RETRY_SECONDS)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.settings.max_body_bytes:
+            raise self.too_large()
+
+    async def read(self, receive: Receive) -> list[Message]:
+        """The messages that hold the body; the client's hanging up may be the last of them."""
+        messages: list[Message] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > self.settings.max_body_bytes:
+                raise self.too_large()
+            more = message.get("more_body", False)
+        return messages
+
+    def too_large(self) -> Refusal:
+        most = self.settings.max_body_bytes
+        return Refusal(413, f"the request's body is larger than {most} bytes", code="request_too_large")
+
+
+def check_host(headers: Mapping[str, str]) -> None:
+    """Without a key, only this machine's own names will do: a web page elsewhere could have its name point here."""
+    host = re.sub(r":\d*$", "", headers.get("host", ""))
+    if host.strip("[]") not in LOCAL_HOSTS:
+        raise Refusal(403, f"host {host!r} is not this machine; a server for others needs --api-key", code="bad_host")
+
+
+def check_key(headers: Mapping[str, str], key: str) -> None:
+    given = headers.get("authorization", "")
+    right = hmac.compare_digest(given.removeprefix(BEARER).encode("latin-1"), key.encode())
+    if not (given.startswith(BEARER) and right):
+        message = "the API key is wrong" if given else "an API key is needed: 'Authorization: Bearer KEY'"
+        raise Refusal(401, message, code="invalid_api_key")
+
+
+def replay(messages: list[Message], receive: Receive) -> Receive:
+    """A `receive` that gives these messages first."""
+    left = iter(messages)
+
+    async def again() -> Message:
+        message = next(left, None)
+        return await receive() if message is None else message
+
+    return again
+
+
+def error_response(refusal: Refusal) -> JSONResponse:
+    return JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
+
+
+def endpoint(path: str) -> str:
+    """The label of a path; one for all that do not exist, so that nobody can make labels without end."""
+    if path.startswith("/v1/models/"):
+        return "/v1/models"
+    return path if path in ENDPOINTS else "other"

@@ -1,0 +1,136 @@
+"""From a request to the rows that are to be written."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from graftlm.serve.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
+from graftlm.serve.refusal import refuse
+from graftlm.serve.row import Piece, Row, seeded_generator
+from graftlm.serve.settings import ServeSettings
+
+
+class Prompts:
+    """Knows a model's vocabulary, chat template, length and stop tokens."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: ServeSettings) -> None:
+        # A copy of its own and a lock: a tokenizer that pads or truncates by default is changed by encoding,
+        # which other threads that decode meanwhile would run into.
+        self.encoder = copy.deepcopy(tokenizer)
+        self.lock = threading.Lock()
+        self.tokenizer = tokenizer
+        self.settings = settings
+        config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.vocabulary: int = getattr(config, "vocab_size", None) or len(tokenizer)
+        self.ends = end_tokens(model.generation_config, tokenizer)
+        self.special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+    @property
+    def pad_token(self) -> int:
+        """What fills rows up; never looked at."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else min(self.ends, default=0)
+
+    def encode(self, request: GenerationRequest) -> list[list[int]]:
+        """The token ids of each prompt of a request; takes a while for long ones."""
+        if isinstance(request, ChatRequest):
+            return [self.encode_chat(request)]
+        assert isinstance(request, CompletionRequest)
+        prompts: list[Any] = [request.prompt]
+        if is_several(request.prompt):
+            prompts = list(request.prompt)
+        self.check_count(len(prompts) * request.n)
+        return [self.encode_prompt(prompt) for prompt in prompts]
+
+    def encode_prompt(self, prompt: str | list[int]) -> list[int]:
+        ids = self.encode_text(prompt) if isinstance(prompt, str) else prompt
+        if not ids:
+            raise refuse("the prompt is empty", "prompt")
+        if not isinstance(prompt, str) and max(ids) >= self.vocabulary:
+            raise refuse(f"the prompt has token {max(ids)}, but the model knows 0 to {self.vocabulary - 1}", "prompt")
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        with self.lock:
+            return list(self.encoder(text)["input_ids"])
+
+    def encode_chat(self, request: ChatRequest) -> list[int]:
+        """The messages in the tokenizer's own chat template."""
+        self.check_count(request.n)
+        if self.encoder.chat_template is None:
+            raise refuse(
+                "this model's tokenizer has no chat template, so it was not made for chats; use /v1/completions",
+                "messages",
+                "no_chat_template",
+            )
+        from jinja2 import TemplateError
+
+        messages = [message.for_template() for message in request.messages]
+        try:
+            with self.lock:
+                encoded = self.encoder.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise refuse(f"the model's chat template does not take these messages: {error}", "messages") from error
+        return list(encoded["input_ids"])
+
+    def check_count(self, count: int) -> None:
+        """Refuse a request that could never be taken into the queue."""
+        if count > self.settings.max_queue:
+            raise refuse(f"{count} sequences are asked for at once, but at most {self.settings.max_queue} can be", "n")
+
+    def tokens_to_write(self, request: GenerationRequest, prompt_tokens: int) -> int:
+        """The most tokens that the answer to one prompt may have."""
+        asked, most = request.asked_tokens, self.settings.max_tokens_limit
+        if asked is not None and asked > most:
+            raise refuse(f"max_tokens is {asked}, but this server writes at most {most}", "max_tokens")
+        wanted = most if isinstance(request, ChatRequest) else min(COMPLETION_TOKENS, most)
+        if self.context is None:
+            return asked or wanted
+        room = self.context - prompt_tokens
+        if room < (asked or 1):
+            raise refuse(
+                f"this model's maximum context length is {self.context} tokens, but the prompt has {prompt_tokens} "
+                f"and at least {asked or 1} should be written; shorten it or lower max_tokens",
+                "messages" if isinstance(request, ChatRequest) else "prompt",
+                "context_length_exceeded",
+            )
+        return asked or min(wanted, room)
+
+    def rows(
+        self, request: GenerationRequest, prompts: Sequence[list[int]], deliver: Callable[[Piece], None]
+    ) -> list[Row]:
+        """`n` rows for each prompt, in the order of the choices of the answer."""
+        limits = [self.tokens_to_write(request, len(prompt)) for prompt in prompts]
+        return [
+            Row(
+                index=number * request.n + choice,
+                prompt=prompt,
+                sampling=(sampling := request.sampling(limit)),
+                tokenizer=self.tokenizer,
+                # Special tokens are no text, so as a stop text one would never be found.
+                stop_ids=self.ends | {self.special[stop] for stop in sampling.stop if stop in self.special},
+                deliver=deliver,
+                generator=seeded_generator(request.seed, choice),
+            )
+            for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+            for choice in range(request.n)
+        ]
+
+
+def is_several(prompt: str | list[str] | list[int] | list[list[int]]) -> bool:
+    """Whether it is a list of prompts."""
+    return not isinstance(prompt, str) and not isinstance(prompt[0], int)
+
+
+def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """What ends a text: the model's own end-of-sequence tokens, or the tokenizer's where it names none."""
+    ends = generation_config.eos_token_id
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    if ends is None:
+        return frozenset()
+    return frozenset([ends] if isinstance(ends, int) else ends)

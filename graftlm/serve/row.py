@@ -1,0 +1,158 @@
+"""One sequence that is being written for a client."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from graftlm.serve.refusal import Refusal
+from graftlm.serve.text import TextWriter
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How one sequence is written."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    alternatives: int | None = None  # likeliest tokens to report at each place; None: no log-probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The log-probabilities at one place, of the model's own distribution, before temperature and top-p."""
+
+    logprob: float
+    top: Sequence[tuple[int, float]]  # (token, log-probability), the likeliest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A token that was chosen or might have been, as it is reported."""
+
+    text: str  # its name in the vocabulary where it is not `whole`
+    whole: bool  # whether it is text of its own, and not part of a character or a special token
+    logprob: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A place in the text."""
+
+    chosen: Candidate
+    top: Sequence[Candidate]
+    offset: int  # where it begins in the text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What a row hands to its client: some text, the end, or an error."""
+
+    index: int
+    text: str = ""
+    tokens: Sequence[Token] = ()
+    finish: Finish | None = None
+    error: Refusal | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """A prompt and what follows it.
+
+    Belongs to the engine's thread; others only set `cancelled`.
+    """
+
+    index: int  # the choice's place in the answer
+    prompt: Sequence[int]
+    sampling: Sampling
+    tokenizer: Any
+    stop_ids: Collection[int]
+    deliver: Callable[[Piece], None]
+    generator: torch.Generator
+    arrived: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    finished: bool = False
+    generated: int = 0
+
+    def __post_init__(self) -> None:
+        self.ids = list(self.prompt)
+        self.writer = TextWriter(self.tokenizer, self.sampling.stop)
+        self.unreported: list[Token] = []
+
+    @property
+    def done(self) -> bool:
+        return self.finished or self.cancelled
+
+    @property
+    def remaining(self) -> int:
+        return self.sampling.max_tokens - self.generated
+
+    def draw(self) -> float:
+        """The next random number in [0, 1), of this row alone."""
+        return torch.rand((), generator=self.generator, dtype=torch.float64).item()
+
+    def push(self, token: int, scored: Scored | None = None) -> None:
+        """The model's next token."""
+        self.generated += 1
+        if token in self.stop_ids:
+            return self.end("stop")
+        self.ids.append(token)
+        if scored is not None:
+            self.unreported.append(self.describe(token, scored))
+        text = self.writer.push(token)
+        if self.writer.stopped:
+            return self.end("stop", text)
+        if self.remaining <= 0:
+            return self.end("length", text)
+        if text:
+            self.deliver(Piece(index=self.index, text=text, tokens=self.report(self.writer.released)))
+
+    def end(self, finish: Finish, text: str = "") -> None:
+        """No token follows."""
+        self.finished = True
+        text += self.writer.finish()
+        # At the limit every token counts, also one without text; a stop text and what is in it do not.
+        tokens = self.report(None if finish == "length" else self.writer.released)
+        self.deliver(Piece(index=self.index, text=text, tokens=tokens, finish=finish))
+
+    def fail(self, error: Refusal) -> None:
+        self.finished = True
+        self.deliver(Piece(index=self.index, error=error))
+
+    def report(self, end: int | None) -> list[Token]:
+        """The tokens, not reported before, that begin before `end` in the text; None: all."""
+        count = sum(end is None or token.offset < end for token in self.unreported)
+        reported, self.unreported = self.unreported[:count], self.unreported[count:]
+        return reported
+
+    def describe(self, token: int, scored: Scored) -> Token:
+        return Token(
+            chosen=self.candidate(token, scored.logprob),
+            top=[self.candidate(*pair) for pair in scored.top],
+            offset=len(self.writer.text),
+        )
+
+    def candidate(self, token: int, logprob: float) -> Candidate:
+        text = self.writer.token_text(token)
+        name = text or str(self.tokenizer.convert_ids_to_tokens(token))
+        return Candidate(text=name, whole=bool(text), logprob=logprob)
+
+
+def seeded_generator(seed: int | None, choice: int) -> torch.Generator:
+    """The source of one choice's random numbers: the first of `n` choices is what n=1 gives."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed if choice == 0 else random.Random(f"{seed}/{choice}").getrandbits(63))
+    return generator

@@ -1,0 +1,111 @@
+"""The choice of the next token, row by row, inside one `model.generate`.
+
+Temperature t, nucleus p and the random number u are a row's own. The token is the first whose cumulative
+probability, in the vocabulary's order, exceeds u:
+
+    q = softmax(logits / t), zero outside the smallest set of likeliest tokens that holds p;   Σ_{i ≤ token} q_i > u Σ q
+
+So a row depends on its own logits and its own u, whichever rows are beside it; rounding in the logits moves the
+borders between tokens by as much as it is, and no order of near-equal tokens matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+from graftlm.serve.row import Row, Scored
+
+# What OpenAI's API says of a token that is impossible; JSON knows no infinity.
+LEAST = -9999.0
+
+
+def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+    """[rows, vocabulary] logits and [rows] settings -> [rows] int64; temperature 0 takes the likeliest token."""
+    greedy = logits.argmax(-1)
+    if not temperature.any():
+        return greedy
+    probabilities = (logits.to(temperature.dtype) / temperature.where(temperature > 0, 1).unsqueeze(-1)).softmax(-1)
+    if (nucleus := top_p < 1).any():
+        probabilities[nucleus] = keep_nucleus(probabilities[nucleus], top_p[nucleus])
+    cumulative = probabilities.cumsum(-1)
+    sampled = torch.searchsorted(cumulative, (uniform * cumulative[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+    return sampled.clamp(max=logits.shape[-1] - 1).where(temperature > 0, greedy)
+
+
+def keep_nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """Zero outside the smallest set of likeliest tokens that holds `top_p`; at least one is kept."""
+    ordered, order = probabilities.sort(descending=True, stable=True)
+    outside = ordered.cumsum(-1) - ordered >= top_p.unsqueeze(-1)
+    outside[:, 0] = False
+    return probabilities.masked_fill(outside.scatter(-1, order, outside), 0)
+
+
+def score(logits: Tensor, tokens: Tensor, alternatives: int) -> list[Scored]:
+    """Log-probabilities of the `tokens`, [rows], and of the likeliest `alternatives`."""
+    logprobs = logits.float().log_softmax(-1).nan_to_num(nan=LEAST, neginf=LEAST)
+    chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+    values, indices = (top.tolist() for top in logprobs.topk(min(alternatives, logprobs.shape[-1])))
+    return [
+        Scored(logprob=logprob, top=list(zip(index, value, strict=True)))
+        for logprob, index, value in zip(chosen, indices, values, strict=True)
+    ]
+
+
+class RowSampler(LogitsProcessor):
+    """Chooses each row's token, tells the row, and leaves `generate` no other choice."""
+
+    def __init__(self, rows: Sequence[Row], on_step: Callable[[int], None]) -> None:
+        """`on_step` is called before each choice, with the number of rows that are still written."""
+        self.rows = rows
+        self.on_step = on_step
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        live = [number for number, row in enumerate(self.rows) if not row.done]
+        self.on_step(len(live))
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, 0] = 0  # of finished rows, whose tokens nobody reads
+        if live:
+            tokens = self.choose(scores[live], [self.rows[number] for number in live])
+            forced[live] = torch.full_like(scores[live], -torch.inf).scatter(-1, tokens.unsqueeze(-1), 0)
+        return forced
+
+    def choose(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The next token of each of the rows, which also learn it."""
+        # Apple's GPUs have no float64.
+        precision = torch.float32 if logits.device.type == "mps" else torch.float64
+        settings = [(row.sampling.temperature, row.sampling.top_p, row.draw()) for row in rows]
+        temperature, top_p, uniform = torch.tensor(settings, dtype=precision).to(logits.device).unbind(-1)
+        tokens = sample(logits, temperature, top_p, uniform)
+        for row, token, scored in zip(rows, tokens.tolist(), self.scored(logits, tokens, rows), strict=True):
+            row.push(token, scored)
+        return tokens
+
+    def scored(self, logits: Tensor, tokens: Tensor, rows: Sequence[Row]) -> list[Scored | None]:
+        """Log-probabilities for the rows that want them."""
+        wanted = {number: row.sampling.alternatives for number, row in enumerate(rows)}
+        asked = {number: count for number, count in wanted.items() if count is not None}
+        if not asked:
+            return [None] * len(rows)
+        scores = dict(zip(asked, score(logits[[*asked]], tokens[[*asked]], max(asked.values())), strict=True))
+        return [cut(scores.get(number), count) for number, count in wanted.items()]
+
+
+def cut(scored: Scored | None, count: int | None) -> Scored | None:
+    return None if scored is None else Scored(logprob=scored.logprob, top=scored.top[:count])
+
+
+class RowStopper(StoppingCriteria):
+    """Ends each row by itself, or all of them where `leave` says that the batch is to be put together anew."""
+
+    def __init__(self, rows: Sequence[Row], leave: Callable[[], bool]) -> None:
+        self.rows = rows
+        self.leave = leave
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        leave = self.leave()
+        return torch.tensor([leave or row.done for row in self.rows], device=input_ids.device)

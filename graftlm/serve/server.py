@@ -1,0 +1,102 @@
+"""Listen, load, serve until told to stop, and finish what runs."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from graftlm.console import say
+from graftlm.errors import InputError
+from graftlm.serve.app import create_app
+from graftlm.serve.batching import Engine
+from graftlm.serve.settings import ServeSettings
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# After the time for what runs: for the error that tells the rest of it, before connections are cut.
+SECONDS_TO_SAY_SO = 2
+
+
+def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSettings) -> None:
+    """Serve the model that `load` gives, with its tokenizer, until SIGINT or SIGTERM.
+
+    The port is taken first, so that one in use is noticed before a long loading.
+
+    Raises:
+        InputError: the port or host cannot be had.
+    """
+    with listening(settings) as listener, signals_end_quietly():
+        model, tokenizer = load()
+        app = create_app(model, tokenizer, name, settings)
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(settings.grace_seconds) + SECONDS_TO_SAY_SO,
+        )
+        try:
+            Server(config, app.state.engine, f"{name} at {address(listener)}/v1").run(sockets=[listener])
+        finally:
+            app.state.engine.stop()  # uvicorn does not come to it at a second Ctrl-C
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which tells the engine to drain as soon as a signal comes."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, what: str) -> None:
+        super().__init__(config)
+        self.engine = engine
+        self.what = what
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            say(f"serving {self.what} (Ctrl-C stops)")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.engine.drain()
+        super().handle_exit(sig, frame)
+
+
+@contextmanager
+def listening(settings: ServeSettings) -> Iterator[socket.socket]:
+    """A socket that is bound, but takes no connection yet."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise InputError(
+                f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}; "
+                "give another --port or --host"
+            ) from error
+        yield listener
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def signals_end_quietly() -> Iterator[None]:
+    """Exit status 0 for a signal that stops the server: uvicorn raises it again when everything is finished."""
+
+    def leave(sig: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    before = {sig: signal.signal(sig, leave) for sig in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)

@@ -1,0 +1,138 @@
+"""A request while it is answered: its rows, what they hand over, and their end when the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from graftlm.serve.answers import Answer, usage
+from graftlm.serve.batching import Engine
+from graftlm.serve.prompts import Prompts
+from graftlm.serve.protocol import GenerationRequest
+from graftlm.serve.refusal import Refusal
+from graftlm.serve.row import Piece
+
+Result = TypeVar("Result")
+
+
+class Writing:
+    """The rows of one request, from the queue to the last piece."""
+
+    def __init__(
+        self, engine: Engine, prompts: Prompts, request: GenerationRequest, ids: list[list[int]], deadline: float
+    ) -> None:
+        """Queues the rows. Raises Refusal where they do not fit the model or the queue.
+
+        Args:
+            ids: the request's prompts as tokens.
+            deadline: by the event loop's clock.
+        """
+        self.engine = engine
+        self.deadline = deadline
+        self.loop = asyncio.get_running_loop()
+        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self.prompt_tokens = sum(map(len, ids))
+        self.rows = prompts.rows(request, ids, self._deliver)
+        engine.submit(self.rows)
+        engine.metrics.prompt_tokens.inc(self.prompt_tokens)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        return usage(self.prompt_tokens, sum(row.generated for row in self.rows))
+
+    def cancel(self) -> None:
+        """Nobody reads on: what is not finished need not be."""
+        self.engine.cancel([row for row in self.rows if not row.done])
+
+    async def next(self) -> Piece:
+        """The next piece of any row. Raises Refusal for an error, and when the request's time is over."""
+        try:
+            piece = await asyncio.wait_for(self.pieces.get(), max(0.0, self.deadline - self.loop.time()))
+        except asyncio.TimeoutError:
+            seconds = self.engine.settings.request_seconds
+            raise Refusal(504, f"not finished within {seconds:g} seconds", code="timeout") from None
+        if piece.error is not None:
+            raise piece.error
+        return piece
+
+    async def whole(self, answer: Answer) -> dict[str, Any]:
+        """The answer, when all rows are finished."""
+        pieces: list[Piece] = []
+        while sum(piece.finish is not None for piece in pieces) < len(self.rows):
+            pieces.append(await self.next())
+        return answer.whole(pieces, len(self.rows), self.usage)
+
+    async def chunks(self, answer: Answer, first: Piece, *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """The answer as it comes; `first` is a piece that was awaited before."""
+        for row in self.rows:
+            if (opening := answer.opening(row.index)) is not None:
+                yield opening
+        piece, unfinished = first, len(self.rows)
+        while True:
+            yield answer.chunk(piece)
+            unfinished -= piece.finish is not None
+            if not unfinished:
+                break
+            piece = await self.next()
+        if with_usage:
+            yield answer.usage_chunk(self.usage)
+
+    def _deliver(self, piece: Piece) -> None:
+        """From the engine's thread into the event loop."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended, nobody reads
+            self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, one a chunk; the writing ends with the response, however that ends."""
+
+    def __init__(self, writing: Writing, chunks: AsyncIterator[dict[str, Any]]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events(chunks), media_type="text/event-stream", headers=headers)
+        self.writing = writing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.writing.cancel()
+
+
+async def events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """An error after the first chunk can have no status any more: it is an event, and the last one."""
+    try:
+        async for chunk in chunks:
+            yield event(chunk)
+    except Refusal as refusal:
+        yield event(refusal.body)
+        return
+    yield "data: [DONE]\n\n"
+
+
+def event(document: dict[str, Any]) -> str:
+    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of `work`, or None where the client hangs up before; `work` is cancelled then."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(hang_up(request))
+    try:
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+async def hang_up(request: Request) -> None:
+    """Returns when the client is gone. The body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

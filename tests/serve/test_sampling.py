@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from graftlm.serve.row import seeded_generator
+from graftlm.serve.sampling import LEAST, sample, score
+
+
+def slow_sample(logits: list[float], temperature: float, top_p: float, uniform: float) -> int:
+    """The same, one token after the other."""
+    if temperature == 0:
+        return logits.index(max(logits))
+    weights = [math.exp((each - max(logits)) / temperature) for each in logits]
+    shares = [weight / sum(weights) for weight in weights]
+    kept, mass = set(), 0.0
+    for token in sorted(range(len(shares)), key=lambda token: -shares[token]):
+        if kept and mass >= top_p:
+            break
+        kept.add(token)
+        mass += shares[token]
+    shares = [share if token in kept else 0.0 for token, share in enumerate(shares)]
+    cumulative = 0.0
+    for token, share in enumerate(shares):
+        cumulative += share
+        if cumulative > uniform * sum(shares):
+            return token
+    raise AssertionError
+
+
+def test_rows_of_all_kinds_are_sampled_as_a_plain_loop_samples_each() -> None:
+    draw = random.Random(1)
+    logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(1)) * 3
+    settings = [(draw.choice([0, 0.3, 1, 2]), draw.choice([0, 0.5, 0.9, 1]), draw.random()) for _ in range(200)]
+    columns = torch.tensor(settings, dtype=torch.float64).unbind(-1)
+    expected = [slow_sample(row.tolist(), *setting) for row, setting in zip(logits, settings, strict=True)]
+    assert sample(logits, *columns).tolist() == expected
+
+
+def test_sampled_tokens_come_as_often_as_their_probabilities_say() -> None:
+    count = 20_000
+    logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf])
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = sample(
+        logits.expand(count, -1), *torch.tensor([2.0, 1.0]).double().unsqueeze(-1).expand(2, count), uniform
+    )
+    shares = torch.bincount(tokens, minlength=4) / count
+    torch.testing.assert_close(shares, (logits / 2).softmax(-1), atol=0.015, rtol=0)
+
+
+def test_log_probabilities_are_the_models_own_and_finite() -> None:
+    logits = torch.tensor([[1.0, 3.0, -torch.inf, 2.0]])
+    (scored,) = score(logits, torch.tensor([0]), 4)
+    total = math.log(math.exp(1) + math.exp(3) + math.exp(2))
+    assert scored.logprob == pytest.approx(1 - total, abs=1e-6)
+    assert [token for token, _ in scored.top] == [1, 3, 0, 2]
+    assert [value for _, value in scored.top] == pytest.approx([3 - total, 2 - total, 1 - total, LEAST], abs=1e-6)
+
+
+def test_a_seed_fixes_each_choice_and_choices_differ() -> None:
+    def draws(seed: int | None, choice: int) -> list[float]:
+        generator = seeded_generator(seed, choice)
+        return [torch.rand((), generator=generator).item() for _ in range(3)]
+
+    assert draws(7, 0) == draws(7, 0)
+    assert draws(7, 1) == draws(7, 1)
+    assert len({tuple(draws(seed, choice)) for seed in (-1, 7, 8) for choice in range(3)}) == 9
+    assert draws(None, 0) != draws(None, 0)
