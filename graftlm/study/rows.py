@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNTRAINED = "untrained"
+NO_WIDTH = 1e-9  # below it an interval is rounding
 
 # 97.5 % quantile of Student's t with 1, 2, ... degrees of freedom.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -113,7 +114,8 @@ def describe(spread: Spread) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`change`: `after` - `before`, paired by seed. `shown`: its 95 % interval leaves out zero."""
+    """`change`: `after` - `before`, paired by seed. `shown`: its 95 % interval leaves out zero, and has a width: where
+    a few seeds happen to differ by the same number of right answers, no width means no knowledge of the spread."""
 
     before: str
     after: str
@@ -123,7 +125,7 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        return self.change.reach is not None and abs(self.change.mean) > self.change.reach
+        return self.change.reach is not None and NO_WIDTH < self.change.reach < abs(self.change.mean)
 
     @property
     def better(self) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from graftlm.errors import InputError
 from graftlm.study.config import ARMS, StudyConfig
-from graftlm.study.rows import Measured, compared_arms, paired_difference, spread, study_verdict
+from graftlm.study.rows import Measured, compared_arms, comparisons, paired_difference, spread, study_verdict
 from graftlm.study.study import study
 from tests.conftest import tiny_model
 
@@ -77,6 +77,13 @@ def test_a_rung_is_held_against_the_one_below_seed_by_seed() -> None:
     noisy = [measured("cold-heads", s, v) for s, v in enumerate([0.0, 5.0, 1.0])]
     noisy += [measured("distilled-heads", s, v) for s, v in enumerate([4.0, 0.0, 2.0])]
     assert study_verdict(noisy)[0] == "distilled-heads against cold-heads (3 paired seeds): no difference shown."
+
+
+def test_seeds_that_differ_by_the_same_number_of_answers_show_nothing() -> None:
+    alike = [measured(arm, seed, 0.7 + 0.05 * seed - lost) for arm, lost in (("cold-heads", 0.0), ("kl-anchor", 0.01))
+             for seed in range(3)]  # fmt: skip
+    [found] = comparisons(alike)
+    assert found.change.mean == pytest.approx(-0.01) and not found.shown
 
 
 def test_arms_are_held_against_the_rung_below_and_against_plain_lora() -> None:
