@@ -23,6 +23,7 @@ class Prompts:
         self.lock = threading.Lock()
         self.tokenizer = tokenizer
         self.settings = settings
+        self.device = model.device
         config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.vocabulary: int = getattr(config, "vocab_size", None) or len(tokenizer)
@@ -114,7 +115,7 @@ class Prompts:
                 # Special tokens are no text, so as a stop text one would never be found.
                 stop_ids=self.ends | {self.special[stop] for stop in sampling.stop if stop in self.special},
                 deliver=deliver,
-                generator=seeded_generator(request.seed, choice),
+                generator=seeded_generator(request.seed, choice, self.device),
             )
             for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
             for choice in range(request.n)

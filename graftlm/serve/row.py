@@ -97,10 +97,6 @@ class Row:
     def remaining(self) -> int:
         return self.sampling.max_tokens - self.generated
 
-    def draw(self) -> float:
-        """The next random number in [0, 1), of this row alone."""
-        return torch.rand((), generator=self.generator, dtype=torch.float64).item()
-
     def push(self, token: int, scored: Scored | None = None) -> None:
         """The model's next token."""
         self.generated += 1
@@ -148,9 +144,9 @@ class Row:
         return Candidate(text=name, whole=bool(text), logprob=logprob)
 
 
-def seeded_generator(seed: int | None, choice: int) -> torch.Generator:
+def seeded_generator(seed: int | None, choice: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The source of one choice's random numbers: the first of `n` choices is what n=1 gives."""
-    generator = torch.Generator()
+    generator = torch.Generator(device)
     if seed is None:
         generator.seed()
     else:

@@ -1,12 +1,14 @@
 """The choice of the next token, row by row, inside one `model.generate`.
 
-Temperature t, nucleus p and the random number u are a row's own. The token is the first whose cumulative
-probability, in the vocabulary's order, exceeds u:
+Temperature t, nucleus p and the random numbers e are a row's own. The token is drawn as the winner of a race in which
+each one's time is exponential with its probability as the rate:
 
-    q = softmax(logits / t), zero outside the smallest set of likeliest tokens that holds p;   Σ_{i ≤ token} q_i > u Σ q
+    q = softmax(logits / t), zero outside the smallest set of likeliest tokens that holds p;  token = argmax_i q_i / e_i
 
-So a row depends on its own logits and its own u, whichever rows are beside it; rounding in the logits moves the
-borders between tokens by as much as it is, and no order of near-equal tokens matters.
+The winner is distributed as q. It is not found by one random number in the cumulative distribution, since a row has to
+come out the same whichever rows are beside it, and these change the rounding of the logits: a sum over the vocabulary
+moves every border between tokens, and where tokens are rare the borders are dense, while a race goes to another only
+where the two fastest are as close as the rounding.
 """
 
 from __future__ import annotations
@@ -22,27 +24,29 @@ from graftlm.serve.row import Row, Scored
 
 # What OpenAI's API says of a token that is impossible; JSON knows no infinity.
 LEAST = -9999.0
+# Nearly every nucleus is smaller, and only a larger one needs the whole vocabulary in order, which takes far longer.
+NUCLEUS = 1024
 
 
-def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
-    """[rows, vocabulary] logits and [rows] settings -> [rows] int64; temperature 0 takes the likeliest token."""
+def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, race: Tensor) -> Tensor:
+    """[rows, vocabulary] logits and e, [rows] settings -> [rows] int64; temperature 0 takes the likeliest token."""
     greedy = logits.argmax(-1)
     if not temperature.any():
         return greedy
-    probabilities = (logits.to(temperature.dtype) / temperature.where(temperature > 0, 1).unsqueeze(-1)).softmax(-1)
+    probabilities = (logits / temperature.where(temperature > 0, 1).unsqueeze(-1)).softmax(-1)
     if (nucleus := top_p < 1).any():
         probabilities[nucleus] = keep_nucleus(probabilities[nucleus], top_p[nucleus])
-    cumulative = probabilities.cumsum(-1)
-    sampled = torch.searchsorted(cumulative, (uniform * cumulative[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
-    return sampled.clamp(max=logits.shape[-1] - 1).where(temperature > 0, greedy)
+    return (probabilities / race).argmax(-1).where(temperature > 0, greedy)
 
 
 def keep_nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     """Zero outside the smallest set of likeliest tokens that holds `top_p`; at least one is kept."""
-    ordered, order = probabilities.sort(descending=True, stable=True)
+    ordered, order = probabilities.topk(min(NUCLEUS, probabilities.shape[-1]))
+    if (ordered.sum(-1) < top_p).any():
+        ordered, order = probabilities.sort(descending=True)
     outside = ordered.cumsum(-1) - ordered >= top_p.unsqueeze(-1)
     outside[:, 0] = False
-    return probabilities.masked_fill(outside.scatter(-1, order, outside), 0)
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(outside, 0))
 
 
 def score(logits: Tensor, tokens: Tensor, alternatives: int) -> list[Scored]:
@@ -76,11 +80,13 @@ class RowSampler(LogitsProcessor):
 
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         """The next token of each of the rows, which also learn it."""
-        # Apple's GPUs have no float64.
-        precision = torch.float32 if logits.device.type == "mps" else torch.float64
-        settings = [(row.sampling.temperature, row.sampling.top_p, row.draw()) for row in rows]
-        temperature, top_p, uniform = torch.tensor(settings, dtype=precision).to(logits.device).unbind(-1)
-        tokens = sample(logits, temperature, top_p, uniform)
+        settings = [(row.sampling.temperature, row.sampling.top_p) for row in rows]
+        temperature, top_p = torch.tensor(settings, device=logits.device).unbind(-1)
+        race = torch.ones_like(logits)
+        for number, row in enumerate(rows):
+            if row.sampling.temperature > 0:
+                race[number].exponential_(generator=row.generator)
+        tokens = sample(logits, temperature, top_p, race)
         for row, token, scored in zip(rows, tokens.tolist(), self.scored(logits, tokens, rows), strict=True):
             row.push(token, scored)
         return tokens

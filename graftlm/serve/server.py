@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -42,10 +44,11 @@ def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSetting
             proxy_headers=False,
             timeout_graceful_shutdown=int(settings.grace_seconds) + SECONDS_TO_SAY_SO,
         )
+        logging.getLogger("uvicorn.error").addFilter(is_news)
         try:
             Server(config, app.state.engine, f"{name} at {address(listener)}/v1").run(sockets=[listener])
         finally:
-            app.state.engine.stop()  # uvicorn does not come to it at a second Ctrl-C
+            app.state.engine.stop()
 
 
 class Server(uvicorn.Server):
@@ -61,9 +64,24 @@ class Server(uvicorn.Server):
         if self.started:
             say(f"serving {self.what} (Ctrl-C stops)")
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()  # or the application would end with a long traceback
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain; a second Ctrl-C ends at once.
+
+        uvicorn's own does the same and raises the signal again in the end, for a status that is not 0.
+        """
         self.engine.drain()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
+        self.should_exit = True
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Not a request that was cut when the server had to end, of which uvicorn logs a long traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 @contextmanager
@@ -89,7 +107,7 @@ def address(listener: socket.socket) -> str:
 
 @contextmanager
 def signals_end_quietly() -> Iterator[None]:
-    """Exit status 0 for a signal that stops the server: uvicorn raises it again when everything is finished."""
+    """Exit status 0 also for a signal before the server has taken the signals over."""
 
     def leave(sig: int, frame: FrameType | None) -> None:
         raise SystemExit(0)

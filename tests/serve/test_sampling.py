@@ -5,50 +5,62 @@ import random
 
 import pytest
 import torch
+from torch import Tensor
 
 from graftlm.serve.row import seeded_generator
 from graftlm.serve.sampling import LEAST, sample, score
 
 
-def slow_sample(logits: list[float], temperature: float, top_p: float, uniform: float) -> int:
+def exponential(*size: int) -> Tensor:
+    return torch.empty(*size).exponential_(generator=torch.Generator().manual_seed(0))
+
+
+def slow_sample(logits: list[float], temperature: float, top_p: float, race: list[float]) -> int:
     """The same, one token after the other."""
     if temperature == 0:
         return logits.index(max(logits))
     weights = [math.exp((each - max(logits)) / temperature) for each in logits]
     shares = [weight / sum(weights) for weight in weights]
-    kept, mass = set(), 0.0
+    kept: list[int] = []
     for token in sorted(range(len(shares)), key=lambda token: -shares[token]):
-        if kept and mass >= top_p:
+        if kept and sum(shares[other] for other in kept) >= top_p:
             break
-        kept.add(token)
-        mass += shares[token]
-    shares = [share if token in kept else 0.0 for token, share in enumerate(shares)]
-    cumulative = 0.0
-    for token, share in enumerate(shares):
-        cumulative += share
-        if cumulative > uniform * sum(shares):
-            return token
-    raise AssertionError
+        kept.append(token)
+    return min(kept, key=lambda token: race[token] / shares[token])
 
 
-def test_rows_of_all_kinds_are_sampled_as_a_plain_loop_samples_each() -> None:
+@pytest.mark.parametrize("nucleus", [2, 1024])
+def test_rows_of_all_kinds_are_sampled_as_a_plain_loop_samples_each(
+    nucleus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graftlm.serve.sampling.NUCLEUS", nucleus)
     draw = random.Random(1)
     logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(1)) * 3
-    settings = [(draw.choice([0, 0.3, 1, 2]), draw.choice([0, 0.5, 0.9, 1]), draw.random()) for _ in range(200)]
-    columns = torch.tensor(settings, dtype=torch.float64).unbind(-1)
-    expected = [slow_sample(row.tolist(), *setting) for row, setting in zip(logits, settings, strict=True)]
-    assert sample(logits, *columns).tolist() == expected
+    race = exponential(200, 50)
+    settings = [(draw.choice([0, 0.3, 1, 2]), draw.choice([0, 0.5, 0.9, 1])) for _ in range(200)]
+    columns = torch.tensor(settings, dtype=torch.float32).unbind(-1)
+    expected = [
+        slow_sample(row, temperature, top_p, times)
+        for row, (temperature, top_p), times in zip(logits.tolist(), settings, race.tolist(), strict=True)
+    ]
+    assert sample(logits, *columns, race).tolist() == expected
 
 
 def test_sampled_tokens_come_as_often_as_their_probabilities_say() -> None:
     count = 20_000
     logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf])
-    uniform = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    tokens = sample(
-        logits.expand(count, -1), *torch.tensor([2.0, 1.0]).double().unsqueeze(-1).expand(2, count), uniform
-    )
+    temperature, top_p = torch.tensor([2.0, 1.0]).unsqueeze(-1).expand(2, count)
+    tokens = sample(logits.expand(count, -1), temperature, top_p, exponential(count, 4))
     shares = torch.bincount(tokens, minlength=4) / count
     torch.testing.assert_close(shares, (logits / 2).softmax(-1), atol=0.015, rtol=0)
+
+
+def test_rounding_of_the_logits_hardly_ever_changes_a_draw() -> None:
+    """Flat over a large vocabulary, where a cumulative distribution would change the token in most draws."""
+    logits = torch.randn(100, 50_000, generator=torch.Generator().manual_seed(1))
+    noise = 1e-5 * torch.randn(100, 50_000, generator=torch.Generator().manual_seed(2))
+    ones, race = torch.ones(100), exponential(100, 50_000)
+    assert (sample(logits, ones, ones, race) == sample(logits + noise, ones, ones, race)).sum() >= 99
 
 
 def test_log_probabilities_are_the_models_own_and_finite() -> None:

@@ -79,6 +79,22 @@ def test_what_is_not_finished_in_the_grace_period_ends_with_an_error(folder: str
         assert time.monotonic() - begun < SECONDS / 2
 
 
+def test_a_second_interrupt_ends_at_once_and_quietly(folder: str) -> None:
+    with (
+        process(folder, "--max-tokens-limit", "90000") as (server, url),
+        OpenAI(base_url=url, api_key="none") as client,
+    ):
+        stream = client.completions.create(model=folder, prompt="Once", max_tokens=90_000, stream=True)
+        next(stream)
+        server.send_signal(signal.SIGINT)
+        time.sleep(0.3)  # two signals of one kind at once are one
+        server.send_signal(signal.SIGINT)
+        assert server.wait(SECONDS) == 0
+        stream.close()
+        assert server.stderr is not None
+        assert "Traceback" not in server.stderr.read()
+
+
 def test_a_port_in_use_is_one_line_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
