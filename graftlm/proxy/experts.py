@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from graftlm.errors import InputError
+from graftlm.tasks.generation import has_virtual_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class SharedExperts(Experts):
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
-        if model.active_peft_config.is_prompt_learning:
+        if has_virtual_tokens(model):
             raise InputError("an adapter that puts tokens before the prompt cannot be switched off row by row: give "
                              "expert and anti-expert as two models")  # fmt: skip
         self.model = model
