@@ -108,7 +108,7 @@ def test_the_command_writes_page_and_json_and_fails_on_a_condition(
     assert document["tuned"][names[1]]["divergence"] > 0
     assert (tmp_path / "a" / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     assert run(*common, "--output", str(tmp_path / "a")) == 2
-    assert "holds an audit" in capsys.readouterr().err
+    assert "holds audit.json" in capsys.readouterr().err
     assert run(*common, "--output", str(tmp_path / "b"), "--json", "--fail-if", "divergence>99") == 0
     assert json.loads(capsys.readouterr().out)["probes"] == ["general-text"]
 

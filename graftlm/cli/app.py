@@ -1,0 +1,72 @@
+"""The application, and how it ends: an error is one line, an interrupt says how to go on."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from graftlm import __version__
+from graftlm.console import say
+from graftlm.errors import InputError
+
+
+class VerbGroup(TyperGroup):
+    """Says that a verb was interrupted, and how to go on where it knows; the status is 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            say(f"graftlm: interrupted; {interrupt}" if str(interrupt) else "graftlm: interrupted")
+            raise typer.Exit(130) from interrupt
+
+
+app = typer.Typer(
+    cls=VerbGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; an error is one line, or a traceback too with --debug."""
+    given = sys.argv[1:] if arguments is None else arguments
+    given = sorted(given, key=lambda argument: argument != "--debug")
+    try:
+        app(args=given, prog_name="graftlm")
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exception(error)
+        sys.exit(report_error(error))
+
+
+def report_error(error: Exception) -> int:
+    """Say on one line what went wrong; returns the exit status."""
+    message = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        say(f"graftlm: {message}")
+        return 2
+    say(f"graftlm: {type(error).__name__}: {message} (--debug shows where)")
+    return 1
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        print(f"graftlm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Tune a language model for a domain without cutting its roots."""

@@ -1,0 +1,196 @@
+"""Verbs that measure, and the repair that an audit points at: evaluate, audit, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graftlm.cli.app import app
+from graftlm.cli.options import Alpha, Antiexpert, AsJson, Expert, Overwrite, check_output_folder
+from graftlm.console import evaluation_table, prefixed, print_table, reported_progress, say
+from graftlm.errors import InputError
+from graftlm.files import dump_json, write_text
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Hub ids, folders, adapters.")],
+    task: Annotated[list[str] | None, typer.Option(help="Built-in task; repeatable. [default: all]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Test examples of each task. [default: all]")] = None,
+    shots: Annotated[int, typer.Option(help="Solved examples before each prompt.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of what a task draws.")] = 0,
+    expert: Expert = None,
+    antiexpert: Antiexpert = None,
+    alpha: Alpha = 1.0,
+    as_json: AsJson = False,
+    output: Annotated[Path | None, typer.Option(help="File for the same as JSON, with every example's output.")] = None,
+) -> None:
+    """Measure models on tasks, in one table.
+
+    Beside the models stands the floor: what a trivial answer reaches. With --expert, each model is measured steered.
+    """
+    if len(set(models)) < len(models):
+        raise InputError("a model is given twice; give each one once")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise InputError(f"--output {output} cannot be a file; give a file name in a folder that exists")
+    from graftlm.tasks import TASKS, get_task
+
+    tasks = [get_task(name) for name in task or TASKS]
+    from graftlm.evaluation import evaluate as evaluate_model
+    from graftlm.proxy.model import steered
+
+    settings: dict[str, Any] = {"limit": limit, "shots": shots, "batch_size": batch_size, "seed": seed}
+    if expert is not None:
+        settings |= {"expert": expert, "antiexpert": antiexpert, "alpha": alpha}
+    results = {}
+    for name in models:
+        model, tokenizer = steered(name, expert, antiexpert, alpha)
+        with reported_progress() as progress:
+            results[name] = evaluate_model(
+                model,
+                tokenizer,
+                tasks,
+                limit=limit,
+                shots=shots,
+                batch_size=batch_size,
+                seed=seed,
+                progress=prefixed(progress, name),
+            )
+        del model
+    if output is not None:
+        write_text(output, dump_json(results_document(results, settings, examples=True), indent=2) + "\n")
+    if as_json:
+        print(dump_json(results_document(results, settings), indent=2))
+    else:
+        print_table(evaluation_table(results))
+
+
+@app.command()
+def audit(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the others were tuned from.")],
+    tuned: Annotated[list[str] | None, typer.Argument(metavar="[TUNED]...", help="Folders, adapters, hub ids.")] = None,
+    expert: Expert = None,
+    antiexpert: Antiexpert = None,
+    alpha: Alpha = 1.0,
+    task: Annotated[list[str] | None, typer.Option(help="What they were tuned for; repeatable.")] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What they should still know: a built-in task, a file of prompts, or lm-eval:NAME; repeatable. "
+            "[default: capitals, elements, glosses, general-text, code]"
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Test examples of each.", min=2)] = 100,
+    layer_groups: Annotated[int, typer.Option(help="Groups of layers, each restored by itself.", min=1)] = 6,
+    output_format: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Output format to count, as NAME=REGEX; repeatable.", metavar="NAME=REGEX"),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit with 1 if this holds, such as 'retention<0.9'; repeatable.", metavar="CONDITION"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for audit.json and report.html.")] = Path("audit"),
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold tuned models against their base model.
+
+    What was gained, what was forgotten, and in which layers: a table, and one HTML page. With --expert, the base model
+    steered by it is one of the models.
+    """
+    check_output_folder(output, "audit.json", overwrite)
+    formats = dict(parse_format(text) for text in output_format) if output_format else None
+    from graftlm.auditing.audit import DEFAULT_PROBES
+    from graftlm.auditing.audit import audit as audit_models
+    from graftlm.auditing.condition import check_conditions, failures, parse_condition
+    from graftlm.proxy.model import steering
+    from graftlm.tasks import get_task
+
+    probes = [get_task(name) for name in probe or DEFAULT_PROBES if name not in (task or [])]
+    tasks = [get_task(name) for name in task or []]
+    conditions = [parse_condition(text) for text in fail_if or []]
+    check_conditions(conditions, [each.name for each in tasks], [each.name for each in probes])
+    with reported_progress() as progress:
+        result = audit_models(
+            base,
+            tuned or [],
+            steered=steering(base, expert, antiexpert, alpha),
+            tasks=tasks,
+            probes=probes,
+            limit=limit,
+            layer_groups=layer_groups,
+            formats=formats,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    from graftlm.auditing.summary import audit_table
+    from graftlm.report import audit_verdict, write_audit_report
+
+    document = dump_json(asdict(result), indent=2)
+    write_text(output / "audit.json", document + "\n")
+    write_audit_report(output / "report.html", result, title=f"Audit of models tuned from {base}")
+    if as_json:
+        print(document)
+    else:
+        print_table(audit_table(result))
+        print()
+        for line in audit_verdict(result):
+            print(line)
+    say(f"report: {output / 'report.html'}")
+    if failed := failures(conditions, result):
+        for line in failed:
+            say(f"graftlm: failed: {line}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def restore(
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Hub id, folder or adapter folder.")],
+    layers: Annotated[str, typer.Option(help="Layers, such as 0-14 or 0-4,9.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model.")],
+    scale: Annotated[float, typer.Option(help="Share of the tuning's change that is left there.")] = 0.0,
+    base: Annotated[
+        str | None, typer.Option(help="The model that a whole TUNED was tuned from; an adapter knows its own.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")] = False,
+) -> None:
+    """Undo part of a tuning in some layers.
+
+    Saves an ordinary model. Which layers are worth it, `graftlm audit` shows.
+    """
+    from graftlm.auditing.restore import restore as restore_layers
+
+    changed = restore_layers(tuned, output, layers=layers, scale=scale, base=base, overwrite=overwrite)
+    say(f"{changed} weights scaled; model: {output}")
+
+
+def parse_format(text: str) -> tuple[str, str]:
+    """'json=^\\s*\\{' -> ('json', '^\\s*\\{')"""
+    name, separator, pattern = text.partition("=")
+    if not separator or not name or not pattern:
+        raise InputError(f"--format is {text!r}, but NAME=REGEX is expected")
+    return name, pattern
+
+
+def results_document(
+    results: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, examples: bool = False
+) -> dict[str, Any]:
+    """{"settings": ..., "results": {model: {task: {metrics, floors, count, seconds}}}}, for JSON."""
+    left_out = {"task"} if examples else {"task", "examples"}
+    shown = {
+        model: {
+            task: {key: value for key, value in asdict(result).items() if key not in left_out}
+            for task, result in tasks.items()
+        }
+        for model, tasks in results.items()
+    }
+    return {"settings": dict(settings), "results": shown}

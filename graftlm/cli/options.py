@@ -1,0 +1,28 @@
+"""Options and checks that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftlm.errors import InputError
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+Expert = Annotated[str | None, typer.Option(help="Small tuned model or adapter that steers the model (proxy-tuning).")]
+Antiexpert = Annotated[
+    str | None, typer.Option(help="That small model untuned. [default: the base model of an expert that is an adapter]")
+]
+Alpha = Annotated[float, typer.Option(help="How strongly it steers: 0 not at all, 1 as in the paper.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def check_output_folder(folder: Path, document: str, overwrite: bool) -> None:
+    """Before the long work: InputError if the folder holds that document already, or cannot be a folder."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file; give a folder")
+    if (folder / document).exists() and not overwrite:
+        raise InputError(f"output folder {folder} holds {document}; give another --output, or --overwrite")

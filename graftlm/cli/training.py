@@ -1,0 +1,150 @@
+"""Verbs that train: distill, tune, study."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from graftlm.cli.app import app
+from graftlm.cli.options import AsJson, DryRun, Overwrite, Resume
+from graftlm.console import print_table, reported_progress, say
+from graftlm.files import dump_json
+from graftlm.flags import config_command
+from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.runs import Run, check_folder
+from graftlm.study.config import StudyConfig, split_names
+from graftlm.yaml_text import dump_yaml
+
+
+@app.command()
+@config_command(DistillConfig, "distill")
+def distill(
+    config: DistillConfig,
+    sources: dict[str, str],
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Grow heads on a model by self-distillation.
+
+    The model writes text; the heads learn what it says further on.
+    """
+    if dry_run:
+        check_folder(Path(config.output), "distill", config, resume=resume, overwrite=overwrite)
+        print_config(config, sources)
+        return
+    from graftlm.multitoken.distill import distill as distill_heads
+
+    with (
+        opened_run(config, "distill", sources, resume=resume, overwrite=overwrite) as run,
+        reported_progress() as progress,
+    ):
+        distill_heads(config, run, progress)
+
+
+@app.command()
+@config_command(TuneConfig, "tune")
+def tune(
+    config: TuneConfig,
+    sources: dict[str, str],
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Fine-tune a model, multi-token or next-token."""
+    if dry_run:
+        check_folder(Path(config.output), "tune", config, resume=resume, overwrite=overwrite)
+        print_config(config, sources)
+    from graftlm.multitoken.tune import tune as tune_model
+
+    if dry_run:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            Run.create(Path(scratch) / "run", "tune", config, sources) as run,
+        ):
+            tune_model(config, run, dry_run=True)
+        return
+    with opened_run(config, "tune", sources, resume=resume, overwrite=overwrite) as run:
+        tune_model(config, run)
+
+
+@app.command()
+@config_command(StudyConfig, "study")
+def study(
+    config: StudyConfig,
+    sources: dict[str, str],
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the ladder of objectives, and show which ingredient matters.
+
+    Each arm with the same rows and seeds; a study that was stopped goes on with --resume.
+    """
+    if dry_run:
+        check_folder(Path(config.output), "study", config, resume=resume, overwrite=overwrite)
+        print_config(config, sources)
+        return
+    from graftlm.provenance import versions
+    from graftlm.report import write_study_report
+    from graftlm.study.rows import study_table, study_verdict
+    from graftlm.study.study import study as train_ladder
+
+    with (
+        opened_run(config, "study", sources, resume=resume, overwrite=overwrite) as run,
+        reported_progress() as progress,
+    ):
+        measured = train_ladder(config, run.folder, progress)
+        document = [asdict(each) for each in measured]
+        run.write_json("results.json", document)
+        write_study_report(
+            run.folder / "report.html",
+            measured,
+            title=f"Which ingredient of multi-token fine-tuning matters? {config.model} on {config.data}",
+            tasks=split_names(config.tasks),
+            probes=split_names(config.probes),
+            facts={"settings": asdict(config), "versions": versions()},
+        )
+    if as_json:
+        print(dump_json(document, indent=2))
+        return
+    print_table(study_table(measured))
+    print()
+    for line in study_verdict(measured):
+        print(line)
+    say(f"report: {run.folder / 'report.html'}")
+
+
+@contextmanager
+def opened_run(
+    config: DistillConfig | TuneConfig | StudyConfig,
+    command: str,
+    sources: Mapping[str, str],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Iterator[Run]:
+    """The run of a verb while it is open; an interrupt says how to continue it."""
+    with Run.create(config.output, command, config, sources, resume, overwrite) as run:
+        if resume and not run.resumed:
+            say(f"graftlm: {run.folder} holds no run to resume; starting one")
+        try:
+            yield run
+        except KeyboardInterrupt as interrupt:
+            if str(interrupt):
+                raise
+            raise KeyboardInterrupt(f"continue with: {run.resume_command}") from interrupt
+
+
+def print_config(config: Any, sources: Mapping[str, str]) -> None:
+    """The resolved config as YAML that can be used again, the source of each value beside it."""
+    for name, value in asdict(config).items():
+        print(f"{dump_yaml({name: value}).rstrip()}  # {sources[name]}")

@@ -1,0 +1,136 @@
+"""Verbs that use a model: generate, serve; and env."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftlm.cli.app import app
+from graftlm.cli.options import Alpha, Antiexpert, AsJson, Expert
+from graftlm.console import environment_table, print_table, say
+from graftlm.errors import InputError
+from graftlm.files import dump_json
+from graftlm.serve.settings import ServeSettings
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder.")] = "smollm2-135m",
+    prompt: Annotated[list[str] | None, typer.Option(help="What to continue or answer; repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Text file with one prompt a line.", metavar="FILE")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Use the chat template. [default: if there is one]"),
+    ] = None,
+    expert: Expert = None,
+    antiexpert: Antiexpert = None,
+    alpha: Alpha = 1.0,
+) -> None:
+    """Continue or answer prompts.
+
+    The text goes to stdout as it is written.
+    """
+    prompts = [*(prompt or []), *(read_prompts(file) if file is not None else [])]
+    if not prompts:
+        raise InputError("there is no prompt; give --prompt TEXT or --file FILE")
+    from transformers import set_seed
+
+    from graftlm.generation import stream_completion
+    from graftlm.proxy.model import steered
+
+    loaded, tokenizer = steered(model, expert, antiexpert, alpha)
+    set_seed(seed)
+    for number, text in enumerate(prompts, start=1):
+        if len(prompts) > 1:
+            say(f"[{number}/{len(prompts)}] {text}")
+        stream_completion(
+            loaded,
+            tokenizer,
+            text,
+            lambda piece: print(piece, end="", flush=True),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            chat=chat,
+        )
+        print()
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder.")] = "smollm2-135m",
+    host: Annotated[str, typer.Option(help="Address to listen at; one that others reach needs --api-key.")] = (
+        ServeSettings.host
+    ),
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = ServeSettings.port,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="What clients must send. The variable keeps it out of the list of processes.",
+            envvar="GRAFTLM_API_KEY",
+            show_default=False,
+        ),
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(help="Sequences written at once.")] = ServeSettings.max_batch_size,
+    max_queue: Annotated[
+        int, typer.Option(help="Sequences that wait, and the most that one request may ask for.")
+    ] = ServeSettings.max_queue,
+    max_tokens_limit: Annotated[
+        int, typer.Option(help="The most that a request's max_tokens may be; a chat's default.")
+    ] = ServeSettings.max_tokens_limit,
+    max_body_bytes: Annotated[int, typer.Option(help="Size of a request.")] = ServeSettings.max_body_bytes,
+    request_seconds: Annotated[float, typer.Option(help="Time for a request.")] = ServeSettings.request_seconds,
+    grace_seconds: Annotated[
+        float, typer.Option(help="Time for what runs when the server is told to stop.")
+    ] = ServeSettings.grace_seconds,
+    expert: Expert = None,
+    antiexpert: Antiexpert = None,
+    alpha: Alpha = 1.0,
+) -> None:
+    """Answer over HTTP, as OpenAI's API does.
+
+    Requests that come together are written together. SIGTERM or Ctrl-C finishes what runs.
+    """
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        api_key=api_key,
+        max_batch_size=max_batch_size,
+        max_queue=max_queue,
+        max_tokens_limit=max_tokens_limit,
+        max_body_bytes=max_body_bytes,
+        request_seconds=request_seconds,
+        grace_seconds=grace_seconds,
+    )
+    try:
+        from graftlm.serve.server import serve as serve_model
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'graftlm[serve]'") from error
+    from graftlm.proxy.model import steered
+
+    serve_model(lambda: steered(model, expert, antiexpert, alpha), model, settings)
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Show versions, machine, cache, optional parts."""
+    from graftlm.environment import describe_environment
+
+    facts = describe_environment()
+    if as_json:
+        print(dump_json(facts, indent=2))
+    else:
+        print_table(environment_table(facts))
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--file {file} cannot be read as text: {error}") from error
+    return [line for line in lines if line.strip()]
