@@ -61,41 +61,57 @@ def rows_of(decoder: Decoder, batch: list[WrittenText]) -> Tensor:
     return final[mask]
 
 
-def divergence(large: Decoder, small: Decoder, batch: list[WrittenText]) -> tuple[Tensor, int]:
-    """Sum of KL(large ‖ small) over a batch's positions in nats, and their number."""
+Batch = tuple[list[WrittenText], Tensor]
+"""Texts, and the large model's final hidden states of their tokens: read once, used in every epoch."""
+
+
+def read_once(large: Decoder, texts: list[WrittenText], tokens: int, report: Any) -> list[Batch]:
+    batches = batches_of_similar_length(texts, tokens)
+    found = []
     with torch.no_grad():
-        reference = rows_of(large, batch)
-    rows = rows_of(small, batch)
-    weight = large.unembedding.weight
-    return linear_kl_divergence(reference, weight, rows, small.unembedding.weight), len(rows)
+        for batch in batches:
+            found.append((batch, rows_of(large, batch)))
+            report(len(found), len(batches))
+    return found
+
+
+def divergence(large: Decoder, small: Decoder, batch: Batch) -> tuple[Tensor, int]:
+    """Sum of KL(large ‖ small) over a batch's positions in nats, and their number."""
+    texts, reference = batch
+    rows = rows_of(small, texts)
+    return linear_kl_divergence(reference, large.unembedding.weight, rows, small.unembedding.weight), len(rows)
 
 
 def heal(model: Any, small: Any, texts: list[WrittenText], arguments: argparse.Namespace, progress: Any) -> float:
     """Train the layers of `small`; returns KL per token on the held-out tenth."""
     random.Random(0).shuffle(texts)
-    held_out, texts = texts[: len(texts) // 10], texts[len(texts) // 10 :]
-    batches = batches_of_similar_length(texts, arguments.tokens_per_batch)
+    large_decoder, small_decoder = Decoder(model), Decoder(small)
+    kinds = {"training": texts[len(texts) // 10 :], "held out": texts[: len(texts) // 10]}
+    batches = {
+        kind: read_once(
+            large_decoder, those, arguments.tokens_per_batch,
+            lambda done, total, kind=kind: progress(f"reading, {kind}", done, total),
+        )
+        for kind, those in kinds.items()
+    }  # fmt: skip
     small.get_input_embeddings().requires_grad_(False)
     small.get_output_embeddings().requires_grad_(False)
     trained = [parameter for parameter in small.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=arguments.learning_rate, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, arguments.steps // 20, arguments.steps)
-    large_decoder, small_decoder = Decoder(model), Decoder(small)
     draw = random.Random(0)
     for step in range(arguments.steps):
-        total, count = divergence(large_decoder, small_decoder, draw.choice(batches))
+        total, count = divergence(large_decoder, small_decoder, draw.choice(batches["training"]))
         (total / count).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        progress(
-            f"healing, KL {float(total.detach()) / count:.2f}" if step % 50 == 0 else "healing",
-            step + 1,
-            arguments.steps,
-        )
+        progress("healing", step + 1, arguments.steps)
+        if step % 50 == 0:
+            say(f"KL {float(total.detach()) / count:.2f}")
     with torch.no_grad():
-        sums = [divergence(large_decoder, small_decoder, b) for b in batches_of_similar_length(held_out, 512)]
+        sums = [divergence(large_decoder, small_decoder, batch) for batch in batches["held out"]]
     return sum(float(total) for total, _ in sums) / sum(count for _, count in sums)
 
 
@@ -103,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and the text it learnt from")
     parser.add_argument("--layers", type=int, default=11, help="of the 30 (default: 11, half of the parameters)")
-    parser.add_argument("--steps", type=int, default=500, help="optimizer steps (default: 500)")
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps (default: 400)")
     parser.add_argument("--tokens-per-batch", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=30_000, help="written from each kind of prompt (default: 30,000)")

@@ -6,21 +6,20 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from graftlm.auditing.comparison import changes, compare_results
 from graftlm.auditing.divergence import base_written_divergence, write_base_texts
 from graftlm.auditing.diversity import Format, measure_diversity
 from graftlm.auditing.forward_clock import ForwardClock
-from graftlm.auditing.intervals import bootstrap_change
 from graftlm.auditing.opening import opened_pair
 from graftlm.auditing.pair import ModelPair, SteeredPair
 from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.restoration import reference_pairs, restore_each
-from graftlm.auditing.result import AuditResult, Change, Diversity, LayerDrift, Restored, TunedAudit, TunedPair
-from graftlm.auditing.retention import facts_changed, retention
+from graftlm.auditing.result import AuditResult, Diversity, LayerDrift, Restored, TunedAudit, TunedPair
 from graftlm.auditing.weights import weight_changes
 from graftlm.datasets import general_prompts, general_text
 from graftlm.errors import InputError
@@ -106,7 +105,7 @@ def audit(
         base_diversity=reference.diversity,
         tuned=found,
         between=[
-            TunedPair(first=first, second=second, changes=_changes(found[first].results, found[second].results, seed))
+            TunedPair(first=first, second=second, changes=changes(found[first].results, found[second].results, seed))
             for first, second in itertools.pairwise(found)
         ],
         seconds=stopwatch.seconds,
@@ -210,13 +209,8 @@ class Measurement:
                 )
             restoration = [] if pair.same_weights else self.restoration(pair, name)
         probes = [probe.name for probe in self.chosen.probes]
-        base = reference.results
-        kept = {probe: retention(base[probe], results[probe]) for probe in probes}
-        return TunedAudit(
-            results=results,
-            changes=_changes(base, results, self.options["seed"]),
-            facts={probe: facts_changed(base[probe], results[probe]) for probe in probes},
-            retention={probe: share for probe, share in kept.items() if share is not None},
+        return replace(
+            compare_results(reference.results, results, probes, self.options["seed"]),
             divergence=divergence,
             divergence_error=error,
             weights=weights,
@@ -274,14 +268,3 @@ class Measurement:
     def step(self, what: str) -> Callable[[int, int], None] | None:
         report = self.progress
         return None if report is None else lambda done, total: report(what, done, total)
-
-
-def _changes(
-    before: Mapping[str, TaskResult], after: Mapping[str, TaskResult], seed: int
-) -> dict[str, dict[str, Change]]:
-    """Task or probe -> metric -> change, of all that could be compared."""
-    found: dict[str, dict[str, Change]] = {}
-    for task, result in before.items():
-        changes = {metric: bootstrap_change(result, after[task], metric, seed=seed) for metric in result.metrics}
-        found[task] = {metric: change for metric, change in changes.items() if change is not None}
-    return found

@@ -1,17 +1,19 @@
-"""Bootstrap intervals of a change between two models, paired by example (Efron & Tibshirani 1993, chapter 13).
+"""Bootstrap intervals of what differs between models, paired by example (Efron & Tibshirani 1993, chapter 13).
 
-Examples are drawn anew with replacement, the same draw for both models, and the metric is computed from each draw; the
-2.5 % and 97.5 % quantiles of the difference are the interval.
+Examples are drawn anew with replacement, the same draw for all models, and the quantity is computed from each draw; its
+2.5 % and 97.5 % quantiles are the interval.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graftlm.auditing.result import Change
+from graftlm.auditing.result import Change, Estimate
+from graftlm.auditing.retention import accuracies, retention
 from graftlm.tasks import TaskResult
 from graftlm.tasks.comparison import is_better, same_examples
 
@@ -40,15 +42,87 @@ def bootstrap_change(
     low = high = None
     ours, theirs = _columns(base, metric), _columns(tuned, metric)
     if ours is not None and theirs is not None and same_examples(base, tuned):
-        count = len(ours[0])
-        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-        spread = _metric(theirs, draws, metric) - _metric(ours, draws, metric)
-        tail = 50 * (1 - COVERAGE)
-        low, high = (float(bound) for bound in np.percentile(spread, [tail, 100 - tail]))
+        draws = _draws(len(ours[0]), resamples, seed)
+        low, high = _bounds(_metric(theirs, draws, metric) - _metric(ours, draws, metric))
     shown = low is not None and high is not None and (low > 0 or high < 0)
     return Change(
         base=first, tuned=second, value=value, low=low, high=high, shown=shown, better=is_better(metric, value)
     )
+
+
+def bootstrap_gap_closed(
+    base: TaskResult, steered: TaskResult, tuned: TaskResult, metric: str, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate | None:
+    """(steered - base) / (tuned - base) on one metric: 1 where `steered` does as well as `tuned`.
+
+    None where `tuned` does not differ from `base` beyond its interval, so that there is no gap.
+    """
+    gap = bootstrap_change(base, tuned, metric, resamples=resamples, seed=seed)
+    change = bootstrap_change(base, steered, metric, resamples=resamples, seed=seed)
+    columns = [found for result in (base, steered, tuned) if (found := _columns(result, metric)) is not None]
+    if gap is None or change is None or not gap.shown or len(columns) < 3 or not same_examples(base, steered):
+        return None
+    draws = _draws(len(base.examples), resamples, seed)
+    start, reached, wanted = (_metric(column, draws, metric) for column in columns)
+    low, high = _bounds((reached - start) / (wanted - start))
+    return Estimate(value=change.value / gap.value, low=low, high=high)
+
+
+def bootstrap_retention(
+    pairs: Sequence[tuple[TaskResult, TaskResult]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """Interval of the mean `retention` over probes, each (base model's result, tuned model's).
+
+    None where no probe has a retention, or one that has holds no values by example.
+    """
+    shares = []
+    for place, (base, tuned) in enumerate(pairs):
+        if retention(base, tuned) is None:
+            continue
+        drawn = _retention(base, tuned, resamples, seed + place)
+        if drawn is None:
+            return None
+        shares.append(drawn)
+    # A draw without any example that the base model knows has no retention.
+    means = np.mean(shares, axis=0) if shares else np.array([np.nan])
+    known = means[np.isfinite(means)]
+    return _bounds(known) if len(known) else None
+
+
+def _retention(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> Values | None:
+    """Of each draw [resamples]."""
+    if not same_examples(base, tuned):
+        return None
+    draws = _draws(len(base.examples), resamples, seed)
+
+    def drawn(result: TaskResult, metric: str) -> Values | None:
+        columns = _columns(result, metric)
+        return None if columns is None else _metric(columns, draws, metric)
+
+    known = accuracies(base)
+    values = [[drawn(result, metric) for metric in known or ["nll_per_token"]] for result in (base, tuned)]
+    before, after = ([value for value in side if value is not None] for side in values)
+    if len(before) + len(after) < 2 * len(values[0]):
+        return None
+    if not known:
+        return np.exp(before[0] - after[0])
+    floors = [base.floors.get(metric, 0.0) for metric in known]
+    had, left = (
+        np.sum([np.maximum(value - floor, 0.0) for value, floor in zip(side, floors, strict=True)], axis=0)
+        for side in (before, after)
+    )
+    return np.divide(left, had, out=np.full(resamples, np.nan), where=had > 0)
+
+
+def _draws(count: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    """How often each of `count` examples was drawn [resamples, count]."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+def _bounds(values: Values) -> tuple[float, float]:
+    tail = 50 * (1 - COVERAGE)
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _columns(result: TaskResult, metric: str) -> tuple[Values, Values] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ class Change:
     high: float | None
     shown: bool
     better: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +103,14 @@ class TunedAudit:
 
     `divergence`: mean KL(base || tuned) in nats per token of text that the base model wrote; `divergence_error` its
     standard error over texts. `retention`: per probe, the share of what the base model knew that is left, see
-    graftlm/auditing/retention.py.
+    graftlm/auditing/retention.py; `retention_bounds`: the 95 % bootstrap interval of its mean over the probes.
     """
 
     results: dict[str, TaskResult]
     changes: dict[str, dict[str, Change]]
     facts: dict[str, dict[str, FactsChanged]]
     retention: dict[str, float]
+    retention_bounds: tuple[float, float] | None = None
     divergence: float | None = None
     divergence_error: float | None = None
     weights: list[WeightChange] = field(default_factory=list)
@@ -145,9 +156,13 @@ class AuditResult:
 
     @property
     def short_names(self) -> dict[str, str]:
-        """Tuned model -> its name without the folders before it ("demo/multi-token/model" -> "multi-token"), or the
-        whole name where two would be called the same."""
-        parts = {name: [part for part in Path(name).parts if part not in ("/", "model")] for name in self.tuned}
-        short = {name: kept[-1] if kept else name for name, kept in parts.items()}
-        taken = Counter(["base", *short.values()])
-        return {name: last if taken[last] == 1 else name for name, last in short.items()}
+        """Tuned model -> its name without the folders before it ("demo/multi-token/model" -> "multi-token")."""
+        return short_names(list(self.tuned))
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Name -> the last part of it that says something, or the whole where two (or "base") would be called the same."""
+    parts = {name: [part for part in Path(name).parts if part not in ("/", "model")] for name in names}
+    short = {name: kept[-1] if kept else name for name, kept in parts.items()}
+    taken = Counter(["base", *short.values()])
+    return {name: last if taken[last] == 1 else name for name, last in short.items()}

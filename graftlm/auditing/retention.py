@@ -19,16 +19,20 @@ from graftlm.tasks.comparison import changed_answers
 
 def retention(base: TaskResult, tuned: TaskResult) -> float | None:
     """Of one probe; None where the base model knows nothing of it."""
-    accuracies = [metric for metric in base.metrics if metric.endswith("accuracy")]
-    if accuracies:
+    if known := accuracies(base):
         before, after = (
-            sum(max(result.metrics[metric] - base.floors.get(metric, 0.0), 0.0) for metric in accuracies)
+            sum(max(result.metrics[metric] - base.floors.get(metric, 0.0), 0.0) for metric in known)
             for result in (base, tuned)
         )
         return after / before if before else None
     if "nll_per_token" in base.metrics:
         return math.exp(base.metrics["nll_per_token"] - tuned.metrics["nll_per_token"])
     return None
+
+
+def accuracies(result: TaskResult) -> list[str]:
+    """The metrics of a probe that retention is read from; none for running text."""
+    return [metric for metric in result.metrics if metric.endswith("accuracy")]
 
 
 def facts_changed(base: TaskResult, tuned: TaskResult) -> dict[str, FactsChanged]:

@@ -37,7 +37,7 @@ def audit_table(result: AuditResult) -> Table:
     for probe in result.probes:
         add("retention" if probe == result.probes[0] else "", probe, [_share(m.retention.get(probe)) for m in models])
     if result.probes:
-        add("", "mean", [_share(model.mean_retention) for model in models])
+        add("", "mean", [describe_retention(model) for model in models])
     add("KL(base ‖ tuned)", "nats per token", [_divergence(model) for model in models])
     for index, (first_layer, last_layer) in enumerate(_spans(models)):
         label = "probe loss / task gain left" if index == 0 else ""
@@ -59,6 +59,12 @@ def describe_difference(change: Change | None) -> str:
         return "-"
     interval = "" if change.low is None or change.high is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
     return f"{change.value:+.3f}{interval}{' *' if change.shown else ''}"
+
+
+def describe_retention(audited: TunedAudit) -> str:
+    """ "93% [90%, 96%]", the mean over the probes with its interval."""
+    mean, bounds = audited.mean_retention, audited.retention_bounds
+    return _share(mean) if bounds is None else f"{_share(mean)} [{_share(bounds[0])}, {_share(bounds[1])}]"
 
 
 def _spans(models: list[TunedAudit]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from graftlm.cli.app import app
-from graftlm.cli.options import Alpha, Antiexpert, AsJson, Expert, Overwrite, check_output_folder
+from graftlm.cli.options import Alpha, Antiexpert, AsJson, Expert, Overwrite, Probe, check_output_folder
 from graftlm.console import evaluation_table, prefixed, print_table, reported_progress, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json, write_text
@@ -78,13 +78,7 @@ def audit(
     antiexpert: Antiexpert = None,
     alpha: Alpha = 1.0,
     task: Annotated[list[str] | None, typer.Option(help="What they were tuned for; repeatable.")] = None,
-    probe: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What they should still know: a built-in task, a file of prompts, or lm-eval:NAME; repeatable. "
-            "[default: capitals, elements, glosses, general-text, code]"
-        ),
-    ] = None,
+    probe: Probe = None,
     limit: Annotated[int, typer.Option(help="Test examples of each.", min=2)] = 100,
     layer_groups: Annotated[int, typer.Option(help="Groups of layers, each restored by itself.", min=1)] = 6,
     output_format: Annotated[

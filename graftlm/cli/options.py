@@ -17,6 +17,13 @@ Antiexpert = Annotated[
     str | None, typer.Option(help="That small model untuned. [default: the base model of an expert that is an adapter]")
 ]
 Alpha = Annotated[float, typer.Option(help="How strongly it steers: 0 not at all, 1 as in the paper.")]
+Probe = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What they should still know: a built-in task, a file of prompts, or lm-eval:NAME; repeatable. "
+        "[default: capitals, elements, glosses, general-text, code]"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

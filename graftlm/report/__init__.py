@@ -6,11 +6,14 @@ from graftlm.report.audit_page import write_audit_report
 from graftlm.report.audit_verdict import audit_verdict
 from graftlm.report.page import agreement_section, losses_section
 from graftlm.report.study_page import write_study_report
+from graftlm.report.sweep_page import sweep_verdict, write_sweep_report
 
 __all__ = [
     "agreement_section",
     "audit_verdict",
     "losses_section",
+    "sweep_verdict",
     "write_audit_report",
     "write_study_report",
+    "write_sweep_report",
 ]

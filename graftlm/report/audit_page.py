@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.auditing.result import AuditResult, Change, TunedAudit
+from graftlm.auditing.summary import describe_retention
 from graftlm.files import write_text
 from graftlm.report.audit_plots import Point, heat_map, paired_bars, scatter_plot
 from graftlm.report.audit_verdict import audit_verdict, described, span
@@ -69,12 +70,12 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
         change, kept = audited.changes[task].get(metric), audited.mean_retention
         if change is None or kept is None:
             continue
-        low, high = _gain(change, metric)[1:]
+        low, high = turned_gain(change, metric)[1:]
         points.append(
             Point(
                 label=result.short_names[name],
                 x=kept,
-                y=_gain(change, metric)[0],
+                y=turned_gain(change, metric)[0],
                 low=low,
                 high=high,
                 model=min(place, 5),
@@ -98,7 +99,7 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
     )
 
 
-def _gain(change: Change, metric: str) -> tuple[float, float | None, float | None]:
+def turned_gain(change: Change, metric: str) -> tuple[float, float | None, float | None]:
     """(value, low, high), turned so that more is better."""
     if not lower_is_better(metric):
         return change.value, change.low, change.high
@@ -121,14 +122,13 @@ def _metrics(result: AuditResult) -> Markup:
             better = "↓ lower is better" if lower_is_better(metric) else "↑ higher is better"
             cells = [cell("floor", "–" if floor is None else f"{floor:.3f}"), cell("base", f"{value:.3f}")]
             for name, audited in result.tuned.items():
-                cells.append(_change_cell(result.short_names[name], audited.changes[task].get(metric)))
+                cells.append(change_cell(result.short_names[name], audited.changes[task].get(metric)))
             cells += [_difference_cell(heading, changes[task].get(metric)) for heading, changes in pairs.items()]
             rows.append(row(join(capital(label(metric)), element("small", better)), cells))
     if any(audited.retention for audited in result.tuned.values()):
         cells = [cell("floor", "–"), cell("base", "100 %")]
         for name, audited in result.tuned.items():
-            mean = audited.mean_retention
-            cells.append(cell(result.short_names[name], "–" if mean is None else f"{mean:.0%}"))
+            cells.append(cell(result.short_names[name], describe_retention(audited)))
         cells += [cell(heading, "–") for heading in pairs]
         rows.append(row(join("Retention", element("small", "mean over the probes")), cells))
     note = join(
@@ -149,7 +149,7 @@ def _metrics(result: AuditResult) -> Markup:
     )
 
 
-def _change_cell(name: str, change: Change | None) -> Markup:
+def change_cell(name: str, change: Change | None) -> Markup:
     if change is None:
         return cell(name, "–")
     sign = None

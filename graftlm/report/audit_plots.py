@@ -12,7 +12,8 @@ from graftlm.report.plots import Frame, figure, mark, number, ticks, words_at
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One model: `x` its retention, `y` its gain with the 95 % interval (`low`, `high`)."""
+    """One model: `x` its retention, `y` its gain with the 95 % interval (`low`, `high`). A line joins those that are
+    `joined`."""
 
     label: str
     x: float
@@ -20,6 +21,7 @@ class Point:
     low: float | None
     high: float | None
     model: int
+    joined: bool = False
 
 
 def scatter_plot(
@@ -57,7 +59,7 @@ def scatter_plot(
         words_at(x_label, frame.left + frame.width / 2, bottom + 36, anchor="middle", class_="axis"),
         element("text", y_label, x=10, y=114, text_anchor="middle", transform="rotate(-90 10 114)", class_="axis"),
     ]
-    drawn = []
+    drawn = [_joined(frame, [(p.x - left, p.y - low) for p in points if p.joined])]
     for point in sorted(points, key=lambda p: -p.y):
         x, y, colour = frame.x(point.x - left), frame.y(point.y - low), f"var(--model-{point.model})"
         if point.low is not None and point.high is not None and point.low < point.high:
@@ -71,6 +73,13 @@ def scatter_plot(
         name = words_at(point.label, x + 10 * side, label_y, anchor="start" if side > 0 else "end", class_="name")
         drawn += [mark(point.model, x, y, colour), name]
     return figure(title, description, 440, bottom + 46, join(grid, drawn))
+
+
+def _joined(frame: Frame, points: Sequence[tuple[float, float]]) -> Markup:
+    if len(points) < 2:
+        return Markup("")
+    places = " L".join(f"{frame.x(x)} {frame.y(y)}" for x, y in points)
+    return element("path", d=f"M{places}", class_="frontier")
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -1,0 +1,34 @@
+"""What a model scored against what its base model scored: changes, facts won and lost, retention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graftlm.auditing.intervals import bootstrap_change, bootstrap_retention
+from graftlm.auditing.result import Change, TunedAudit
+from graftlm.auditing.retention import facts_changed, retention
+from graftlm.tasks import TaskResult
+
+Results = Mapping[str, TaskResult]
+"""Task or probe -> what a model scored on it."""
+
+
+def compare_results(base: Results, results: Results, probes: Sequence[str], seed: int = 0) -> TunedAudit:
+    """The part of an audit that needs no model. `seed`: of the bootstrap."""
+    kept = {probe: retention(base[probe], results[probe]) for probe in probes}
+    return TunedAudit(
+        results=dict(results),
+        changes=changes(base, results, seed),
+        facts={probe: facts_changed(base[probe], results[probe]) for probe in probes},
+        retention={probe: share for probe, share in kept.items() if share is not None},
+        retention_bounds=bootstrap_retention([(base[probe], results[probe]) for probe in probes], seed=seed),
+    )
+
+
+def changes(before: Results, after: Results, seed: int = 0) -> dict[str, dict[str, Change]]:
+    """Task or probe -> metric -> change, of all that could be compared."""
+    found: dict[str, dict[str, Change]] = {}
+    for task, result in before.items():
+        each = {metric: bootstrap_change(result, after[task], metric, seed=seed) for metric in result.metrics}
+        found[task] = {metric: change for metric, change in each.items() if change is not None}
+    return found

@@ -1,0 +1,87 @@
+"""Verbs of proxy-tuning: sweep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftlm.cli.app import VerbGroup, app
+from graftlm.cli.options import Antiexpert, AsJson, Overwrite, Probe, check_output_folder
+from graftlm.console import print_table, reported_progress, say
+from graftlm.errors import InputError
+from graftlm.files import dump_json, write_text
+
+proxy = typer.Typer(cls=VerbGroup, no_args_is_help=True, help="Proxy-tuning: measure how strongly to steer.")
+app.add_typer(proxy, name="proxy")
+
+
+@proxy.command()
+def sweep(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model to steer.")],
+    tuned: Annotated[
+        list[str] | None, typer.Argument(metavar="[TUNED]...", help="Models tuned directly, to compare with.")
+    ] = None,
+    *,
+    expert: Annotated[str, typer.Option(help="Small tuned model or adapter that steers the model.")],
+    antiexpert: Antiexpert = None,
+    task: Annotated[list[str], typer.Option(help="What the expert was tuned for; repeatable.")],
+    probe: Probe = None,
+    alphas: Annotated[str, typer.Option(help="Comma-separated strengths.")] = "0,0.25,0.5,0.75,1,1.25,1.5,2",
+    limit: Annotated[int, typer.Option(help="Test examples of each.", min=2)] = 100,
+    batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for sweep.json and report.html.")] = Path("sweep"),
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a steered model at several strengths.
+
+    Gain on the task against what is left of what the base model knew, beside the expert alone and models tuned
+    directly: a table, and one HTML page with the frontier.
+    """
+    check_output_folder(output, "sweep.json", overwrite)
+    numbers = parse_alphas(alphas)
+    from graftlm.auditing.audit import DEFAULT_PROBES
+    from graftlm.proxy.summary import sweep_table
+    from graftlm.proxy.sweep import sweep as sweep_alphas
+    from graftlm.report import sweep_verdict, write_sweep_report
+
+    with reported_progress() as progress:
+        result = sweep_alphas(
+            base,
+            expert,
+            antiexpert,
+            tuned or [],
+            alphas=numbers,
+            tasks=task,
+            probes=probe or [name for name in DEFAULT_PROBES if name not in task],
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    document = dump_json(asdict(result), indent=2)
+    write_text(output / "sweep.json", document + "\n")
+    write_sweep_report(output / "report.html", result, title=f"{base} steered by {expert}")
+    if as_json:
+        print(document)
+    else:
+        print_table(sweep_table(result))
+        print()
+        for line in sweep_verdict(result):
+            print(line)
+    say(f"report: {output / 'report.html'}")
+
+
+def parse_alphas(text: str) -> list[float]:
+    """ "0, 0.5" -> [0.0, 0.5]; InputError that names what is no number."""
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(float(part))
+        except ValueError as error:
+            raise InputError(f"--alphas holds {part.strip()!r}, but numbers with commas are expected") from error
+    return found

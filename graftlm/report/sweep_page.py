@@ -1,0 +1,145 @@
+"""The page of a sweep over alpha: verdict, the frontier of gain and retention, and every measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from graftlm.auditing.result import TunedAudit, short_names
+from graftlm.auditing.summary import describe_retention
+from graftlm.files import write_text
+from graftlm.proxy.summary import describe_share, sweep_columns, sweep_rows
+from graftlm.proxy.sweep import Sweep
+from graftlm.report.audit_page import change_cell, turned_gain
+from graftlm.report.audit_plots import Point, scatter_plot
+from graftlm.report.audit_verdict import described
+from graftlm.report.markup import Markup, element
+from graftlm.report.page import data_section, facts_section, page, section, verdict_section
+from graftlm.report.tables import capital, cell, row, table
+from graftlm.tasks.comparison import gain_words, label, lower_is_better
+
+
+def write_sweep_report(path: Path, sweep: Sweep, *, title: str) -> None:
+    """Write the page to `path`, whole or not at all (OSError names the file). What was measured lies in it as JSON
+    (element `sweep`)."""
+    facts = {
+        "base model": sweep.base,
+        "expert": sweep.expert,
+        "anti-expert": sweep.antiexpert or "the expert without its adapter",
+        "tuned directly": ", ".join(sweep.tuned) or None,
+        "settings": sweep.settings,
+        "seconds": round(sweep.seconds),
+    }
+    sections = [
+        verdict_section(sweep_verdict(sweep)),
+        _frontier(sweep),
+        _numbers(sweep),
+        _measures(sweep),
+        facts_section(facts),
+        data_section("sweep", asdict(sweep)),
+    ]
+    write_text(path, page(title, sections))
+
+
+def sweep_verdict(sweep: Sweep) -> list[str]:
+    """What each model won on the task and what it left of the rest, in sentences that claim no more than was shown."""
+    lines = [*_alphas(sweep)]
+    lines += [f"{capital(name)}: {_gain_and_rest(sweep, audited)}." for name, audited in sweep.others.items()]
+    lines.append(
+        "Intervals are 95 % bootstrap intervals over the test examples, paired by example; they hold nothing of what "
+        "another seed of a training would change. An alpha that is chosen because it did best here looks better than "
+        "it is: choose it on other examples."
+    )
+    return lines
+
+
+def _alphas(sweep: Sweep) -> Iterator[str]:
+    """The paper's alpha, and the one with the largest gain where that is another."""
+    sign = -1 if lower_is_better(sweep.metric) else 1
+    task = sweep.tasks[0]
+    gains = {
+        alpha: sign * audited.changes[task][sweep.metric].value
+        for alpha, audited in sweep.steered.items()
+        if alpha and sweep.metric in audited.changes[task]
+    }
+    if not gains:
+        return
+    best = max(gains, key=lambda alpha: gains[alpha])
+    for alpha, which in {1.0: "as in the paper", best: "the largest gain measured"}.items():
+        if alpha in gains:
+            audited = sweep.steered[alpha]
+            closed = [
+                f"{describe_share(share)} of the gap to {name} closed"
+                for full, name in short_names(list(sweep.tuned)).items()
+                if (share := sweep.closed(audited, full)) is not None
+            ]
+            yield f"α = {alpha:g} ({which}): {'; '.join([_gain_and_rest(sweep, audited), *closed])}."
+
+
+def _gain_and_rest(sweep: Sweep, audited: TunedAudit) -> str:
+    change = audited.changes[sweep.tasks[0]].get(sweep.metric)
+    parts = []
+    if change is not None:
+        shown = "" if change.shown else ", no difference shown"
+        found = f"{change.base:.3f} → {change.tuned:.3f} ({described(change)}{shown})"
+        parts.append(f"{label(sweep.metric)} on {sweep.tasks[0]} {found}")
+    if audited.mean_retention is not None:
+        parts.append(f"retention {describe_retention(audited)}")
+    return "; ".join(parts)
+
+
+def _frontier(sweep: Sweep) -> Markup | None:
+    points = []
+    named = {f"{alpha:g}": audited for alpha, audited in sweep.steered.items()}
+    for place, (name, audited) in enumerate([*named.items(), *sweep.others.items()]):
+        change, kept = audited.changes[sweep.tasks[0]].get(sweep.metric), audited.mean_retention
+        if change is None or kept is None:
+            continue
+        gain, low, high = turned_gain(change, sweep.metric)
+        joined = place < len(named)
+        model = 1 if joined else min(place - len(named) + 2, 5)
+        points.append(Point(label=name, x=kept, y=gain, low=low, high=high, model=model, joined=joined))
+    if not points:
+        return None
+    shown = "; ".join(f"{p.label}: retention {p.x:.0%}, gain {p.y:.3f}" for p in points)
+    words = f"gain: {gain_words(sweep.metric)}"
+    plot = scatter_plot("Frontier", shown, points, x_label="retention (mean over the probes)", y_label=words, near=True)
+    return section(
+        "Gain against retention",
+        element("figure", plot),
+        note=f"Up: gain on {sweep.tasks[0]}, with its 95 % interval. Right: more of what the base model knew is left. "
+        "The line joins the steered models, each with its α; 0 is the base model.",
+    )
+
+
+def _numbers(sweep: Sweep) -> Markup:
+    columns = sweep_columns(sweep)
+    rows = [
+        row(name, [cell(heading, value) for heading, value in zip(columns, values, strict=True)])
+        for name, *values in sweep_rows(sweep)
+    ]
+    numbers = table("Each model against the base model", ["model", *columns], rows, class_="numbers", cells=2)
+    return section(
+        "The numbers",
+        element("div", numbers, class_="scroll"),
+        note="A star: the 95 % interval of the difference to the base model leaves out zero. Floor: what a trivial "
+        "answer reaches. Retention: docs/auditing.md.",
+    )
+
+
+def _measures(sweep: Sweep) -> Markup:
+    """Every metric of the probes, folded."""
+    headings = ["metric", "floor", "base", *sweep.models]
+    rows = []
+    for probe in sweep.probes:
+        for metric, value in sweep.base_results[probe].metrics.items():
+            floor = sweep.base_results[probe].floors.get(metric)
+            cells = [cell("floor", "–" if floor is None else f"{floor:.3f}"), cell("base", f"{value:.3f}")]
+            cells += [change_cell(name, each.changes[probe].get(metric)) for name, each in sweep.models.items()]
+            rows.append(row(f"{probe}, {label(metric)}", cells))
+    if not rows:
+        return Markup("")
+    numbers = table("Below each value the difference to the base model", headings, rows, class_="numbers", cells=2)
+    folded = element("summary", "Every measure of the probes")
+    return element("section", element("details", folded, element("div", numbers, class_="scroll")))
