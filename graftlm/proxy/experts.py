@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -33,7 +33,14 @@ class Inputs:
 
 
 class Experts(nn.Module, ABC):
-    """Both models of the offset."""
+    """Both models of the offset.
+
+    `shared`: one model is both, and reads for both in one pass.
+    """
+
+    shared: ClassVar[bool]
+    expert_model: Any
+    antiexpert_model: Any
 
     @abstractmethod
     def logits(
@@ -53,77 +60,75 @@ class Experts(nn.Module, ABC):
     def new_caches(self) -> tuple[list[Cache], list[bool]]:
         """Empty caches, and which of them hold expert and anti-expert stacked."""
 
-    def separate_caches(self, base: Any) -> list[Cache]:
-        """Empty caches of base model, expert and anti-expert, one each."""
-        parts = [model for _, model in self.models()]
-        return [new_cache(base), new_cache(parts[0]), new_cache(parts[-1])]
+    def separate_caches(self) -> list[Cache]:
+        """Empty caches of expert and anti-expert, one each."""
+        return [new_cache(self.expert_model), new_cache(self.antiexpert_model)]
 
-    @abstractmethod
     def models(self) -> Iterator[tuple[str, Any]]:
-        """("expert", model) and ("anti-expert", model), whose vocabularies count."""
+        """("expert", model) and ("anti-expert", model), whose vocabularies count; one where they are the same."""
+        yield "expert", self.expert_model
+        if self.antiexpert_model is not self.expert_model:
+            yield "anti-expert", self.antiexpert_model
 
 
 class SeparateExperts(Experts):
     """Two models, each on its own device and in its own dtype."""
 
+    shared = False
+
     def __init__(self, expert: Any, antiexpert: Any) -> None:
         super().__init__()
-        self.expert, self.antiexpert = expert, antiexpert
+        self.expert_model, self.antiexpert_model = expert, antiexpert
 
     def logits(
         self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         first, second = caches or (None, None)
         return (
-            run(self.expert, expert, first, logits_to_keep),
-            run(self.antiexpert, antiexpert, second, logits_to_keep),
+            run(self.expert_model, expert, first, logits_to_keep),
+            run(self.antiexpert_model, antiexpert, second, logits_to_keep),
         )
 
     def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        return run(self.expert, inputs, cache, logits_to_keep)
+        return run(self.expert_model, inputs, cache, logits_to_keep)
 
     def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        return run(self.antiexpert, inputs, cache, logits_to_keep)
+        return run(self.antiexpert_model, inputs, cache, logits_to_keep)
 
     def new_caches(self) -> tuple[list[Cache], list[bool]]:
-        return [new_cache(self.expert), new_cache(self.antiexpert)], [False, False]
-
-    def models(self) -> Iterator[tuple[str, Any]]:
-        yield "expert", self.expert
-        yield "anti-expert", self.antiexpert
+        return [new_cache(self.expert_model), new_cache(self.antiexpert_model)], [False, False]
 
 
 class SharedExperts(Experts):
     """A small model with a LoRA adapter: the expert has it on, the anti-expert off, in the same forward pass."""
+
+    shared = True
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
         if has_virtual_tokens(model):
             raise InputError("an adapter that puts tokens before the prompt cannot be switched off row by row: give "
                              "expert and anti-expert as two models")  # fmt: skip
-        self.model = model
+        self.expert_model = self.antiexpert_model = model
 
     def logits(
         self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         rows = expert.input_ids.shape[0]
-        adapters = [self.model.active_adapter] * rows + ["__base__"] * rows
+        adapters = [self.expert_model.active_adapter] * rows + ["__base__"] * rows
         cache = caches[0] if caches else None
-        both = run(self.model, stacked(expert, antiexpert), cache, logits_to_keep, adapter_names=adapters)
+        both = run(self.expert_model, stacked(expert, antiexpert), cache, logits_to_keep, adapter_names=adapters)
         return both[:rows], both[rows:]
 
     def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        return run(self.model, inputs, cache, logits_to_keep)
+        return run(self.expert_model, inputs, cache, logits_to_keep)
 
     def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
         names = ["__base__"] * inputs.input_ids.shape[0]
-        return run(self.model, inputs, cache, logits_to_keep, adapter_names=names)
+        return run(self.expert_model, inputs, cache, logits_to_keep, adapter_names=names)
 
     def new_caches(self) -> tuple[list[Cache], list[bool]]:
-        return [new_cache(self.model)], [True]
-
-    def models(self) -> Iterator[tuple[str, Any]]:
-        yield "expert", self.model
+        return [new_cache(self.expert_model)], [True]
 
 
 def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, **options: Any) -> Tensor:

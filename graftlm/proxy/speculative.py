@@ -1,18 +1,23 @@
-"""Speculative proxy decoding: the expert drafts, and base model and anti-expert check the draft in one pass each.
+"""Speculative proxy decoding: the expert drafts, and base model and anti-expert check the draft.
 
 With q the expert's distribution and p that of the combined logits (both after processors, temperature and top-p), a
 drafted token x is kept with probability min(1, p(x) / q(x)); the first that is not kept is replaced by a draw from
-max(p - q, 0), renormalised, and after a draft that was kept whole one more token is drawn from p (Leviathan et al.,
-arXiv 2211.17192, algorithm 1). So samples are distributed as without drafts. Greedy decoding keeps what is p's own
-likeliest token, so that its tokens are the same.
+max(p - q, 0), renormalised (Leviathan et al., arXiv 2211.17192, algorithm 1). So samples are distributed as without
+drafts. Greedy decoding keeps what is p's own likeliest token, so that its tokens are the same.
 
-The draft grows by two tokens where it was kept whole, and shrinks by one where it was not.
+Where this differs from that algorithm:
+
+1. No further token is drawn after a draft that was kept whole: the expert's logits there cost as much as one more
+   drafted token, which says the same. So all models have always read the same tokens.
+2. An expert that is an adapter on the anti-expert reads each token together with it, so that the anti-expert's logits
+   are there when the draft is. Two models read apart: the anti-expert reads the draft in one pass, as the base does.
+3. A draft ends where one more token is not worth its pass: `Drafting.worth_another`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,9 +26,9 @@ from transformers import Cache
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from graftlm.errors import InputError
-from graftlm.proxy.experts import Inputs, run
+from graftlm.proxy.experts import Experts, Inputs, new_cache, run
 
-FIRST_DRAFT, LONGEST_DRAFT = 4, 12
+LONGEST_DRAFT = 16
 
 
 @dataclass
@@ -70,27 +75,101 @@ def speculative_decoding(
 
 
 class Reader:
-    """One of the three models with its cache; `read` gives it what it has not seen yet."""
+    """A model with its cache, which reads what comes after the tokens it has read."""
 
-    def __init__(self, run_model: Any, cache: Cache, prompt: Tensor) -> None:
+    def __init__(self, run_model: Callable[[Inputs, Cache, int], Tensor], cache: Cache, prompt: Tensor) -> None:
         self.run_model, self.cache = run_model, cache
-        self.ids = prompt
-        self.seen = 0
+        self.unread = prompt
 
-    def read(self, tokens: Tensor, keep: int) -> Tensor:
-        """Logits [keep, vocabulary] after the last `keep` of all tokens so far and `tokens` [time]."""
-        self.ids = torch.cat([self.ids, tokens.to(self.ids.device)])
-        new = self.ids[None, self.seen :]
-        self.seen = len(self.ids)
-        logits: Tensor = self.run_model(new, self.cache, keep)[0]
-        return logits
+    def read(self, tokens: Tensor) -> Tensor:
+        """Logits [rows, time, vocabulary] after each of `tokens` [time]."""
+        new = torch.cat([self.unread, tokens.to(self.unread.device)])
+        self.unread = new[:0]
+        inputs = Inputs(input_ids=new[None], attention_mask=None, position_ids=None)
+        return self.run_model(inputs, self.cache, len(tokens))
 
     def forget(self, count: int) -> None:
         """The last `count` tokens."""
         if count:
             self.cache.crop(-count)
-            self.ids = self.ids[:-count]
-            self.seen = len(self.ids)
+
+
+class PairReader:
+    """Expert and anti-expert that share their weights and read each token together."""
+
+    passes = 0.0
+    """Of the small model for each check of a draft."""
+
+    def __init__(self, experts: Experts, prompt: Tensor) -> None:
+        [cache], _ = experts.new_caches()
+
+        def run_both(inputs: Inputs, cache: Cache, keep: int) -> Tensor:
+            return torch.cat(experts.logits(inputs, inputs, [cache], keep))
+
+        self.reader = Reader(run_both, cache, prompt)
+        self.antiexpert_logits: list[Tensor] = []
+
+    def draft(self, token: Tensor) -> Tensor:
+        """The expert's logits [1, vocabulary] after one more token [1]."""
+        expert, antiexpert = self.reader.read(token)
+        self.antiexpert_logits.append(antiexpert)
+        return expert
+
+    def antiexpert(self, block: Tensor) -> Tensor:
+        """Logits [time, vocabulary] after each token of what was read since the last call."""
+        found, self.antiexpert_logits = torch.cat(self.antiexpert_logits), []
+        return found
+
+    def forget(self, count: int) -> None:
+        self.reader.forget(count)
+
+
+class ApartReader:
+    """Expert and anti-expert that read each for itself: two models, or an expert with a prompt of its own."""
+
+    passes = 1.0
+
+    def __init__(self, experts: Experts, prompt: Tensor, own_prompt: Tensor) -> None:
+        first, second = experts.separate_caches()
+        self.readers = (
+            Reader(experts.expert_logits, first, own_prompt), Reader(experts.antiexpert_logits, second, prompt)
+        )  # fmt: skip
+
+    def draft(self, token: Tensor) -> Tensor:
+        return self.readers[0].read(token)[0]
+
+    def antiexpert(self, block: Tensor) -> Tensor:
+        return self.readers[1].read(block)[0]
+
+    def forget(self, count: int) -> None:
+        for reader in self.readers:
+            reader.forget(count)
+
+
+class Acceptance:
+    """How often drafted tokens were kept, by the probability that the expert gave them.
+
+    Before anything is known a token counts as kept as often as the expert believes in it.
+    """
+
+    BINS = 5
+    PRIOR = 2.0
+
+    def __init__(self) -> None:
+        self.kept = [self.PRIOR * (place + 0.5) / self.BINS for place in range(self.BINS)]
+        self.seen = [self.PRIOR] * self.BINS
+
+    def rate(self, probability: float) -> float:
+        place = self._bin(probability)
+        return self.kept[place] / self.seen[place]
+
+    def learn(self, probability: float, kept: bool) -> None:
+        place = self._bin(probability)
+        self.kept[place] += kept
+        self.seen[place] += 1
+
+    def _bin(self, probability: float) -> int:
+        return min(int(probability * self.BINS), self.BINS - 1)
 
 
 class Drafting:
@@ -101,25 +180,24 @@ class Drafting:
     ) -> None:
         self.model, self.processor, self.sample = model, processor, sample
         self.sequence = sequence
+
+        def run_base(inputs: Inputs, cache: Cache, keep: int) -> Tensor:
+            return run(model.base, inputs, cache, keep)
+
         experts = model.experts
-
-        def base(ids: Tensor, cache: Cache, keep: int) -> Tensor:
-            return run(model.base, _plain(ids), cache, keep)
-
-        def expert(ids: Tensor, cache: Cache, keep: int) -> Tensor:
-            return experts.expert_logits(_plain(ids), cache, keep)
-
-        def antiexpert(ids: Tensor, cache: Cache, keep: int) -> Tensor:
-            return experts.antiexpert_logits(_plain(ids), cache, keep)
-
-        caches = experts.separate_caches(model.base)
-        self.base = Reader(base, caches[0], prompt[:-1])
-        self.expert = Reader(expert, caches[1], (prompt if own_prompt is None else own_prompt)[:-1])
-        self.antiexpert = Reader(antiexpert, caches[2], prompt[:-1])
+        self.base = Reader(run_base, new_cache(model.base), prompt[:-1])
+        self.experts: PairReader | ApartReader
+        if experts.shared and own_prompt is None:
+            self.experts = PairReader(experts, prompt[:-1])
+        else:
+            self.experts = ApartReader(experts, prompt[:-1], (prompt if own_prompt is None else own_prompt)[:-1])
         self.pending = prompt[-1:]
         """What none of the models has read: the last token."""
         self.own_last = None if own_prompt is None else own_prompt[-1:]
-        self.length = FIRST_DRAFT
+        self.acceptance = Acceptance()
+        small, large = (sum(p.numel() for p in part.parameters()) for part in (experts.antiexpert_model, model.base))
+        self.cost = small / large
+        """Of a pass of the small model, in passes of the base model: their weights are what both wait for."""
         self.drafted = self.accepted = self.rounds = 0
 
     def tokens(self) -> Iterator[int]:
@@ -129,59 +207,64 @@ class Drafting:
                 yield token
 
     def _round(self) -> list[int]:
-        """Draft, check, and give the models back what they may keep."""
-        first = self.pending if self.own_last is None else self.own_last
-        self.own_last = None
-        draft, expert, proposals = self._draft(first)
-        block = torch.cat([self.pending, draft])
-        kept = len(block)
-        base = self.base.read(block, kept).float()
-        antiexpert = self.antiexpert.read(block, kept)
-        width = base.shape[-1]
-        combined = self.model.combine(base[None], expert[None, :, :width], antiexpert[None])[0]
-        chosen = self._chosen(draft, combined, proposals)
-        matches = len(chosen) - 1
-        self.rounds, self.drafted, self.accepted = self.rounds + 1, self.drafted + len(draft), self.accepted + matches
-        for reader in (self.base, self.expert, self.antiexpert):
-            reader.forget(len(draft) - matches)
-        self.pending = self.sequence.new_tensor(chosen[-1:])
-        self.length = min(self.length + 2, LONGEST_DRAFT) if matches == len(draft) else max(self.length - 1, 1)
+        """Draft, check, and let the models forget what was not kept."""
+        draft = self._draft()
+        count = len(draft.tokens)
+        block = torch.cat([self.pending, self.pending.new_tensor(draft.tokens[:-1])])
+        base = self.base.read(block).float()
+        combined = self.model.combine(base, torch.cat(draft.logits)[None], self.experts.antiexpert(block)[None])[0]
+        chosen = self._chosen(draft, combined)
+        matches = sum(ours == theirs for ours, theirs in zip(chosen, draft.tokens, strict=False))
+        for place in range(min(matches + 1, count)):
+            self.acceptance.learn(draft.probabilities[place], place < matches)
+        self.rounds, self.drafted, self.accepted = self.rounds + 1, self.drafted + count, self.accepted + matches
+        for reader in (self.base, self.experts):
+            reader.forget(count - len(chosen))
+        self.pending = self.pending.new_tensor(chosen[-1:])
         return chosen
 
-    def _draft(self, first: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The drafted tokens [n], the expert's logits [n + 1, vocabulary] around them, and its distribution of each."""
-        logits, proposals, drafted = [], [], []
-        sequence, tokens = self.sequence, first
-        for _ in range(self.length):
-            logits.append(self.expert.read(tokens, 1).to(sequence.device))
-            scores = self._processed(sequence, logits[-1])
-            token = self._pick(scores)
-            proposals.append(scores.softmax(-1))
-            drafted.append(token)
-            tokens = sequence.new_tensor([token])
-            sequence = torch.cat([sequence, tokens[None]], dim=-1)
-        logits.append(self.expert.read(tokens, 1).to(sequence.device))
-        return sequence.new_tensor(drafted), torch.cat(logits), proposals
+    def _draft(self) -> Draft:
+        draft = Draft()
+        sequence = self.sequence
+        token = self.pending if self.own_last is None else self.own_last
+        self.own_last = None
+        expected, reached = 1.0, 1.0  # tokens that the round yields, chance that it comes to the next one
+        while True:
+            draft.logits.append(self.experts.draft(token))
+            scores = self._processed(sequence, draft.logits[-1])
+            distribution = scores.softmax(-1)
+            drawn = int(torch.multinomial(distribution, 1) if self.sample else scores.argmax())
+            draft.add(drawn, distribution)
+            reached *= self.acceptance.rate(draft.probabilities[-1])
+            if not self.worth_another(len(draft.tokens), expected, reached):
+                return draft
+            expected += reached
+            token = sequence.new_tensor([drawn])
+            sequence = torch.cat([sequence, token[None]], dim=-1)
 
-    def _chosen(self, draft: Tensor, combined: Tensor, proposals: list[Tensor]) -> list[int]:
-        """The drafted tokens that are kept, and one more."""
+    def worth_another(self, count: int, expected: float, reached: float) -> bool:
+        """Whether one more pass of the expert yields more tokens for its cost than the round of `count` does.
+
+        `expected`: tokens that the round yields so far; `reached`: the chance that all of its draft are kept, which is
+        what one more pass adds to it.
+        """
+        round_cost = 1 + self.cost * (self.experts.passes + count)
+        return count < LONGEST_DRAFT and reached * round_cost > expected * self.cost
+
+    def _chosen(self, draft: Draft, combined: Tensor) -> list[int]:
+        """The drafted tokens that are kept, and one instead of the first that is not."""
         chosen: list[int] = []
         sequence = self.sequence
-        for place, token in enumerate(draft.tolist()):
+        for place, token in enumerate(draft.tokens):
             scores = self._processed(sequence, combined[place : place + 1])
             if not self.sample:
-                own = self._pick(scores)
-                chosen.append(own)
-                if own != token:
-                    return chosen
+                chosen.append(int(scores.argmax()))
             else:
-                wanted, proposed = scores.softmax(-1), proposals[place]
-                if float(torch.rand(())) * float(proposed[token]) >= float(wanted[token]):
-                    rest = (wanted - proposed).clamp(min=0)
-                    return [*chosen, int(torch.multinomial(rest if bool(rest.any()) else wanted, 1))]
-                chosen.append(token)
+                chosen.append(_kept_or_drawn(token, scores.softmax(-1), draft.distributions[place]))
+            if chosen[-1] != token:
+                break
             sequence = torch.cat([sequence, sequence.new_tensor([[token]])], dim=-1)
-        return [*chosen, self._pick(self._processed(sequence, combined[-1:]))]
+        return chosen
 
     def _processed(self, sequence: Tensor, logits: Tensor) -> Tensor:
         """Scores [vocabulary] of the next token after `sequence`, in float32."""
@@ -189,13 +272,29 @@ class Drafting:
         scores: Tensor = self.processor(sequence, logits[..., :width].to(sequence.device, torch.float32))
         return scores[0]
 
-    def _pick(self, scores: Tensor) -> int:
-        return int(torch.multinomial(scores.softmax(-1), 1) if self.sample else scores.argmax())
+
+@dataclass
+class Draft:
+    """Drafted tokens, and of each the expert's logits [1, vocabulary] and distribution [vocabulary] it comes from."""
+
+    tokens: list[int] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    distributions: list[Tensor] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+
+    def add(self, token: int, distribution: Tensor) -> None:
+        self.tokens.append(token)
+        self.distributions.append(distribution)
+        self.probabilities.append(float(distribution[token]))
 
 
-def _plain(ids: Tensor) -> Inputs:
-    """One row without padding, which needs neither a mask nor positions."""
-    return Inputs(input_ids=ids, attention_mask=None, position_ids=None)
+def _kept_or_drawn(token: int, wanted: Tensor, proposed: Tensor) -> int:
+    """`token`, drawn from `proposed`, with probability min(1, wanted / proposed), or a draw from what is wanted more
+    than it was proposed."""
+    if float(torch.rand(())) * float(proposed[token]) < float(wanted[token]):
+        return token
+    rest = (wanted - proposed).clamp(min=0)
+    return int(torch.multinomial(rest if bool(rest.any()) else wanted, 1))
 
 
 def _unpadded(ids: Tensor | None, mask: Tensor | None) -> Any:

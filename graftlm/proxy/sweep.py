@@ -105,7 +105,6 @@ def sweep(
     model, tokenizer = load_model(base)
     steered = ProxyTunedModel(model, expert, antiexpert, tokenizer=tokenizer)
     assert steered.experts is not None  # alpha is 1 until it is set
-    expert_model = dict(steered.experts.models())["expert"]
 
     def measured(which: Any, name: str) -> dict[str, TaskResult]:
         return evaluate(
@@ -126,7 +125,7 @@ def sweep(
     for alpha in sorted({0.0, *chosen}):
         steered.alpha = alpha
         by_alpha[alpha] = compared(measured(steered, f"alpha {alpha:g}") if alpha else reference)
-    alone = compared(measured(expert_model, "expert alone"))
+    alone = compared(measured(steered.experts.expert_model, "expert alone"))
     directly = {name: compared(results) for name, results in opened.items()}
     found = {name: _gap_closed(reference, by_alpha, audited, names[0][0], seed) for name, audited in directly.items()}
     return Sweep(
