@@ -205,6 +205,7 @@ def test_concurrent_requests_of_all_kinds_give_what_each_gives_alone(server: Ser
     ("options", "param"),
     [
         ({"temperature": 3}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
         ({"top_p": -1}, "top_p"),
         ({"n": 0}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
