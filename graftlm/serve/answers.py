@@ -46,10 +46,13 @@ class Answer(ABC):
         return {**self._chunk([]), "usage": usage}
 
     def whole(self, pieces: Sequence[Piece], choices: int, usage: dict[str, int]) -> dict[str, Any]:
-        return self._head(self.kind, [self._join(index, pieces) for index in range(choices)]) | {"usage": usage}
+        by_choice: list[list[Piece]] = [[] for _ in range(choices)]
+        for piece in pieces:
+            by_choice[piece.index].append(piece)
+        joined = [self._join(index, own) for index, own in enumerate(by_choice)]
+        return self._head(self.kind, joined) | {"usage": usage}
 
-    def _join(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
-        own = [piece for piece in pieces if piece.index == index]
+    def _join(self, index: int, own: Sequence[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in own)
         tokens = [token for piece in own for token in piece.tokens]
         return self._choice(index, self.content(text), tokens, own[-1].finish)

@@ -85,7 +85,7 @@ async def answer_with(shape: type[Answer], body: GenerationRequest, request: Req
         if not body.stream:
             document = await unless_gone(request, writing.whole(answer))
             return Response(status_code=CLIENT_GONE) if document is None else JSONResponse(document)
-        # Until the first piece has come an error can still be a status.
+        # Until the first pieces have come an error can still be a status.
         first = await unless_gone(request, writing.next())
         if first is None:
             return Response(status_code=CLIENT_GONE)

@@ -29,14 +29,11 @@ NUCLEUS = 1024
 
 
 def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, race: Tensor) -> Tensor:
-    """[rows, vocabulary] logits and e, [rows] settings -> [rows] int64; temperature 0 takes the likeliest token."""
-    greedy = logits.argmax(-1)
-    if not temperature.any():
-        return greedy
-    probabilities = (logits / temperature.where(temperature > 0, 1).unsqueeze(-1)).softmax(-1)
+    """[rows, vocabulary] logits and e, [rows] settings, temperature above 0 -> [rows] int64."""
+    probabilities = (logits / temperature.unsqueeze(-1)).softmax(-1)
     if (nucleus := top_p < 1).any():
         probabilities[nucleus] = keep_nucleus(probabilities[nucleus], top_p[nucleus])
-    return (probabilities / race).argmax(-1).where(temperature > 0, greedy)
+    return probabilities.div_(race).argmax(-1)
 
 
 def keep_nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
@@ -51,17 +48,24 @@ def keep_nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
 
 def score(logits: Tensor, tokens: Tensor, alternatives: int) -> list[Scored]:
     """Log-probabilities of the `tokens`, [rows], and of the likeliest `alternatives`."""
-    logprobs = logits.float().log_softmax(-1).nan_to_num(nan=LEAST, neginf=LEAST)
-    chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
-    values, indices = (top.tolist() for top in logprobs.topk(min(alternatives, logprobs.shape[-1])))
+    logprobs = logits.float().log_softmax(-1)
+    chosen = finite(logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
+    values, indices = logprobs.topk(min(alternatives, logprobs.shape[-1]))
     return [
         Scored(logprob=logprob, top=list(zip(index, value, strict=True)))
-        for logprob, index, value in zip(chosen, indices, values, strict=True)
+        for logprob, index, value in zip(chosen, indices.tolist(), finite(values), strict=True)
     ]
 
 
+def finite(logprobs: Tensor) -> list[Any]:
+    return logprobs.nan_to_num(nan=LEAST, neginf=LEAST).tolist()
+
+
 class RowSampler(LogitsProcessor):
-    """Chooses each row's token, tells the row, and leaves `generate` no other choice."""
+    """Chooses each row's token, tells the row, and leaves `generate` no other choice.
+
+    A vocabulary is wide, so nothing is computed over it that no row asks for: greedy rows cost one argmax.
+    """
 
     def __init__(self, rows: Sequence[Row], on_step: Callable[[int], None]) -> None:
         """`on_step` is called before each choice, with the number of rows that are still written."""
@@ -69,40 +73,45 @@ class RowSampler(LogitsProcessor):
         self.on_step = on_step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[rows, vocabulary] logits, which are changed in place: `generate` has copied them for its processors."""
         live = [number for number, row in enumerate(self.rows) if not row.done]
         self.on_step(len(live))
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, 0] = 0  # of finished rows, whose tokens nobody reads
-        if live:
-            tokens = self.choose(scores[live], [self.rows[number] for number in live])
-            forced[live] = torch.full_like(scores[live], -torch.inf).scatter(-1, tokens.unsqueeze(-1), 0)
-        return forced
+        tokens = self.choose(scores, live)
+        chosen, scored = tokens.tolist(), self.scored(scores, tokens, live)
+        for number in live:
+            self.rows[number].push(chosen[number], scored.get(number))
+        return scores.scatter_(-1, tokens.unsqueeze(-1), torch.inf)
 
-    def choose(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        """The next token of each of the rows, which also learn it."""
-        settings = [(row.sampling.temperature, row.sampling.top_p) for row in rows]
-        temperature, top_p = torch.tensor(settings, device=logits.device).unbind(-1)
-        race = torch.ones_like(logits)
-        for number, row in enumerate(rows):
-            if row.sampling.temperature > 0:
-                race[number].exponential_(generator=row.generator)
-        tokens = sample(logits, temperature, top_p, race)
-        for row, token, scored in zip(rows, tokens.tolist(), self.scored(logits, tokens, rows), strict=True):
-            row.push(token, scored)
+    def choose(self, scores: Tensor, live: Sequence[int]) -> Tensor:
+        """[rows] int64, the next token of each live row; of the others any, as nobody reads it."""
+        drawn = [number for number in live if self.rows[number].sampling.temperature > 0]
+        if len(drawn) < len(live):
+            tokens = scores.argmax(-1)
+        else:
+            tokens = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+        if drawn:
+            tokens[drawn] = self.draw(scores[drawn], [self.rows[number] for number in drawn])
         return tokens
 
-    def scored(self, logits: Tensor, tokens: Tensor, rows: Sequence[Row]) -> list[Scored | None]:
-        """Log-probabilities for the rows that want them."""
-        wanted = {number: row.sampling.alternatives for number, row in enumerate(rows)}
+    def draw(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        settings = [(row.sampling.temperature, row.sampling.top_p) for row in rows]
+        temperature, top_p = torch.tensor(settings, device=logits.device).unbind(-1)
+        race = torch.empty_like(logits)
+        for own, row in zip(race, rows, strict=True):
+            own.exponential_(generator=row.generator)
+        return sample(logits, temperature, top_p, race)
+
+    def scored(self, scores: Tensor, tokens: Tensor, live: Sequence[int]) -> dict[int, Scored]:
+        """Log-probabilities by row, of the live rows that want them."""
+        wanted = {number: self.rows[number].sampling.alternatives for number in live}
         asked = {number: count for number, count in wanted.items() if count is not None}
         if not asked:
-            return [None] * len(rows)
-        scores = dict(zip(asked, score(logits[[*asked]], tokens[[*asked]], max(asked.values())), strict=True))
-        return [cut(scores.get(number), count) for number, count in wanted.items()]
-
-
-def cut(scored: Scored | None, count: int | None) -> Scored | None:
-    return None if scored is None else Scored(logprob=scored.logprob, top=scored.top[:count])
+            return {}
+        found = score(scores[[*asked]], tokens[[*asked]], max(asked.values()))
+        return {
+            number: Scored(logprob=scored.logprob, top=scored.top[:count])
+            for (number, count), scored in zip(asked.items(), found, strict=True)
+        }
 
 
 class RowStopper(StoppingCriteria):

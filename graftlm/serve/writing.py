@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -37,7 +37,9 @@ class Writing:
         self.engine = engine
         self.deadline = deadline
         self.loop = asyncio.get_running_loop()
-        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self.streams = request.stream
+        self.held: list[Piece] = []  # the engine's thread's own
+        self.pieces: asyncio.Queue[list[Piece]] = asyncio.Queue()
         self.prompt_tokens = sum(map(len, ids))
         self.rows = prompts.rows(request, ids, self._deliver)
         engine.submit(self.rows)
@@ -51,43 +53,55 @@ class Writing:
         """Nobody reads on: what is not finished need not be."""
         self.engine.cancel([row for row in self.rows if not row.done])
 
-    async def next(self) -> Piece:
-        """The next piece of any row. Raises Refusal for an error, and when the request's time is over."""
+    async def next(self) -> list[Piece]:
+        """The next pieces, of any rows. Raises Refusal for an error, and when the request's time is over."""
         try:
-            piece = await asyncio.wait_for(self.pieces.get(), max(0.0, self.deadline - self.loop.time()))
+            pieces = await asyncio.wait_for(self.pieces.get(), max(0.0, self.deadline - self.loop.time()))
         except asyncio.TimeoutError:
             seconds = self.engine.settings.request_seconds
             raise Refusal(504, f"not finished within {seconds:g} seconds", code="timeout") from None
-        if piece.error is not None:
-            raise piece.error
-        return piece
+        if (error := pieces[-1].error) is not None:
+            raise error
+        return pieces
 
     async def whole(self, answer: Answer) -> dict[str, Any]:
         """The answer, when all rows are finished."""
         pieces: list[Piece] = []
-        while sum(piece.finish is not None for piece in pieces) < len(self.rows):
-            pieces.append(await self.next())
+        unfinished = len(self.rows)
+        while unfinished:
+            new = await self.next()
+            pieces += new
+            unfinished -= count_ends(new)
         return answer.whole(pieces, len(self.rows), self.usage)
 
-    async def chunks(self, answer: Answer, first: Piece, *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
-        """The answer as it comes; `first` is a piece that was awaited before."""
+    async def chunks(self, answer: Answer, first: list[Piece], *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """The answer as it comes; `first` are the pieces that were awaited before."""
         for row in self.rows:
             if (opening := answer.opening(row.index)) is not None:
                 yield opening
-        piece, unfinished = first, len(self.rows)
+        pieces, unfinished = first, len(self.rows)
         while True:
-            yield answer.chunk(piece)
-            unfinished -= piece.finish is not None
+            for piece in pieces:
+                yield answer.chunk(piece)
+            unfinished -= count_ends(pieces)
             if not unfinished:
                 break
-            piece = await self.next()
+            pieces = await self.next()
         if with_usage:
             yield answer.usage_chunk(self.usage)
 
     def _deliver(self, piece: Piece) -> None:
-        """From the engine's thread into the event loop."""
+        """From the engine's thread into the event loop, which a whole answer need not wake for every token."""
+        self.held.append(piece)
+        if not self.streams and piece.finish is None and piece.error is None:
+            return
+        held, self.held = self.held, []
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended, nobody reads
-            self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+            self.loop.call_soon_threadsafe(self.pieces.put_nowait, held)
+
+
+def count_ends(pieces: Sequence[Piece]) -> int:
+    return sum(piece.finish is not None for piece in pieces)
 
 
 class EventStream(StreamingResponse):

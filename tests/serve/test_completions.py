@@ -11,6 +11,8 @@ import torch
 from openai import BadRequestError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from graftlm.serve.row import Piece
+from graftlm.serve.writing import Writing
 from tests.conftest import VOCABULARY, tiny_model
 from tests.serve.conftest import NAME, Serving, ascii_model, greedy, serving
 
@@ -65,6 +67,21 @@ def test_bytes_that_are_no_text_stream_as_they_are_decoded(tokenizer: PreTrained
         whole = server.complete("Once", max_tokens=40).choices[0].text
         assert streamed(server.complete("Once", max_tokens=40, stream=True))[0] == whole
         assert whole == greedy(model, tokenizer, tokenizer("Once")["input_ids"], 40)
+
+
+def test_a_whole_answer_wakes_the_event_loop_for_each_row_and_not_for_each_token(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken = []
+    following = Writing.next
+
+    async def counted(writing: Writing) -> list[Piece]:
+        woken.append(writing)
+        return await following(writing)
+
+    monkeypatch.setattr(Writing, "next", counted)
+    assert len(server.complete(n=3, max_tokens=20).choices) == 3
+    assert len(woken) == 3
 
 
 def test_usage_comes_last_in_a_stream_that_asks_for_it(server: Serving) -> None:
@@ -205,6 +222,7 @@ def test_concurrent_requests_of_all_kinds_give_what_each_gives_alone(server: Ser
     ("options", "param"),
     [
         ({"temperature": 3}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
         ({"top_p": -1}, "top_p"),
         ({"n": 0}, "n"),
         ({"max_tokens": 0}, "max_tokens"),

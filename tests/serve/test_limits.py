@@ -54,6 +54,18 @@ def test_a_body_that_is_too_large_is_413_with_or_without_its_length(
         assert len(server.complete("x" * 100).choices) == 1
 
 
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_ten_megabytes_are_413_by_default_and_the_server_goes_on(server: Serving, in_chunks: bool) -> None:
+    body = json.dumps({"model": NAME, "prompt": "x" * 10_000_000})
+    sent: Any = iter([body[at : at + 2**16].encode() for at in range(0, len(body), 2**16)]) if in_chunks else body
+    status, _, text = server.request("POST", "/v1/completions", sent)
+    assert (status, json.loads(text)["error"]["code"]) == (413, "request_too_large")
+    if not in_chunks:
+        with pytest.raises(APIStatusError, match="larger than 4194304 bytes"):
+            server.complete("x" * 10_000_000)
+    assert len(server.complete(max_tokens=3).choices[0].text) == 3
+
+
 def test_what_does_not_fit_the_model_is_400(server: Serving) -> None:
     with pytest.raises(BadRequestError, match="256 tokens, but the prompt has 250") as caught:
         server.complete("x" * 250, max_tokens=7)
