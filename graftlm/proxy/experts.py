@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from graftlm.errors import InputError
+from graftlm.proxy.paired_adapter import PairedAdapter, uses_dora
 from graftlm.tasks.generation import has_virtual_tokens
 
 
@@ -106,26 +107,36 @@ class SharedExperts(Experts):
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
-        if has_virtual_tokens(model):
-            raise InputError("an adapter that puts tokens before the prompt cannot be switched off row by row: give "
-                             "expert and anti-expert as two models")  # fmt: skip
+        if has_virtual_tokens(model) or uses_dora(model):
+            raise InputError("an adapter with DoRA or with tokens before the prompt cannot be switched off row by row: "
+                             "merge it, and give expert and anti-expert as two models")  # fmt: skip
         self.expert_model = self.antiexpert_model = model
+        self.paired = PairedAdapter(model) if PairedAdapter.fits(model) else None
+        """The faster way; other kinds of adapters go through PEFT's own."""
 
     def logits(
         self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         rows = expert.input_ids.shape[0]
-        adapters = [self.expert_model.active_adapter] * rows + ["__base__"] * rows
-        cache = caches[0] if caches else None
-        both = run(self.expert_model, stacked(expert, antiexpert), cache, logits_to_keep, adapter_names=adapters)
+        both = self._run(stacked(expert, antiexpert), caches[0] if caches else None, logits_to_keep, rows)
         return both[:rows], both[rows:]
 
     def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        return run(self.expert_model, inputs, cache, logits_to_keep)
+        return self._run(inputs, cache, logits_to_keep, inputs.input_ids.shape[0])
 
     def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        names = ["__base__"] * inputs.input_ids.shape[0]
-        return run(self.expert_model, inputs, cache, logits_to_keep, adapter_names=names)
+        return self._run(inputs, cache, logits_to_keep, 0)
+
+    def _run(self, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, rows: int) -> Tensor:
+        """The first `rows` rows with the adapter."""
+        if self.paired is None:
+            names = [self.expert_model.active_adapter] * rows + ["__base__"] * (inputs.input_ids.shape[0] - rows)
+            return run(self.expert_model, inputs, cache, logits_to_keep, adapter_names=names)
+        self.paired.rows = rows
+        try:
+            return run(self.paired.model, inputs, cache, logits_to_keep)
+        finally:
+            self.paired.rows = 0
 
     def new_caches(self) -> tuple[list[Cache], list[bool]]:
         return [new_cache(self.expert_model)], [True]

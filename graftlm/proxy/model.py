@@ -17,6 +17,7 @@ Where this differs from the authors' code:
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -251,6 +252,15 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         return cls(config.base, config.expert, config.antiexpert, alpha, revisions=revisions)
 
 
+def is_composition(folder: str | os.PathLike[str]) -> bool:
+    """Whether `save_pretrained` of a ProxyTunedModel wrote the folder."""
+    file = Path(folder) / "config.json"
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("model_type") == ProxyTunedConfig.model_type)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def _placed(ids: Tensor, mask: Tensor) -> Inputs:
     """Positions count the tokens that are no padding."""
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -266,13 +276,16 @@ def _config(parts: Parts, alpha: Alpha) -> ProxyTunedConfig:
 
 
 def steered(base: str, expert: str | None, antiexpert: str | None, alpha: float) -> tuple[Any, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of `base`, steered where an expert is named.
+    """(model, tokenizer) of `base`, steered where an expert is named, or where `base` is a composition's own folder.
 
     InputError for an anti-expert without an expert.
     """
-    if not _is_steered(expert, antiexpert):
+    if _is_steered(expert, antiexpert):
+        model = ProxyTunedModel(base, expert, antiexpert, alpha)
+    elif is_composition(base):
+        model = ProxyTunedModel.from_pretrained(base)
+    else:
         return load_model(base)
-    model = ProxyTunedModel(base, expert, antiexpert, alpha)
     assert model.tokenizer is not None  # it was loaded by name
     return model, model.tokenizer
 

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
+from graftlm.few_rows import quicken
 from graftlm.models import adapter_on, load_model
 from graftlm.proxy.experts import Experts, SeparateExperts, SharedExperts
 from graftlm.proxy.vocabulary import check_tokens, check_widths
@@ -66,10 +67,10 @@ def open_parts(
 
 
 def opened(given: Given, revision: str | None) -> tuple[Any, PreTrainedTokenizerBase | None]:
-    """The model, loaded if it is a name, and its tokenizer where that is known."""
-    if isinstance(given, (str, os.PathLike)):
-        return load_model(given, revision=revision)
-    return given, None
+    """The model, loaded if it is a name and quickened, and its tokenizer where that is known."""
+    loaded = load_model(given, revision=revision) if isinstance(given, (str, os.PathLike)) else (given, None)
+    quicken(loaded[0])
+    return loaded
 
 
 def _open_experts(

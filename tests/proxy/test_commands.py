@@ -28,7 +28,7 @@ def run(*arguments: str) -> int:
 
 
 def test_generate_writes_what_the_steered_model_writes(
-    folders: dict[str, str], tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = ["--expert", folders["adapter"], "--antiexpert", folders["antiexpert"]]
     common = ["generate", folders["base"], "--no-chat", "--prompt", "abc", "--max-new-tokens", "6"]
@@ -40,7 +40,11 @@ def test_generate_writes_what_the_steered_model_writes(
     model = ProxyTunedModel(folders["base"], folders["adapter"], folders["antiexpert"])
     ids = torch.tensor([tokenizer("abc")["input_ids"]])
     written = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
-    assert capsys.readouterr().out.strip() == tokenizer.decode(written, skip_special_tokens=True).strip()
+    text = capsys.readouterr().out
+    assert text.strip() == tokenizer.decode(written, skip_special_tokens=True).strip()
+    model.save_pretrained(tmp_path / "composition")
+    assert run("generate", str(tmp_path / "composition"), *common[2:]) == 0
+    assert capsys.readouterr().out == text, "the folder of the composition is a model like any other"
 
 
 def test_evaluate_measures_the_steered_model(

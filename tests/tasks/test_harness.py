@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 
 from graftlm.errors import InputError
+from graftlm.proxy import ProxyTunedModel
 from graftlm.tasks import get_task
 from graftlm.tasks.generation import completion_log_likelihoods
 from graftlm.tasks.harness import guess_floors, merged_examples, read_metrics
+from tests.conftest import tiny_model
+from tests.proxy.models import sharp
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 
 ROWS = [
@@ -48,6 +54,23 @@ def test_the_harness_measures_the_model_that_is_loaded(task: str, make_model: An
     assert [(e["prompt"], e["reference"]) for e in result.examples] == [("sky is", "blue"), ("snow is", "white")]
     assert result.floors == {"accuracy": pytest.approx(5 / 12), "normalised_accuracy": pytest.approx(5 / 12)}
     assert get_task(task).rows("test").to_list()[1] == {"prompt": "snow is", "completion": " white"}
+
+
+@pytest.mark.slow
+def test_the_harness_measures_a_steered_model_as_any_other(task: str, tokenizer: Any) -> None:
+    """base + (expert - base) is the expert: likelihoods through HFLM, and generation through `generate`."""
+    base, expert = sharp(tiny_model(seed=1)), sharp(tiny_model(seed=2))
+    steered = get_task(task).evaluate(ProxyTunedModel(base, expert, base), tokenizer)
+    alone = get_task(task).evaluate(expert, tokenizer)
+    assert steered.examples == alone.examples and steered.metrics == alone.metrics
+    request = Instance("generate_until", {}, ("sky is", {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}), 0)
+    written = [
+        HFLM(pretrained=model, tokenizer=tokenizer).generate_until([request])
+        for model in (ProxyTunedModel(base, expert, base), expert)
+    ]
+    assert written[0] == written[1] and written[0] != HFLM(pretrained=base, tokenizer=tokenizer).generate_until(
+        [request]
+    )
 
 
 def test_an_unknown_task_is_named() -> None:

@@ -1,0 +1,103 @@
+"""A LoRA adapter on the first rows only: what PEFT's own mixed batches give, without a second copy of a weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from graftlm.errors import InputError
+from graftlm.proxy import ProxyTunedModel
+from graftlm.proxy.experts import Inputs, SharedExperts
+from graftlm.proxy.paired_adapter import PairedAdapter
+from tests.auditing.models import adapted
+from tests.conftest import tiny_model
+from tests.proxy.models import sharp
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`lora_bias=True`"),
+]
+LINEAR = ["q_proj", "v_proj", "up_proj"]
+
+
+def inputs(rows: int = 2) -> Inputs:
+    ids = torch.arange(5, 5 + 4 * rows).view(rows, 4)
+    return Inputs(input_ids=ids, attention_mask=None, position_ids=None)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "qwen3"])
+def test_it_gives_what_peft_gives(architecture: str) -> None:
+    experts = SharedExperts(adapted(sharp(tiny_model(architecture))))
+    assert experts.paired is not None
+    with torch.no_grad():
+        ours = torch.stack(experts.logits(inputs(), inputs(), None, 0))
+        alone = experts.expert_model(**vars(inputs())).logits
+        experts.paired = None
+        theirs = torch.stack(experts.logits(inputs(), inputs(), None, 0))
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours[0], alone)
+    assert not torch.allclose(ours[0], ours[1], atol=1e-2)
+
+
+def test_no_weight_is_copied_and_the_users_model_is_left_alone() -> None:
+    model = adapted(tiny_model())
+    with torch.no_grad():
+        before = model(**vars(inputs())).logits
+    paired = PairedAdapter(model)
+    ours = {parameter.data_ptr() for parameter in paired.model.parameters()}
+    theirs = {parameter.data_ptr() for name, parameter in model.named_parameters() if "lora_" not in name}
+    assert ours == theirs
+    with torch.no_grad():
+        assert torch.equal(model(**vars(inputs())).logits, before)
+
+
+def with_adapter(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    model: Any = get_peft_model(
+        tiny_model(), LoraConfig(**{"r": 4, "target_modules": LINEAR, "init_lora_weights": False, **settings})
+    )
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": [*LINEAR, "embed_tokens"]},
+        {"use_rslora": True},
+        {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"q_proj": 7}},
+    ],
+)
+def test_adapters_of_other_kinds_go_through_peft(settings: dict[str, Any]) -> None:
+    """And those that only scale or size it otherwise do not."""
+    model = with_adapter(**settings)
+    experts = SharedExperts(model)
+    assert (experts.paired is None) == (not {"use_rslora", "rank_pattern"} & settings.keys())
+    with torch.no_grad():
+        expert, antiexpert = experts.logits(inputs(), inputs(), None, 0)
+        torch.testing.assert_close(expert, model(**vars(inputs())).logits)
+        with model.disable_adapter():
+            torch.testing.assert_close(antiexpert, model(**vars(inputs())).logits)
+
+
+def test_dora_is_refused_with_the_way_out() -> None:
+    with pytest.raises(InputError, match=r"DoRA .* merge it, and give expert and anti-expert as two models"):
+        SharedExperts(with_adapter(use_dora=True))
+
+
+def test_a_merged_adapter_is_refused_by_name() -> None:
+    model = with_adapter()
+    model.merge_adapter()
+    assert not PairedAdapter.fits(model)
+    with pytest.raises(ValueError, match="no plain LoRA"):
+        PairedAdapter(model)
+
+
+def test_the_composition_uses_it() -> None:
+    model = ProxyTunedModel(sharp(tiny_model(layers=3)), adapted(sharp(tiny_model(seed=1))))
+    assert isinstance(model.experts, SharedExperts) and model.experts.paired is not None
+    assert len({p.data_ptr() for p in model.parameters()}) == len(list(model.parameters()))
