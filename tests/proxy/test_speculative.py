@@ -11,7 +11,14 @@ from scipy.stats import chisquare
 
 from graftlm.errors import InputError
 from graftlm.proxy import ProxyTunedModel
-from graftlm.proxy.speculative import SpeculativeOutput
+from graftlm.proxy.speculative import (
+    LONGEST_DRAFT,
+    Acceptance,
+    ApartReader,
+    Drafting,
+    PairReader,
+    SpeculativeOutput,
+)
 from tests.conftest import tiny_model
 from tests.proxy.models import parts, with_adapter
 from tests.proxy.test_model import PROMPTS, padded
@@ -95,3 +102,34 @@ def test_a_batch_or_beams_are_refused() -> None:
         model.generate(**padded(PROMPTS), **GREEDY, speculative=True)
     with pytest.raises(InputError, match="one prompt and one beam"):
         model.generate(**padded(PROMPTS[:1]), **GREEDY, num_beams=2, speculative=True)
+
+
+def test_a_shared_expert_reads_each_drafted_token_once_together_with_the_antiexpert() -> None:
+    model = models()["shared"]
+    rows: list[tuple[int, ...]] = []
+    model.experts.paired.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    found = model.generate(**padded(PROMPTS[1:2]), **GREEDY, speculative=True, return_dict_in_generate=True)
+    assert len(rows) == found.drafted and rows[0] == (2, len(PROMPTS[1])) and set(rows[1:]) == {(2, 1)}
+
+
+def test_a_draft_goes_on_while_one_more_token_is_worth_its_pass() -> None:
+    """At half the base model's cost a round of n tokens costs 1 + n / 2, and yields the sum of the chances."""
+    drafting = object.__new__(Drafting)
+    drafting.cost, drafting.experts = 0.5, object.__new__(PairReader)
+    assert drafting.worth_another(1, expected=1.0, reached=0.4)  # 1.4 / 2 > 1 / 1.5
+    assert not drafting.worth_another(1, expected=1.0, reached=0.3)
+    for count in range(1, LONGEST_DRAFT):
+        assert drafting.worth_another(count, expected=count, reached=1.0)
+    assert not drafting.worth_another(LONGEST_DRAFT, expected=LONGEST_DRAFT, reached=1.0)
+    drafting.experts = object.__new__(ApartReader)  # whose anti-expert reads once more in any case
+    assert drafting.worth_another(1, expected=1.0, reached=0.3)
+
+
+def test_acceptance_begins_with_the_experts_own_belief_and_follows_what_is_seen() -> None:
+    acceptance = Acceptance()
+    assert [round(acceptance.rate(p), 2) for p in (0.05, 0.5, 0.99, 1.0)] == [0.1, 0.5, 0.9, 0.9]
+    for _ in range(50):
+        acceptance.learn(0.95, kept=False)
+    assert acceptance.rate(0.9) < 0.05 and acceptance.rate(0.5) == 0.5
