@@ -48,7 +48,10 @@ def programs() -> list[Any]:
 def test_every_command_line_in_the_documentation_is_accepted(line: str) -> None:
     _, verb, *arguments = shlex.split(line)
     group: Any = typer.main.get_command(app)
-    given = group.commands[verb].make_context(verb, arguments).params
+    command = group.commands[verb]
+    if hasattr(command, "commands"):  # a group, such as `graftlm proxy`
+        command = command.commands[arguments.pop(0)]
+    given = command.make_context(verb, arguments).params
     for task in given.get("task") or []:
         assert task in TASKS
     if verb not in CONFIGS:
