@@ -219,8 +219,9 @@ def main() -> None:
     parser.add_argument("--expert", required=True, help="a LoRA adapter on it")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 16])
-    parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=128, help="of each prompt, plain loops (default: 128)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--draft-tokens", type=int, default=32, help="at most, speculative loop (default: 32)")
     parser.add_argument("--prompts", type=int, default=50, help="of each kind, for the speculative loop")
     arguments = parser.parse_args()
     before = resident_bytes()
@@ -245,7 +246,7 @@ def main() -> None:
         "memory": held,
         "plain": plain,
         "speculative": [
-            speculative_decoding(model, tokenizer, kind, given[: arguments.prompts], arguments.new_tokens)
+            speculative_decoding(model, tokenizer, kind, given[: arguments.prompts], arguments.draft_tokens)
             for kind, given in {"molecules": prompts, "general text": general_prompts()}.items()
             if arguments.prompts
         ],

@@ -1,11 +1,10 @@
-"""A sweep in the terminal: what the report's first table shows."""
+"""A sweep in the terminal: one row a model, without the intervals that the report has."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftlm.auditing.result import Estimate, short_names
-from graftlm.auditing.summary import describe_change, describe_retention
+from graftlm.auditing.result import Estimate, TunedAudit, short_names
 from graftlm.console import number
 from graftlm.proxy.sweep import Sweep
 
@@ -13,30 +12,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def sweep_columns(sweep: Sweep) -> list[str]:
-    """Of `sweep_rows`, after the model's name."""
-    gaps = [f"gap to {name} closed" for name in short_names(list(sweep.tuned)).values()]
-    metrics = [f"{task}, {metric}" for task in sweep.tasks for metric in sweep.base_results[task].metrics]
-    return [*metrics, *gaps, *(["retention", *sweep.probes] if sweep.probes else [])]
+def metric_columns(sweep: Sweep) -> list[tuple[str, str]]:
+    """(task, metric), of the tasks."""
+    return [(task, metric) for task in sweep.tasks for metric in sweep.base_results[task].metrics]
 
 
-def sweep_rows(sweep: Sweep) -> list[list[str]]:
-    """Floor, base model and every other one, each with its name first."""
-    places = [(task, metric) for task in sweep.tasks for metric in sweep.base_results[task].metrics]
-    rest = len(sweep_columns(sweep)) - len(places)
-    results = sweep.base_results
-    rows = [
-        ["floor", *(number(results[task].floors.get(metric)) for task, metric in places), *["-"] * rest],
-        ["base (α = 0)", *(number(results[task].metrics[metric]) for task, metric in places), *["-"] * rest],
-    ]
-    for name, audited in sweep.models.items():
-        row = [name, *(describe_change(audited.changes[task].get(metric)) for task, metric in places)]
-        row += [describe_share(sweep.closed(audited, tuned)) for tuned in sweep.tuned]
-        if sweep.probes:
-            shares = [audited.retention.get(probe) for probe in sweep.probes]
-            row += [describe_retention(audited), *("-" if share is None else f"{share:.0%}" for share in shares)]
-        rows.append(row)
-    return rows
+def gap_headings(sweep: Sweep) -> dict[str, str]:
+    """Directly tuned model -> the heading of the share of its gain that a steered one has."""
+    return {name: f"gap to {short} closed" for name, short in short_names(list(sweep.tuned)).items()}
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -44,14 +27,31 @@ def sweep_table(sweep: Sweep) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    columns, gaps, base = metric_columns(sweep), gap_headings(sweep), sweep.base_results
+    probes = ["retention", *sweep.probes] if sweep.probes else []
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("model", *sweep_columns(sweep)):
+    for heading in ("model", *(f"{task}, {metric}" for task, metric in columns), *gaps.values(), *probes):
         table.add_column(Text(heading), justify="left" if heading == "model" else "right")
-    for row in sweep_rows(sweep):
+    rest = ["-"] * (len(gaps) + len(probes))
+    table.add_row("floor", *(number(base[task].floors.get(metric)) for task, metric in columns), *rest)
+    table.add_row("base (α = 0)", *(number(base[task].metrics[metric]) for task, metric in columns), *rest)
+    for name, audited in sweep.models.items():
+        row = [name, *(_value(audited, task, metric) for task, metric in columns)]
+        row += [describe_share(sweep.closed(audited, tuned), interval=False) for tuned in gaps]
+        if probes:
+            shares = [audited.mean_retention, *(audited.retention.get(probe) for probe in sweep.probes)]
+            row += ["-" if share is None else f"{share:.0%}" for share in shares]
         table.add_row(*(Text(value) for value in row))
     return table
 
 
-def describe_share(share: Estimate | None) -> str:
+def _value(audited: TunedAudit, task: str, metric: str) -> str:
+    change = audited.changes[task].get(metric)
+    return "-" if change is None else f"{change.tuned:.3f}{' *' if change.shown else '  '}"
+
+
+def describe_share(share: Estimate | None, *, interval: bool = True) -> str:
     """ "71% [65%, 77%]" """
-    return "-" if share is None else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+    if share is None:
+        return "-"
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]" if interval else f"{share.value:.0%}"

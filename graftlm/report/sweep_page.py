@@ -9,14 +9,14 @@ from pathlib import Path
 from graftlm.auditing.result import TunedAudit, short_names
 from graftlm.auditing.summary import describe_retention
 from graftlm.files import write_text
-from graftlm.proxy.summary import describe_share, sweep_columns, sweep_rows
+from graftlm.proxy.summary import describe_share, gap_headings, metric_columns
 from graftlm.proxy.sweep import Sweep
 from graftlm.report.audit_page import change_cell, turned_gain
 from graftlm.report.audit_plots import Point, scatter_plot
 from graftlm.report.audit_verdict import described
-from graftlm.report.markup import Markup, element
+from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
-from graftlm.report.tables import capital, cell, row, table
+from graftlm.report.tables import arrow, capital, cell, row, table
 from graftlm.tasks.comparison import gain_words, label, lower_is_better
 
 
@@ -66,7 +66,12 @@ def _alphas(sweep: Sweep) -> Iterator[str]:
     if not gains:
         return
     best = max(gains, key=lambda alpha: gains[alpha])
-    for alpha, which in {1.0: "as in the paper", best: "the largest gain measured"}.items():
+    largest = "the largest gain measured"
+    named = {
+        1.0: "as in the paper" if best != 1 else f"as in the paper; {largest}",
+        **({} if best == 1 else {best: largest}),
+    }
+    for alpha, which in named.items():
         if alpha in gains:
             audited = sweep.steered[alpha]
             closed = [
@@ -74,7 +79,7 @@ def _alphas(sweep: Sweep) -> Iterator[str]:
                 for full, name in short_names(list(sweep.tuned)).items()
                 if (share := sweep.closed(audited, full)) is not None
             ]
-            yield f"α = {alpha:g} ({which}): {'; '.join([_gain_and_rest(sweep, audited), *closed])}."
+            yield f"α = {alpha:g} ({', '.join(which)}): {'; '.join([_gain_and_rest(sweep, audited), *closed])}."
 
 
 def _gain_and_rest(sweep: Sweep, audited: TunedAudit) -> str:
@@ -114,18 +119,31 @@ def _frontier(sweep: Sweep) -> Markup | None:
 
 
 def _numbers(sweep: Sweep) -> Markup:
-    columns = sweep_columns(sweep)
-    rows = [
-        row(name, [cell(heading, value) for heading, value in zip(columns, values, strict=True)])
-        for name, *values in sweep_rows(sweep)
-    ]
-    numbers = table("Each model against the base model", ["model", *columns], rows, class_="numbers", cells=2)
-    return section(
-        "The numbers",
-        element("div", numbers, class_="scroll"),
-        note="A star: the 95 % interval of the difference to the base model leaves out zero. Floor: what a trivial "
+    columns, gaps, base = metric_columns(sweep), gap_headings(sweep), sweep.base_results
+    probes = ["retention, mean", *sweep.probes] if sweep.probes else []
+    headings = ["model", *(f"{task}, {label(metric)}" for task, metric in columns), *gaps.values(), *probes]
+    blank = [cell(heading, "–") for heading in (*gaps.values(), *probes)]
+    floors = [base[task].floors.get(metric) for task, metric in columns]
+    first = {"floor": floors, "base (α = 0)": [base[task].metrics.get(metric) for task, metric in columns]}
+    rows = []
+    for name, values in first.items():
+        shown = ["–" if value is None else f"{value:.3f}" for value in values]
+        rows.append(row(name, [*(cell(h, v) for h, v in zip(headings[1:], shown, strict=False)), *blank]))
+    for name, audited in sweep.models.items():
+        cells = [change_cell(f"{task}, {label(m)}", audited.changes[task].get(m)) for task, m in columns]
+        cells += [cell(heading, describe_share(sweep.closed(audited, tuned))) for tuned, heading in gaps.items()]
+        if probes:
+            shares = [audited.retention.get(probe) for probe in sweep.probes]
+            shown = [describe_retention(audited), *("–" if share is None else f"{share:.0%}" for share in shares)]
+            cells += [cell(heading, value) for heading, value in zip(probes, shown, strict=True)]
+        rows.append(row(name, cells))
+    numbers = table("Each model; below it the difference to the base model", headings, rows, class_="numbers", cells=2)
+    legend = join(
+        arrow(True, "better"), " better and ", arrow(False, "worse"),
+        " worse than the base model: the 95 % interval of the difference leaves out zero. Floor: what a trivial "
         "answer reaches. Retention: docs/auditing.md.",
-    )
+    )  # fmt: skip
+    return section("The numbers", element("div", numbers, class_="scroll"), element("p", legend, class_="note"))
 
 
 def _measures(sweep: Sweep) -> Markup:
