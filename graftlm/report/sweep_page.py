@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from graftlm.auditing.result import TunedAudit, short_names
 from graftlm.auditing.summary import describe_retention
@@ -22,7 +23,7 @@ from graftlm.tasks.comparison import gain_words, label, lower_is_better
 
 def write_sweep_report(path: Path, sweep: Sweep, *, title: str) -> None:
     """Write the page to `path`, whole or not at all (OSError names the file). What was measured lies in it as JSON
-    (element `sweep`)."""
+    (element `sweep`), without the examples."""
     facts = {
         "base model": sweep.base,
         "expert": sweep.expert,
@@ -37,9 +38,16 @@ def write_sweep_report(path: Path, sweep: Sweep, *, title: str) -> None:
         _numbers(sweep),
         _measures(sweep),
         facts_section(facts),
-        data_section("sweep", asdict(sweep)),
+        data_section("sweep", without_examples(asdict(sweep))),
     ]
     write_text(path, page(title, sections))
+
+
+def without_examples(value: Any) -> Any:
+    """Every "examples" and "facts" left out, which are what is large."""
+    if isinstance(value, dict):
+        return {key: without_examples(item) for key, item in value.items() if key not in ("examples", "facts")}
+    return [without_examples(item) for item in value] if isinstance(value, list) else value
 
 
 def sweep_verdict(sweep: Sweep) -> list[str]:
@@ -66,11 +74,8 @@ def _alphas(sweep: Sweep) -> Iterator[str]:
     if not gains:
         return
     best = max(gains, key=lambda alpha: gains[alpha])
-    largest = "the largest gain measured"
-    named = {
-        1.0: "as in the paper" if best != 1 else f"as in the paper; {largest}",
-        **({} if best == 1 else {best: largest}),
-    }
+    named = {1.0: ["as in the paper"]}
+    named.setdefault(best, []).append("the largest gain measured")
     for alpha, which in named.items():
         if alpha in gains:
             audited = sweep.steered[alpha]

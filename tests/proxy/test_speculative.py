@@ -115,7 +115,7 @@ def test_a_shared_expert_reads_each_drafted_token_once_together_with_the_antiexp
 
 
 def test_a_draft_goes_on_while_one_more_token_is_worth_its_pass() -> None:
-    """At 0.4 of the base model's cost a round of n tokens costs 1 + n (0.4 + 0.1), and yields the sum of the chances."""
+    """At 0.4 of the base model's cost a round of n tokens costs 1 + n (0.4 + 0.1); it yields the sum of the chances."""
     drafting = object.__new__(Drafting)
     drafting.cost, drafting.experts = 0.4, object.__new__(PairReader)
     assert drafting.worth_another(1, expected=1.0, reached=0.4)  # 1.4 / 2 > 1 / 1.5
