@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def metric_columns(sweep: Sweep) -> list[tuple[str, str]]:
-    """(task, metric), of the tasks."""
-    return [(task, metric) for task in sweep.tasks for metric in sweep.base_results[task].metrics]
+    """(task, metric), of the tasks; the metric that the gain is read from comes first."""
+    found = [(task, metric) for task in sweep.tasks for metric in sweep.base_results[task].metrics]
+    return sorted(found, key=lambda column: column != (sweep.tasks[0], sweep.metric))
 
 
 def gap_headings(sweep: Sweep) -> dict[str, str]:

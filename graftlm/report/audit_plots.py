@@ -46,10 +46,11 @@ def scatter_plot(
         y = frame.y(tick - low)
         grid.append(element("line", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y, class_="grid"))
         grid.append(words_at(number(round(tick, 6)), frame.left - 6, y + 4, anchor="end"))
-    taken = []
+    places = [(frame.x(point.x - left), frame.y(point.y - low)) for point in points]
+    taken = [_box(x, y, 12, 12) for x, y in places]
     if low <= 0 <= high and left <= 1 <= right:
         zero, one = frame.y(-low), frame.x(1 - left)
-        taken.append(zero - 5)
+        taken.append(_box(one + 5 + 14, zero - 9, 28, 12))
         grid += [
             element("line", x1=frame.left, x2=frame.left + frame.width, y1=zero, y2=zero, class_="floor"),
             element("line", x1=one, x2=one, y1=frame.top, y2=bottom, class_="floor"),
@@ -60,19 +61,44 @@ def scatter_plot(
         element("text", y_label, x=10, y=114, text_anchor="middle", transform="rotate(-90 10 114)", class_="axis"),
     ]
     drawn = [_joined(frame, [(p.x - left, p.y - low) for p in points if p.joined])]
-    for point in sorted(points, key=lambda p: -p.y):
-        x, y, colour = frame.x(point.x - left), frame.y(point.y - low), f"var(--model-{point.model})"
+    for point, (x, y) in zip(points, places, strict=True):
+        colour = f"var(--model-{point.model})"
         if point.low is not None and point.high is not None and point.low < point.high:
             ends = {"y1": frame.y(point.low - low), "y2": frame.y(point.high - low)}
             drawn.append(element("line", x1=x, x2=x, **ends, stroke=colour, class_="whisker"))
-        label_y = y + 4
-        while any(abs(label_y - other) < 14 for other in taken):
-            label_y += 14
-        taken.append(label_y)
-        side = 1 if x < frame.left + frame.width / 2 else -1
-        name = words_at(point.label, x + 10 * side, label_y, anchor="start" if side > 0 else "end", class_="name")
+        label_x, label_y = _free_place(point.label, x, y, frame, taken)
+        name = words_at(point.label, label_x, label_y + 4, anchor="middle", class_="name")
         drawn += [mark(point.model, x, y, colour), name]
     return figure(title, description, 440, bottom + 46, join(grid, drawn))
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _box(x: float, y: float, width: float, height: float) -> Box:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _free_place(label: str, x: float, y: float, frame: Frame, taken: list[Box]) -> tuple[float, float]:
+    """The middle of a label near a point: where it is in the frame and covers nothing, which it then takes up."""
+    width = 7.0 * len(label)
+    beside, diagonal = 9 + width / 2, 6 + width / 2
+    offsets = [(beside, 0), (-beside, 0), (0, -15), (0, 15)]
+    offsets += [(side * diagonal, rise) for rise in (-13, 13, -26, 26, -39, 39) for side in (1, -1)]
+    found = x + beside, y
+    for across, down in offsets:
+        box = _box(x + across, y + down, width, 12)
+        inside = box[0] >= frame.left and box[2] <= 440 and box[1] >= 0 and box[3] <= frame.top + frame.height
+        if inside and not any(_overlap(box, other) for other in taken):
+            found = x + across, y + down
+            break
+    taken.append(_box(*found, width, 12))
+    return found
+
+
+def _overlap(first: Box, second: Box) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 def _joined(frame: Frame, points: Sequence[tuple[float, float]]) -> Markup:
