@@ -1,8 +1,11 @@
-"""Tiny random models of every architecture that heads are proved on, and a byte-level tokenizer; no network."""
+"""Tiny random models of every architecture that heads are proved on, a byte-level tokenizer, a browser; no network."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -63,3 +66,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     return fast
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real Chromium; where none is installed these tests cannot run."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield opened
+        opened.close()

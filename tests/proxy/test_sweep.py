@@ -23,9 +23,8 @@ from tests.proxy.models import sharp
 from tests.proxy.test_commands import run
 from tests.proxy.test_model import folders
 from tests.report.browsing import draw
-from tests.report.conftest import browser
 
-__all__ = ["browser", "folders"]  # the fixtures
+__all__ = ["folders"]  # the fixture
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
