@@ -49,6 +49,14 @@ class Experts(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Logits [rows, kept, vocabulary] of expert and anti-expert, each on its own device."""
 
+    def offset(
+        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
+    ) -> Tensor:
+        """s_M+ - s_M- [rows, kept, vocabulary], on the expert's device."""
+        plus, minus = self.logits(expert, antiexpert, caches, logits_to_keep)
+        width = min(plus.shape[-1], minus.shape[-1])
+        return plus[..., :width] - minus[..., :width].to(plus.device)
+
     @abstractmethod
     def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
         """Of the expert alone."""
@@ -121,6 +129,22 @@ class SharedExperts(Experts):
         both = self._run(stacked(expert, antiexpert), caches[0] if caches else None, logits_to_keep, rows)
         return both[:rows], both[rows:]
 
+    def offset(
+        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
+    ) -> Tensor:
+        """With one unembedding for both where that is the same."""
+        if self.paired is None or not self.paired.is_linear:
+            return super().offset(expert, antiexpert, caches, logits_to_keep)
+        rows = expert.input_ids.shape[0]
+        inputs = stacked(expert, antiexpert).to(self.expert_model.device)
+        with self.paired.adapted(rows):
+            hidden = self.paired.hidden_states(
+                **vars(inputs), past_key_values=caches[0] if caches else None, use_cache=caches is not None
+            )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = hidden[:, kept]
+        return self.paired.unembed(hidden[:rows] - hidden[rows:])
+
     def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
         return self._run(inputs, cache, logits_to_keep, inputs.input_ids.shape[0])
 
@@ -132,11 +156,8 @@ class SharedExperts(Experts):
         if self.paired is None:
             names = [self.expert_model.active_adapter] * rows + ["__base__"] * (inputs.input_ids.shape[0] - rows)
             return run(self.expert_model, inputs, cache, logits_to_keep, adapter_names=names)
-        self.paired.rows = rows
-        try:
+        with self.paired.adapted(rows):
             return run(self.paired.model, inputs, cache, logits_to_keep)
-        finally:
-            self.paired.rows = 0
 
     def new_caches(self) -> tuple[list[Cache], list[bool]]:
         return [new_cache(self.expert_model)], [True]

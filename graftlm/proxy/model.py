@@ -176,8 +176,12 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         logits = base if base.dtype == torch.float64 else base.float()
         if self.experts is not None:
             own = self._expert_inputs(inputs, cache, expert_input_ids, expert_attention_mask)
-            pair = self.experts.logits(own[0], own[1], cache.caches[1:] if cache else None, logits_to_keep)
-            logits = self.combine(logits, *pair)
+            given = (*own, cache.caches[1:] if cache else None, logits_to_keep)
+            if callable(self.alpha):
+                logits = self.combine(logits, *self.experts.logits(*given))
+            else:
+                offset = self.experts.offset(*given)[..., : logits.shape[-1]]
+                logits = torch.add(logits, offset.to(logits.device, logits.dtype), alpha=self.alpha)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])

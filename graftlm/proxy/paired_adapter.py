@@ -4,13 +4,19 @@ PEFT does this too (`adapter_names`), with a dozen small operations a layer that
 token is decoded. Here the rows with the adapter come first, so that they are a view, and two products a layer remain:
 
     y[:rows] += scaling · (x[:rows] Aᵀ) Bᵀ
+
+The unembedding U has no adapter, so the offset of the logits needs it once: U h⁺ - U h⁻ = U (h⁺ - h⁻).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -18,19 +24,18 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LINEAR = 0.01  # of the largest difference: rounding stays below it, another scale does not
+
 
 class PairedAdapter:
-    """`model`: the small model without its adapter, by reference: no weight is copied.
-
-    `rows`: how many rows, from the first, have the adapter in the next forward pass.
-    """
+    """`model`: the small model without its adapter, by reference: no weight is copied."""
 
     def __init__(self, adapted: PeftModel) -> None:
         """ValueError unless `fits(adapted)`."""
         if not self.fits(adapted):
             raise ValueError("the adapter is no plain LoRA on linear layers")
         plain: Any = adapted.get_base_model()
-        self.rows = 0
+        self._rows = 0
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())}
         for module in plain.modules():
             if isinstance(module, LoraLinear):
@@ -38,6 +43,36 @@ class PairedAdapter:
                 shared[id(module)] = module.get_base_layer()
         # Of what the memo names, deepcopy takes what it finds there: the tree is new, the weights are not.
         self.model: Any = copy.deepcopy(plain, shared)
+
+    @contextmanager
+    def adapted(self, rows: int) -> Iterator[None]:
+        """While it is open, the first `rows` rows that `model` reads have the adapter."""
+        self._rows = rows
+        try:
+            yield
+        finally:
+            self._rows = 0
+
+    def hidden_states(self, **inputs: Any) -> Tensor:
+        """[batch, time, hidden], what the unembedding reads."""
+        found: Tensor = self.model.base_model(**inputs).last_hidden_state
+        return found
+
+    def unembed(self, hidden_states: Tensor) -> Tensor:
+        logits: Tensor = self.model.get_output_embeddings()(hidden_states)
+        return logits
+
+    @cached_property
+    @torch.no_grad()
+    def is_linear(self) -> bool:
+        """Whether the offset of the logits is the unembedding of the hidden states' difference, proved on four tokens;
+        not where logits are capped or scaled, or where the unembedding has an adapter or a bias."""
+        device = self.model.get_output_embeddings().weight.device
+        ids = torch.arange(4, device=device).expand(2, -1)
+        with self.adapted(1):
+            logits, hidden = self.model(input_ids=ids).logits, self.hidden_states(input_ids=ids)
+        expected, found = logits[0] - logits[1], self.unembed(hidden[0] - hidden[1])
+        return bool((found - expected).abs().max() < LINEAR * expected.abs().max())
 
     @staticmethod
     def fits(adapted: PeftModel) -> bool:
@@ -56,11 +91,11 @@ class PairedAdapter:
         first, second, scaling = layer.lora_A[adapter], layer.lora_B[adapter], layer.scaling[adapter]
 
         def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if not self.rows:
+            if not self._rows:
                 return None
-            low = F.linear(args[0][: self.rows].to(first.weight.dtype), first.weight)
+            low = F.linear(args[0][: self._rows].to(first.weight.dtype), first.weight)
             change = F.linear(low, second.weight).to(output.dtype)
-            output[: self.rows].add_(change, alpha=scaling)
+            output[: self._rows].add_(change, alpha=scaling)
             return output
 
         layer.get_base_layer().register_forward_hook(add)

@@ -42,6 +42,36 @@ def test_it_gives_what_peft_gives(architecture: str) -> None:
     assert not torch.allclose(ours[0], ours[1], atol=1e-2)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3_text"])
+def test_the_offset_needs_one_unembedding_where_logits_are_linear(architecture: str) -> None:
+    experts = SharedExperts(adapted(sharp(tiny_model(architecture))))
+    assert experts.paired is not None and experts.paired.is_linear
+    seen: list[int] = []
+    experts.paired.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: seen.append(len(args[0]))
+    )
+    with torch.no_grad():
+        for kept in (0, 2, torch.tensor([1, 3])):
+            expert, antiexpert = experts.logits(inputs(), inputs(), None, kept)
+            seen.clear()
+            torch.testing.assert_close(
+                experts.offset(inputs(), inputs(), None, kept), expert - antiexpert, atol=1e-3, rtol=1e-3
+            )
+            assert seen == [2]
+
+
+@pytest.mark.parametrize("settings", [{"final_logit_softcapping": 5.0}, {"target_modules": [*LINEAR, "lm_head"]}])
+def test_capped_logits_and_an_adapted_unembedding_are_subtracted_as_they_are(settings: dict[str, Any]) -> None:
+    if "target_modules" in settings:
+        experts = SharedExperts(with_adapter(**settings))
+    else:
+        experts = SharedExperts(adapted(sharp(tiny_model("gemma3_text", **settings))))
+    assert experts.paired is not None and not experts.paired.is_linear
+    with torch.no_grad():
+        expert, antiexpert = experts.logits(inputs(), inputs(), None, 0)
+        torch.testing.assert_close(experts.offset(inputs(), inputs(), None, 0), expert - antiexpert)
+
+
 def test_no_weight_is_copied_and_the_users_model_is_left_alone() -> None:
     model = adapted(tiny_model())
     with torch.no_grad():
