@@ -52,10 +52,10 @@ class Experts(nn.Module, ABC):
     def offset(
         self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
     ) -> Tensor:
-        """s_M+ - s_M- [rows, kept, vocabulary], on the expert's device."""
+        """s_M+ - s_M- [rows, kept, vocabulary], on the expert's device, in float32 or better."""
         plus, minus = self.logits(expert, antiexpert, caches, logits_to_keep)
-        width = min(plus.shape[-1], minus.shape[-1])
-        return plus[..., :width] - minus[..., :width].to(plus.device)
+        width, dtype = min(plus.shape[-1], minus.shape[-1]), torch.promote_types(plus.dtype, torch.float32)
+        return plus[..., :width].to(dtype) - minus[..., :width].to(plus.device, dtype)
 
     @abstractmethod
     def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:

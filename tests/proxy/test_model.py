@@ -81,7 +81,7 @@ def test_an_adapter_and_its_base_share_weights_and_one_pass_and_equal_two_models
     assert generated(shared, PROMPTS) == generated(two, PROMPTS)
     calls: list[int] = []
     [(_, small_model)] = shared.experts.models()  # type: ignore[union-attr]
-    one_pass = shared.experts.paired.model  # type: ignore[union-attr]
+    one_pass = shared.experts.paired.model.base_model  # type: ignore[union-attr]
     one_pass.register_forward_pre_hook(lambda module, args, kwargs: calls.append(len(kwargs["input_ids"])),
                                           with_kwargs=True)  # fmt: skip
     generated(shared, PROMPTS, max_new_tokens=3)
