@@ -40,10 +40,12 @@ def generate(
         raise InputError("there is no prompt; give --prompt TEXT or --file FILE")
     from transformers import set_seed
 
+    from graftlm.few_rows import quicken
     from graftlm.generation import stream_completion
     from graftlm.proxy.model import steered
 
     loaded, tokenizer = steered(model, expert, antiexpert, alpha)
+    quicken(loaded)
     set_seed(seed)
     for number, text in enumerate(prompts, start=1):
         if len(prompts) > 1:
