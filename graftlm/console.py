@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,14 @@ def print_table(table: Table) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False).print(table)
+
+
+def print_findings(table: Table, verdict: Iterable[str]) -> None:
+    """A table on stdout, and below it what it says in sentences."""
+    print_table(table)
+    print()
+    for line in verdict:
+        print(line)
 
 
 def evaluation_table(results: Mapping[str, Mapping[str, TaskResult]]) -> Table:

@@ -11,7 +11,7 @@ import typer
 
 from graftlm.cli.app import app
 from graftlm.cli.options import Alpha, Antiexpert, AsJson, Expert, Overwrite, Probe, check_output_folder
-from graftlm.console import evaluation_table, prefixed, print_table, reported_progress, say
+from graftlm.console import evaluation_table, prefixed, print_findings, print_table, reported_progress, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json, write_text
 
@@ -135,10 +135,7 @@ def audit(
     if as_json:
         print(document)
     else:
-        print_table(audit_table(result))
-        print()
-        for line in audit_verdict(result):
-            print(line)
+        print_findings(audit_table(result), audit_verdict(result))
     say(f"report: {output / 'report.html'}")
     if failed := failures(conditions, result):
         for line in failed:

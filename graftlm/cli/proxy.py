@@ -10,7 +10,7 @@ import typer
 
 from graftlm.cli.app import VerbGroup, app
 from graftlm.cli.options import Antiexpert, AsJson, Overwrite, Probe, check_output_folder
-from graftlm.console import print_table, reported_progress, say
+from graftlm.console import print_findings, reported_progress, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json, write_text
 
@@ -69,10 +69,7 @@ def sweep(
     if as_json:
         print(document)
     else:
-        print_table(sweep_table(result))
-        print()
-        for line in sweep_verdict(result):
-            print(line)
+        print_findings(sweep_table(result), sweep_verdict(result))
     say(f"report: {output / 'report.html'}")
 
 

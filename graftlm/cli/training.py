@@ -11,7 +11,7 @@ from typing import Any
 
 from graftlm.cli.app import app
 from graftlm.cli.options import AsJson, DryRun, Overwrite, Resume
-from graftlm.console import print_table, reported_progress, say
+from graftlm.console import print_findings, reported_progress, say
 from graftlm.files import dump_json
 from graftlm.flags import config_command
 from graftlm.multitoken.config import DistillConfig, TuneConfig
@@ -116,10 +116,7 @@ def study(
     if as_json:
         print(dump_json(document, indent=2))
         return
-    print_table(study_table(measured))
-    print()
-    for line in study_verdict(measured):
-        print(line)
+    print_findings(study_table(measured), study_verdict(measured))
     say(f"report: {run.folder / 'report.html'}")
 
 

@@ -131,11 +131,6 @@ def _metrics(result: AuditResult) -> Markup:
             cells.append(cell(result.short_names[name], describe_retention(audited)))
         cells += [cell(heading, "–") for heading in pairs]
         rows.append(row(join("Retention", element("small", "mean over the probes")), cells))
-    note = join(
-        arrow(True, "better"), " better and ", arrow(False, "worse"),
-        " worse than the base model: the 95 % interval of the difference leaves out zero. Floor: what "
-        "a trivial answer reaches.",
-    )  # fmt: skip
     return section(
         "Every measure",
         table(
@@ -145,8 +140,16 @@ def _metrics(result: AuditResult) -> Markup:
             class_="numbers",
             cells=2,
         ),
-        element("p", note, class_="note"),
+        element("p", change_legend(), class_="note"),
     )
+
+
+def change_legend() -> Markup:
+    return join(
+        arrow(True, "better"), " better and ", arrow(False, "worse"),
+        " worse than the base model: the 95 % interval of the difference leaves out zero. Floor: what "
+        "a trivial answer reaches.",
+    )  # fmt: skip
 
 
 def change_cell(name: str, change: Change | None) -> Markup:

@@ -12,12 +12,12 @@ from graftlm.auditing.summary import describe_retention
 from graftlm.files import write_text
 from graftlm.proxy.summary import describe_share, gap_headings, metric_columns
 from graftlm.proxy.sweep import Sweep
-from graftlm.report.audit_page import change_cell, turned_gain
+from graftlm.report.audit_page import change_cell, change_legend, turned_gain
 from graftlm.report.audit_plots import Point, scatter_plot
 from graftlm.report.audit_verdict import described
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
-from graftlm.report.tables import arrow, capital, cell, row, table
+from graftlm.report.tables import capital, cell, row, table
 from graftlm.tasks.comparison import gain_words, label, lower_is_better
 
 
@@ -143,11 +143,7 @@ def _numbers(sweep: Sweep) -> Markup:
             cells += [cell(heading, value) for heading, value in zip(probes, shown, strict=True)]
         rows.append(row(name, cells))
     numbers = table("Each model; below it the difference to the base model", headings, rows, class_="numbers", cells=2)
-    legend = join(
-        arrow(True, "better"), " better and ", arrow(False, "worse"),
-        " worse than the base model: the 95 % interval of the difference leaves out zero. Floor: what a trivial "
-        "answer reaches. Retention: docs/auditing.md.",
-    )  # fmt: skip
+    legend = join(change_legend(), " Retention: docs/auditing.md.")
     return section("The numbers", element("div", numbers, class_="scroll"), element("p", legend, class_="note"))
 
 
