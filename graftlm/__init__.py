@@ -23,11 +23,22 @@ if TYPE_CHECKING:
         head_losses,
     )
     from graftlm.proxy import ProxyTunedModel
+    from graftlm.reinforce import (
+        ForkingTokenGRPOConfig,
+        ForkingTokenGRPOTrainer,
+        Format,
+        FormatMonitor,
+        forking_token_mask,
+    )
     from graftlm.tasks import Task, TaskResult
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "ForkingTokenGRPOConfig",
+    "ForkingTokenGRPOTrainer",
+    "Format",
+    "FormatMonitor",
     "InputError",
     "MultiTokenConfig",
     "MultiTokenHeads",
@@ -40,6 +51,7 @@ __all__ = [
     "audit",
     "distill_heads",
     "evaluate",
+    "forking_token_mask",
     "head_losses",
     "load_model",
 ]
@@ -47,6 +59,10 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
+        "ForkingTokenGRPOConfig": "graftlm.reinforce",
+        "ForkingTokenGRPOTrainer": "graftlm.reinforce",
+        "Format": "graftlm.reinforce",
+        "FormatMonitor": "graftlm.reinforce",
         "InputError": "graftlm.errors",
         "MultiTokenConfig": "graftlm.multitoken",
         "MultiTokenHeads": "graftlm.multitoken",
@@ -58,6 +74,7 @@ __getattr__ = lazy_attributes(
         "audit": "graftlm.auditing.audit",
         "distill_heads": "graftlm.multitoken",
         "evaluate": "graftlm.evaluation",
+        "forking_token_mask": "graftlm.reinforce",
         "head_losses": "graftlm.multitoken",
         "load_model": "graftlm.models",
     },

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from graftlm.multitoken.config import DistillConfig, TuneConfig
     from graftlm.multitoken.distill import Distillation, distill_heads
     from graftlm.multitoken.heads import MultiTokenHeads
-    from graftlm.multitoken.loss import forking_token_mask, head_losses
+    from graftlm.multitoken.loss import head_losses
     from graftlm.multitoken.model import MultiTokenModel
     from graftlm.multitoken.trainer import MultiTokenConfig, MultiTokenTrainer
     from graftlm.multitoken.written_text import WrittenText, write_texts
@@ -27,7 +27,6 @@ __all__ = [
     "TuneConfig",
     "WrittenText",
     "distill_heads",
-    "forking_token_mask",
     "head_losses",
     "write_texts",
 ]
@@ -42,7 +41,6 @@ _MODULES = {
     "TuneConfig": "config",
     "WrittenText": "written_text",
     "distill_heads": "distill",
-    "forking_token_mask": "loss",
     "head_losses": "loss",
     "write_texts": "written_text",
 }

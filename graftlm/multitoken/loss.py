@@ -27,6 +27,7 @@ from graftlm.multitoken.config import Schedule, Weighting
 from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from graftlm.reinforce.forking import forking_token_mask
 
 IGNORE = -100
 
@@ -77,23 +78,6 @@ def shifted_targets(
 def document_ids(position_ids: Tensor | None) -> Tensor | None:
     """Number [batch, time] the documents of packed rows, whose positions start again at 0 in each."""
     return None if position_ids is None else (position_ids == 0).cumsum(-1)
-
-
-def forking_token_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor:
-    """The `fraction` of the tokens in `mask` with the highest entropy, over the whole batch.
-
-    entropy: float, mask: bool, both of one shape; returns bool of that shape with exactly
-    max(1, ceil(fraction · mask.sum())) true, all within `mask`; none where `mask` is empty.
-    Source: arXiv 2506.01939, equation 6 (exact count, as in the authors' code).
-    """
-    mask = mask.bool()
-    count = int(mask.sum())
-    chosen = torch.zeros_like(mask, memory_format=torch.contiguous_format)
-    if count:
-        kept = max(1, math.ceil(fraction * count))
-        order = entropy.masked_fill(~mask, -math.inf).flatten().topk(kept).indices
-        chosen.view(-1)[order] = True
-    return chosen & mask
 
 
 def self_weights(weighting: Weighting, own: LinearCrossEntropy, forking_fraction: float) -> Tensor:

@@ -18,7 +18,7 @@ from tests.multitoken.plain import assert_same
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(processes: int, settings: dict[str, Any]) -> None:
+def torchrun(processes: int, settings: dict[str, Any], module: str = "tests.multitoken.training") -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -28,7 +28,7 @@ def torchrun(processes: int, settings: dict[str, Any]) -> None:
             "--nproc_per_node",
             str(processes),
             "-m",
-            "tests.multitoken.training",
+            module,
             json.dumps(settings),
         ],
         cwd=ROOT,

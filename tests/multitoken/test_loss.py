@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from graftlm.errors import InputError
 from graftlm.multitoken import MultiTokenHeads, MultiTokenModel, head_losses
 from graftlm.multitoken.config import Schedule, Weighting
-from graftlm.multitoken.loss import forking_token_mask, head_coefficients, schedule_factor, shifted_targets
+from graftlm.multitoken.loss import head_coefficients, schedule_factor, shifted_targets
 from tests.conftest import ARCHITECTURES, tiny_model
 from tests.multitoken.plain import (
     PEFT_WARNING,
@@ -317,36 +317,3 @@ def test_targets_lie_within_the_mask_and_the_document() -> None:
     assert shifted_targets(labels, 1, mask).tolist() == [[-100, 13, 14, 15, -100, -100]]
     documents = torch.tensor([[1, 1, 1, 2, 2, 2]])
     assert shifted_targets(labels, 1, None, documents).tolist() == [[12, -100, -100, 15, -100, -100]]
-
-
-class TestForkingTokenMask:
-    def test_keeps_exactly_the_highest_entropies_over_the_whole_batch(self) -> None:
-        entropy = torch.rand(4, 25, generator=torch.Generator().manual_seed(0))
-        kept = forking_token_mask(entropy, torch.ones(4, 25, dtype=torch.bool), 0.2)
-        assert kept.shape == (4, 25) and kept.dtype == torch.bool
-        assert kept.sum() == 20
-        assert entropy[kept].min() > entropy[~kept].max()
-
-    @pytest.mark.parametrize(("count", "fraction"), [(1, 0.2), (2, 0.2), (7, 0.2), (13, 0.5), (9, 1.0), (3, 0.01)])
-    def test_keeps_the_exact_count_within_the_mask(self, count: int, fraction: float) -> None:
-        mask = torch.zeros(3, 7, dtype=torch.bool)
-        mask.view(-1)[torch.randperm(21, generator=torch.Generator().manual_seed(1))[:count]] = True
-        entropy = torch.rand(3, 7) + 10 * ~mask  # the highest lie outside
-        kept = forking_token_mask(entropy, mask, fraction)
-        assert kept.sum() == max(1, math.ceil(fraction * count))
-        assert not (kept & ~mask).any()
-
-    def test_keeps_none_of_an_empty_mask(self) -> None:
-        assert not forking_token_mask(torch.rand(2, 3), torch.zeros(2, 3, dtype=torch.bool), 0.2).any()
-        assert forking_token_mask(torch.rand(0), torch.zeros(0, dtype=torch.bool), 0.2).shape == (0,)
-
-    def test_keeps_the_exact_count_among_ties(self) -> None:
-        mask = torch.ones(10, 10, dtype=torch.bool)
-        mask[5:] = False
-        assert forking_token_mask(torch.ones(10, 10), mask, 0.2).sum() == 10
-        assert not forking_token_mask(torch.zeros(10, 10), mask, 0.2)[5:].any()
-
-    def test_does_not_mind_a_sliced_tensor_or_an_integer_mask(self) -> None:
-        entropy = torch.arange(12.0).view(3, 4).t()
-        kept = forking_token_mask(entropy, torch.ones(3, 4, dtype=torch.long).t(), 0.25)
-        assert sorted(entropy[kept].tolist()) == [9, 10, 11]

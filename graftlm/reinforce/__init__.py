@@ -1,0 +1,42 @@
+"""Reinforcement learning that spends its gradient where the model decides, and watches its formats.
+
+Imported when first used: the command line reads the config without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graftlm.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from graftlm.reinforce.forking import forking_token_mask
+    from graftlm.reinforce.format_guards import FormatDivergence, WithinFormat
+    from graftlm.reinforce.formats import Format, FormatMonitor
+    from graftlm.reinforce.rewards import reward_function
+    from graftlm.reinforce.trainer import ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer
+
+__all__ = [
+    "ForkingTokenGRPOConfig",
+    "ForkingTokenGRPOTrainer",
+    "Format",
+    "FormatDivergence",
+    "FormatMonitor",
+    "WithinFormat",
+    "forking_token_mask",
+    "reward_function",
+]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "ForkingTokenGRPOConfig": "graftlm.reinforce.trainer",
+        "ForkingTokenGRPOTrainer": "graftlm.reinforce.trainer",
+        "Format": "graftlm.reinforce.formats",
+        "FormatDivergence": "graftlm.reinforce.format_guards",
+        "FormatMonitor": "graftlm.reinforce.formats",
+        "WithinFormat": "graftlm.reinforce.format_guards",
+        "forking_token_mask": "graftlm.reinforce.forking",
+        "reward_function": "graftlm.reinforce.rewards",
+    },
+)

@@ -1,0 +1,301 @@
+"""TRL's GRPO, its policy loss on forking tokens only (graftlm/reinforce/forking.py has the equation).
+
+Where this differs from TRL's `top_entropy_quantile`:
+1. The mask is taken once over the whole rollout batch of all devices (`forking_scope="rollout"`), from the entropies
+   that the tokens had when they were sampled. TRL takes one for each micro-batch, so that the gradient depends on how
+   the batch is split. `micro-batch` and `response` are there for comparison.
+2. The loss is divided by the kept tokens, as in the paper (`forking_normaliser="kept"`). TRL divides by all tokens,
+   which makes the step five times smaller at 20 % (`all`).
+3. The number of kept tokens is exact.
+4. The complement of the forking tokens and random ones can be kept instead (`forking_tokens`), as controls.
+
+As in TRL, the KL term (beta) is not masked: it acts on all tokens and is divided by all of them.
+
+The entropies cost no forward pass: they are taken from the logits that generation samples from, or, where TRL computes
+the rollouts' log-probabilities before training anyway (vLLM, several iterations), from that pass. Only where there is
+neither (continuous batching, tools) is one made. On a CPU, where TRL unembeds prompt tokens too, they are cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from trl import GRPOConfig, GRPOTrainer
+
+from graftlm.errors import InputError
+from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
+
+Scope = Literal["rollout", "micro-batch", "response"]
+Normaliser = Literal["kept", "all"]
+Tokens = Literal["top", "rest", "random"]
+MASK = "forking_weights"
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ForkingTokenGRPOConfig(GRPOConfig):
+    """GRPOConfig with the forking mask.
+
+    Raises InputError for a fraction, scope, normaliser or kind of tokens that there is not, or where TRL's own
+    `top_entropy_quantile` is set besides.
+    """
+
+    forking_fraction: float = _setting(0.2, "Share of the tokens that the policy loss is taken from; 1 is all of them.")
+    forking_scope: str = _setting("rollout", "Over what the share is taken: rollout (batch), micro-batch or response.")
+    forking_normaliser: str = _setting("kept", "What the policy loss is divided by: kept tokens (paper) or all (TRL).")
+    forking_tokens: str = _setting("top", "Which tokens: top (by entropy), rest (all others) or random (as many).")
+    start_agreement_steps: int = _setting(
+        20, "Rollout batches between measurements of the mask's agreement with the start model's (LoRA; 0: never)."
+    )
+
+    def __post_init__(self) -> None:
+        if self.top_entropy_quantile != 1.0:  # type: ignore[has-type]
+            raise InputError("top_entropy_quantile is TRL's own mask; set forking_fraction instead")
+        if not 0 < self.forking_fraction <= 1:
+            raise InputError(f"forking_fraction is {self.forking_fraction}, but it must lie in (0, 1]")
+        for name, allowed in (("scope", Scope), ("normaliser", Normaliser), ("tokens", Tokens)):
+            value = getattr(self, f"forking_{name}")
+            if value not in get_args(allowed):
+                raise InputError(f"forking_{name} is {value!r}, but one of {', '.join(get_args(allowed))} is expected")
+        if self.forking_tokens == "rest" and self.forking_fraction == 1:
+            raise InputError("forking_tokens is 'rest', but forking_fraction is 1: no token is left")
+        super().__post_init__()
+        # TRL asks `get_high_entropy_mask`, which the trainer below answers.
+        self.top_entropy_quantile = self.forking_fraction
+
+
+class ForkingTokenGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer whose policy loss is taken from forking tokens; all else, and all of it at `forking_fraction=1`,
+    is TRL's.
+
+    Logs beside TRL's metrics: `forking/kept` (share of the completions' tokens), `forking/threshold` (lowest kept
+    entropy in nats) and, with LoRA, `forking/start_agreement` (share of the kept tokens that the start model's mask
+    keeps as well).
+    """
+
+    args: ForkingTokenGRPOConfig
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._recorded: list[Tensor] | None = None
+        self._scored: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._rollouts = 0
+
+    @property
+    def _masks(self) -> bool:
+        return bool(self.args.forking_fraction < 1)
+
+    # -- once per rollout batch: entropies as sampled, and the mask -----------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._recorded = self._scored = None
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self._masks and self.args.forking_scope == "rollout":
+            mask = loss_mask(output)
+            entropy = self._rollout_entropy(output, mask)
+            output[MASK] = self._weights_of(entropy, mask)
+            self._log_mask(output, entropy, mask)
+        self._recorded = self._scored = None
+        return output
+
+    def _generate_single_turn(self, *arguments: Any, **named: Any) -> Any:
+        if not self._masks or self.args.forking_scope != "rollout" or self._recorded is not None:
+            self._recorded = None  # a second turn: its tokens and the first's no longer stand in one row
+            return super()._generate_single_turn(*arguments, **named)
+        with recorded_entropy(plain_model(self.accelerator.unwrap_model(self.model)), self.temperature) as steps:
+            result = super()._generate_single_turn(*arguments, **named)
+        self._recorded = steps
+        return result
+
+    def _rollout_entropy(self, output: dict[str, Any], mask: Tensor) -> Tensor:
+        """Entropies [batch, time] float32 of the policy that wrote the completions, in nats."""
+        if self._scored is not None and "old_per_token_logps" in output:
+            return self._scored
+        longest = int(output["completion_mask"].sum(-1).max()) if mask.numel() else 0
+        if self._recorded and len(self._recorded) >= longest and len(self._recorded[0]) == len(mask):
+            entropy = torch.zeros_like(mask, dtype=torch.float32)
+            steps = torch.stack(self._recorded[: mask.shape[1]], dim=1)
+            entropy[:, : steps.shape[1]] = steps
+            return entropy
+        return self._entropy_now(output)
+
+    @torch.no_grad()
+    def _entropy_now(self, output: dict[str, Any]) -> Tensor:
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        _, entropy, _ = self._get_per_token_logps_and_entropies(
+            self.model, ids, mask, output["completion_ids"].shape[1],
+            batch_size=self.args.per_device_train_batch_size, compute_entropy=True,
+        )  # fmt: skip
+        return entropy
+
+    def _log_mask(self, output: dict[str, Any], entropy: Tensor, mask: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        kept = output[MASK] > 0
+        counts = self.accelerator.reduce(torch.stack([kept.sum(), mask.sum()]).float(), "sum")
+        lowest = self.accelerator.gather(entropy[kept].min()[None] if kept.any() else entropy.new_full((1,), torch.inf))
+        self._metrics[mode]["forking/kept"].append(float(counts[0] / counts[1].clamp(min=1)))
+        self._metrics[mode]["forking/threshold"].append(float(lowest.min()))
+        every = self.args.start_agreement_steps
+        adapted = hasattr(self.accelerator.unwrap_model(self.model), "disable_adapter")
+        if mode == "train" and every and adapted and self._rollouts % every == 0:
+            with self.accelerator.unwrap_model(self.model).disable_adapter():
+                start = self._entropy_now(output)
+            agreeing = (self._chosen(start, mask) & kept).sum()
+            both = self.accelerator.reduce(torch.stack([agreeing, kept.sum()]).float(), "sum")
+            self._metrics[mode]["forking/start_agreement"].append(float(both[0] / both[1].clamp(min=1)))
+        self._rollouts += mode == "train"
+
+    # -- which tokens, and how much each counts -------------------------------------------------------------------
+
+    def _chosen(self, entropy: Tensor, mask: Tensor) -> Tensor:
+        """Bool [batch, time] of the kept tokens; the scope says among which."""
+        fraction, tokens = self.args.forking_fraction, self.args.forking_tokens
+        mask = mask.bool()
+        if tokens == "random":
+            seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1_009 + self.accelerator.process_index
+            draw = torch.Generator().manual_seed(seed)
+            entropy = torch.rand(mask.shape, generator=draw).to(mask.device)
+        if self.args.forking_scope == "response":
+            rows = [forking_token_mask(*row, fraction) for row in zip(entropy, mask, strict=True)]
+            chosen = torch.stack(rows) if rows else torch.zeros_like(mask)
+        else:
+            chosen = forking_token_mask_of_all_processes(self.accelerator, entropy, mask, fraction)
+        return mask & ~chosen if tokens == "rest" else chosen
+
+    def _weights_of(self, entropy: Tensor, mask: Tensor) -> Tensor:
+        """Weights [batch, time] float32 of the tokens' policy losses.
+
+        0 where not kept. With the normaliser "kept" n/k elsewhere, with n tokens in the scope and k of them kept, so
+        that TRL's division by n becomes one by k.
+        """
+        chosen = self._chosen(entropy, mask)
+        if self.args.forking_normaliser == "all":
+            return chosen.float()
+        counts = torch.stack([mask.sum(-1), chosen.sum(-1)]).float()
+        if self.args.forking_scope != "response":
+            counts = self.accelerator.reduce(counts.sum(-1), "sum")[:, None]
+        return chosen * (counts[0] / counts[1].clamp(min=1))[:, None]
+
+    def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
+        """What TRL multiplies the policy loss by: `_weights_of`, of the rollout batch or of these entropies."""
+        return self._weights_of(entropies.detach(), mask) if self._weights is None else self._weights
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        self._weights = inputs.get(MASK)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        return OrderOfEpoch(sampler, self.args.seed) if hasattr(sampler, "generator") else sampler
+
+    # -- log-probabilities and entropies --------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> Any:
+        before_training = self._masks and model is self.model and self._scored is None and not torch.is_grad_enabled()
+        with only_completions_unembedded(model, plain_model(self.accelerator.unwrap_model(model)), logits_to_keep):
+            log_probabilities, entropy, router_loss = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size,
+                compute_entropy or before_training, **others,
+            )  # fmt: skip
+        if before_training:
+            self._scored = entropy
+        return log_probabilities, entropy, router_loss
+
+
+class OrderOfEpoch(Sampler[int]):
+    """TRL's sampler, which draws an order anew in each epoch: one that a resumed run starts with is the one that a run
+    without a break has there. `sampler.generator` was seeded with `seed`."""
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self.sampler, self.seed = sampler, seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next order drawn is that of `epoch`, counted from 0."""
+        self.sampler.generator.manual_seed(self.seed)
+        for _ in range(epoch):
+            torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside `model`, which may be a PEFT model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def loss_mask(rollouts: dict[str, Any]) -> Tensor:
+    """Bool [batch, time] of the completions' tokens that the model itself wrote."""
+    mask = rollouts["completion_mask"].bool()
+    return mask & rollouts["tool_mask"].bool() if "tool_mask" in rollouts else mask
+
+
+@contextmanager
+def recorded_entropy(model: nn.Module, temperature: float) -> Iterator[list[Tensor]]:
+    """While `model` generates: the entropies [batch] in nats of each step's distribution, at `temperature`."""
+    steps: list[Tensor] = []
+
+    def record(module: nn.Module, arguments: Any, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            steps.append(token_entropy(logits[:, -1] / temperature))
+
+    handle = model.register_forward_hook(record)
+    try:
+        yield steps
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def only_completions_unembedded(model: nn.Module, plain: Any, logits_to_keep: int) -> Iterator[None]:
+    """While `model` scores tokens with TRL's fused unembedding: hand it the last `logits_to_keep` tokens' rows only.
+
+    plain: the transformers model inside. With Triton TRL leaves out what has no label by itself.
+    """
+    if next(plain.parameters()).device.type != "cpu":
+        yield
+        return
+    rows = logits_to_keep + 1  # the row before a token predicts it
+
+    def cut_labels(module: nn.Module, arguments: Any, named: dict[str, Any]) -> Any:
+        return arguments, {**named, "labels": named["labels"][:, -rows:]} if "labels" in named else named
+
+    def cut_hidden_states(module: nn.Module, arguments: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[:, -rows:]
+        return output
+
+    handles = [
+        model.register_forward_pre_hook(cut_labels, with_kwargs=True),
+        plain.base_model.register_forward_hook(cut_hidden_states),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
