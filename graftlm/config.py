@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,6 +21,20 @@ from graftlm.yaml_text import YAMLError, parse_yaml
 Config = TypeVar("Config")
 RUN_FILE = "run.yaml"
 EXPECTED = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
+def option(default: Any, help: str) -> Any:
+    """A config field: its default and the line that `--help` and the documentation show."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=type(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def require(condition: bool, flag: str, value: Any, rule: str) -> None:
+    """Raise InputError that names the flag, the value and the rule that it breaks."""
+    if not condition:
+        shown = "not given" if value is None else repr(value)
+        raise InputError(f"--{flag.replace('_', '-')} is {shown}, but {rule}")
 
 
 def load_config(

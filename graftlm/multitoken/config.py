@@ -5,27 +5,13 @@ One field is the YAML key, the command-line flag (with dashes), its help and its
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from graftlm.errors import InputError
+from graftlm.config import option, require
 
 Schedule = Literal["rsine", "sine", "linear", "constant"]
 Weighting = Literal["uniform", "entropy", "surprisal", "importance"]
-
-
-def option(default: Any, help: str) -> Any:
-    """A config field: its default and the line that `--help` and the documentation show."""
-    if isinstance(default, (dict, list)):
-        return field(default_factory=type(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
-def require(condition: bool, flag: str, value: Any, rule: str) -> None:
-    """Raise InputError that names the flag, the value and the rule that it breaks."""
-    if not condition:
-        shown = "not given" if value is None else repr(value)
-        raise InputError(f"--{flag.replace('_', '-')} is {shown}, but {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)

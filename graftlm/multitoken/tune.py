@@ -5,34 +5,25 @@ run folder: model/ (the plain model or adapter, its heads in model/heads/), chec
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import warnings
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from graftlm.config import describe_unknown
-from graftlm.console import say
+from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback
 from graftlm.datasets import data_fingerprint, general_text, load_rows, prompt_too_long
 from graftlm.errors import InputError
 from graftlm.models import load_model
-from graftlm.multitoken.callbacks import ConsoleCallback, InterruptCallback, RunCallback
 from graftlm.multitoken.config import TuneConfig
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.sample import describe_plan
 from graftlm.multitoken.trainer import MultiTokenConfig, MultiTokenTrainer
 from graftlm.runs import Run
-
-CHECKPOINTS = "checkpoints"
-MODEL = "model"
+from graftlm.training import checkpointing, save_steps, train_and_save, trained_part, trainer_arguments
 
 
 def tune(config: TuneConfig, run: Run, *, dry_run: bool = False) -> None:
@@ -53,19 +44,7 @@ def tune(config: TuneConfig, run: Run, *, dry_run: bool = False) -> None:
         rows=len(trainer.train_dataset),
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     )
-    checkpoint = last_checkpoint(run.folder / CHECKPOINTS) if run.resumed else None
-    if run.resumed:
-        run.rewind(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, InterruptCallback))
-    if interrupt.interrupted:
-        raise KeyboardInterrupt(
-            f"checkpoint saved at step {trainer.state.global_step}; continue with: {run.resume_command}"
-        )
-    save_model(trainer, run.folder / MODEL)
-    if config.push_to_hub:
-        trainer.push_to_hub()
-    say(f"tuned model: {run.folder / MODEL}")
+    train_and_save(trainer, run, push_to_hub=config.push_to_hub is not None)
 
 
 def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
@@ -82,13 +61,7 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
             if config.heads == "cold"
             else MultiTokenHeads.from_pretrained(config.heads, model)
         )
-    adapted = hasattr(model, "merge_and_unload")
-    if config.method == "lora" and adapted:
-        # The adapter that is there is trained on: a second one would not load without the first.
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-    elif config.method != "lora":
-        model = (model.merge_and_unload() if adapted else model).requires_grad_(True)
+    model, adapter = trained_part(model, config.method, config.lora_rank, config.lora_alpha, config.lora_dropout)
     callbacks: list[Any] = [RunCallback(run), InterruptCallback()]
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping))
@@ -102,7 +75,7 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
             train_dataset=rows,
             eval_dataset=evaluated,
             processing_class=tokenizer,
-            peft_config=lora(config) if config.method == "lora" and not adapted else None,
+            peft_config=adapter,
             callbacks=callbacks,
         )
     if not sys.stderr.isatty():
@@ -128,25 +101,10 @@ def anchor_texts(config: TuneConfig) -> list[str] | None:
     return list(rows["text"])
 
 
-def lora(config: TuneConfig) -> LoraConfig:
-    """LoRA on every linear layer of the decoder; PEFT leaves the unembedding out."""
-    return LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
 def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:
     """The trainer's arguments; `config.trainer` has the last word. Raises InputError for an unknown one."""
-    known = {field.name: field for field in fields(MultiTokenConfig)}
-    for name in config.trainer:
-        if name not in known:
-            raise InputError(f"--trainer: unknown field {describe_unknown(name, known)}")
     evaluates = config.eval_split is not None
-    saving = {"save_strategy": "epoch"} if config.save_steps is None else {"save_steps": config.save_steps}
+    saving = save_steps(config.save_steps)
     evaluating: dict[str, Any] = {"eval_strategy": "epoch" if evaluates else "no"}
     if evaluates and config.eval_steps is not None:
         evaluating = {"eval_strategy": "steps", "eval_steps": config.eval_steps}
@@ -187,39 +145,5 @@ def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:
         "disable_tqdm": not sys.stderr.isatty(),
         **saving,
         **evaluating,
-        **config.trainer,
     }
-    try:
-        with warnings.catch_warnings():
-            # transformers warns of the names that TRL still uses.
-            warnings.simplefilter("ignore", FutureWarning)
-            return MultiTokenConfig(str(folder / CHECKPOINTS), **settings)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the trainer refuses its settings: {' '.join(str(error).split())}") from error
-
-
-def checkpointing() -> dict[str, Any] | None:
-    """Every layer is recomputed on a GPU; on a CPU, where memory is rarely short, every fifth (bench/results)."""
-    return None if torch.cuda.is_available() else {"every_n_layers": 5}
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint; one that a kill cut short (no trainer_state.json, written last) is removed."""
-    while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
-        if (Path(newest) / "trainer_state.json").is_file():
-            return newest
-        shutil.rmtree(newest)
-    return None
-
-
-def save_model(trainer: MultiTokenTrainer, folder: Path) -> None:
-    """Write the tuned model beside `folder`, then put it in place at once."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    if trainer.args.should_save:
-        shutil.rmtree(partial, ignore_errors=True)
-    trainer.save_model(str(partial))
-    if trainer.args.should_save:
-        # TRL's pickled arguments; run.yaml has them in plain text.
-        (partial / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+    return trainer_arguments(MultiTokenConfig, folder, settings, config.trainer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from graftlm.config import option, require
 from graftlm.errors import InputError
-from graftlm.multitoken.config import option, require
 
 ARMS: dict[str, dict[str, Any]] = {
     "next-token-full": {"objective": "next-token", "method": "full"},

@@ -22,11 +22,12 @@ from graftlm.models import load_model
 from graftlm.multitoken.config import DistillConfig, TuneConfig
 from graftlm.multitoken.distill import distill
 from graftlm.multitoken.token_weights import COLUMNS as WEIGHT_COLUMNS
-from graftlm.multitoken.tune import CHECKPOINTS, MODEL, tune
+from graftlm.multitoken.tune import tune
 from graftlm.runs import Run
 from graftlm.study.config import ARMS, StudyConfig, split_names
 from graftlm.study.rows import UNTRAINED, Measured
 from graftlm.tasks import get_task
+from graftlm.training import CHECKPOINTS, MODEL
 
 Report = Callable[[str, int, int], None]
 RESULT = "result.json"

@@ -1,0 +1,120 @@
+"""What every verb that trains with a Hugging Face trainer shares: its settings, its adapter, its end, its result.
+
+run folder: model/ (the plain model or adapter), checkpoints/, metrics.jsonl, run.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from peft import LoraConfig
+from transformers.trainer_utils import get_last_checkpoint
+
+from graftlm.callbacks import InterruptCallback
+from graftlm.config import describe_unknown
+from graftlm.console import say
+from graftlm.errors import InputError
+from graftlm.runs import Run
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+Arguments = TypeVar("Arguments")
+
+
+def trainer_arguments(
+    cls: type[Arguments], folder: Path, settings: Mapping[str, Any], further: Mapping[str, Any]
+) -> Arguments:
+    """The trainer's arguments, an instance of `cls`; `further` (from --trainer) has the last word.
+
+    Raises InputError for an unknown field in `further`, or for what the trainer refuses.
+    """
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass
+    for name in further:
+        if name not in known:
+            raise InputError(f"--trainer: unknown field {describe_unknown(name, known)}")
+    try:
+        with warnings.catch_warnings():
+            # transformers warns of the names that TRL still uses.
+            warnings.simplefilter("ignore", FutureWarning)
+            return cls(str(folder / CHECKPOINTS), **{**settings, **further})  # type: ignore[call-arg]
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the trainer refuses its settings: {' '.join(str(error).split())}") from error
+
+
+def save_steps(steps: int | None) -> dict[str, Any]:
+    """Checkpoints every so many steps, or at the end of each epoch."""
+    return {"save_strategy": "epoch"} if steps is None else {"save_strategy": "steps", "save_steps": steps}
+
+
+def trained_part(model: Any, method: str, rank: int, alpha: int, dropout: float) -> tuple[Any, LoraConfig | None]:
+    """The model with what `method` trains of it set, and the LoRA adapter that is still to be added, if any.
+
+    An adapter that is there is trained on, since a second one would not load without the first; with another method it
+    is merged. A new one is put on every linear layer of the decoder; PEFT leaves the unembedding out.
+    """
+    adapted = hasattr(model, "merge_and_unload")
+    if method != "lora":
+        return (model.merge_and_unload() if adapted else model).requires_grad_(True), None
+    if adapted:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        return model, None
+    return model, LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def checkpointing() -> dict[str, Any] | None:
+    """Every layer is recomputed on a GPU; on a CPU, where memory is rarely short, every fifth (bench/results)."""
+    return None if torch.cuda.is_available() else {"every_n_layers": 5}
+
+
+def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
+    """Train (from the last checkpoint where `run` is resumed), and save the model into the run folder.
+
+    KeyboardInterrupt after Ctrl-C, once the step under way is done and a checkpoint is saved.
+    """
+    checkpoint = last_checkpoint(run.folder / CHECKPOINTS) if run.resumed else None
+    if run.resumed:
+        run.rewind(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, InterruptCallback))
+    if interrupt.interrupted:
+        raise KeyboardInterrupt(
+            f"checkpoint saved at step {trainer.state.global_step}; continue with: {run.resume_command}"
+        )
+    save_model(trainer, run.folder / MODEL)
+    if push_to_hub:
+        trainer.push_to_hub()
+    say(f"tuned model: {run.folder / MODEL}")
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint; one that a kill cut short (no trainer_state.json, written last) is removed."""
+    while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
+        if (Path(newest) / "trainer_state.json").is_file():
+            return newest
+        shutil.rmtree(newest)
+    return None
+
+
+def save_model(trainer: Any, folder: Path) -> None:
+    """Write the tuned model beside `folder`, then put it in place at once."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    if trainer.args.should_save:
+        shutil.rmtree(partial, ignore_errors=True)
+    trainer.save_model(str(partial))
+    if trainer.args.should_save:
+        # TRL's pickled arguments; run.yaml has them in plain text.
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
