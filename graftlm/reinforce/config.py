@@ -1,0 +1,101 @@
+"""What `graftlm reinforce` can be told.
+
+One field is the YAML key, the command-line flag (with dashes), its help and its default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from graftlm.config import option, require
+from graftlm.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceConfig:
+    """Reinforcement learning with a verifiable reward, on forking tokens (arXiv 2506.01939), its formats watched
+    (arXiv 2504.07912)."""
+
+    model: str = option("smollm2-135m", "Model to train: hub id, folder, adapter folder, or smollm2-135m.")
+    data: str = option(
+        "reasoning-gym:chain_sum", "Prompts: reasoning-gym:NAME, a built-in task, a file with prompts, or a hub id."
+    )
+    data_options: dict[str, Any] = option({}, "Settings of a reasoning-gym data set, as key=value.")
+    rows: int = option(1000, "Prompts made by reasoning-gym; of other data at most so many rows.")
+    output: str = option("run", "Run folder: the trained model, run.yaml, metrics.jsonl, formats.jsonl, report.html.")
+    reward: str | None = option(
+        None,
+        "answer, math-verify, regex:PATTERN, molecule-formula, reasoning-gym:NAME, or module:function of yours "
+        "(default: the data set's own).",
+    )
+    reward_seconds: float = option(5.0, "Time that the reward of one completion may take; after it the reward is 0.")
+    overlong_buffer: int = option(0, "Last tokens of the longest completion in which its reward falls by up to 1.")
+    formats: dict[str, Any] = option({}, "Formats to watch, as name=regular expression; the first that matches counts.")
+    guard: Literal["none", "within-format", "divergence"] = option(
+        "none", "What keeps formats alive: compare completions within their format, or pay for a share that has grown."
+    )
+    guard_coefficient: float = option(0.3, "Price of the guard `divergence`, in rewards per nat.")
+    forking_fraction: float = option(0.2, "Share of the tokens, highest entropy first, that are learnt from; 1: all.")
+    forking_scope: Literal["rollout", "micro-batch", "response"] = option("rollout", "Over what the share is taken.")
+    forking_normaliser: Literal["kept", "all"] = option(
+        "kept", "What the policy loss is divided by: the kept tokens (paper) or all (TRL)."
+    )
+    forking_tokens: Literal["top", "rest", "random"] = option(
+        "top", "Which tokens: the top by entropy, all others, or random ones."
+    )
+    beta: float = option(0.0, "Weight of the KL to the start model, over all tokens.")
+    epsilon: float = option(0.2, "Lower clip of the probability ratio.")
+    epsilon_high: float = option(0.28, "Upper clip (DAPO's clip-higher).")
+    method: Literal["lora", "full"] = option("lora", "Which weights of the model are trained.")
+    lora_rank: int = option(16, "LoRA rank.")
+    lora_alpha: int = option(32, "LoRA alpha.")
+    learning_rate: float = option(1e-5, "Learning rate of AdamW, constant.")
+    num_generations: int = option(8, "Completions of each prompt, which are compared with one another.")
+    prompts_per_step: int = option(8, "Prompts in one rollout batch, on all devices together.")
+    batch_size: int = option(16, "Completions on one device at once while training.")
+    updates_per_rollout: int = option(1, "Optimizer steps that a rollout batch is divided into.")
+    max_completion_length: int = option(256, "Longest completion in tokens.")
+    temperature: float = option(1.0, "Sampling temperature.")
+    epochs: float = option(1.0, "Passes over the prompts.")
+    max_steps: int | None = option(None, "Stop after so many optimizer steps instead.")
+    save_steps: int | None = option(None, "Steps between checkpoints (default: at the end of an epoch).")
+    vllm: bool = option(False, "Let vLLM write the rollouts, in the trainer's own process (GPU).")
+    seed: int = option(0, "Seed of initialisation, order and sampling.")
+    report_to: str = option(
+        "none", "wandb, trackio, tensorboard, ... (comma-separated); metrics.jsonl is always there."
+    )
+    push_to_hub: str | None = option(None, "Hub repository for the trained model and its card (off by default).")
+    trainer: dict[str, Any] = option({}, "Any further TRL GRPOConfig field, as key=value.")
+    trust_remote_code: bool = option(False, "Run code that the model's repository ships.")
+
+    def __post_init__(self) -> None:
+        require(self.rows >= 1, "rows", self.rows, "at least one prompt is needed")
+        require(self.reward_seconds > 0, "reward_seconds", self.reward_seconds, "it must be positive")
+        require(
+            0 <= self.overlong_buffer < self.max_completion_length,
+            "overlong_buffer", self.overlong_buffer, "it must lie between 0 and max-completion-length",
+        )  # fmt: skip
+        for name, pattern in self.formats.items():
+            if not isinstance(pattern, str):
+                raise InputError(f"--formats {name} is {pattern!r}, but a regular expression is expected (quote it)")
+        require(
+            self.guard == "none" or bool(self.formats), "guard", self.guard, "it needs --formats name=regular-expression"
+        )
+        require(self.guard_coefficient > 0, "guard_coefficient", self.guard_coefficient, "it must be positive")
+        require(0 < self.forking_fraction <= 1, "forking_fraction", self.forking_fraction, "it must lie in (0, 1]")
+        require(self.beta >= 0, "beta", self.beta, "it cannot be negative")
+        require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "must be positive")
+        require(self.num_generations >= 2, "num_generations", self.num_generations, "there must be two to compare")
+        require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "must be positive")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be positive")
+        require(self.updates_per_rollout >= 1, "updates_per_rollout", self.updates_per_rollout, "must be positive")
+        require(self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "must be positive")
+        require(self.temperature > 0, "temperature", self.temperature, "sampling needs a positive one")
+        completions = self.prompts_per_step * self.num_generations
+        require(
+            completions % (self.batch_size * self.updates_per_rollout) == 0,
+            "batch_size", self.batch_size,
+            f"{self.prompts_per_step} prompts x {self.num_generations} completions = {completions} must be divisible by "
+            f"batch-size x updates-per-rollout = {self.batch_size * self.updates_per_rollout}",
+        )  # fmt: skip

@@ -1,0 +1,61 @@
+"""Any data the user has -> the rows that a reward reads: a prompt, and every other column as it is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from graftlm.datasets import read_source
+from graftlm.errors import InputError
+from graftlm.tasks.reasoning import PREFIX, Reasoning
+
+QUESTIONS = ("prompt", "question", "problem", "instruction")
+ANSWERS = ("completion", "solution", "output", "response")
+
+
+def load_prompts(source: str, *, rows: int, options: Mapping[str, Any] | None = None) -> Dataset:
+    """Rows with `prompt` (text, or messages that end with the user's) and the columns that the source has.
+
+    A row's `question`, `problem` or `instruction` serves as its prompt; where there is no column `answer`, its
+    `completion`, `solution`, `output` or `response` is that as well.
+
+    Raises:
+        InputError: no such source, no rows, options for data that is not of reasoning-gym, or a row without a prompt.
+    """
+    if source.startswith(PREFIX):
+        made: Dataset = Reasoning(source, options).rows("train", rows)
+        return made.remove_columns("completion")
+    if options:
+        raise InputError(f"--data-options are for reasoning-gym:NAME, but the data is {source!r}")
+    found = [row_of(place, row) for place, row in itertools.islice(read_source(source, "train"), rows)]
+    if not found:
+        raise InputError(f"data {source!r} has no rows")
+    columns = list(dict.fromkeys(name for row in found for name in row))
+    return Dataset.from_dict({name: [row.get(name) for row in found] for name in columns})
+
+
+def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in row.items() if name != "completion"}
+    if "answer" not in rest and (name := next((each for each in ANSWERS if each in row), None)):
+        rest["answer"] = row[name]
+    if isinstance(messages := rest.pop("messages", None), list) and "prompt" not in rest:
+        last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=-1)
+        return {**rest, "prompt": checked(place, messages[: last + 1])}
+    name = next((each for each in QUESTIONS if rest.get(each)), None)
+    if name is None:
+        raise InputError(
+            f"{place} has no prompt: one of the columns {', '.join(QUESTIONS)} or messages is expected, but it has "
+            f"{', '.join(map(str, row)) or 'none'}"
+        )
+    return {**rest, "prompt": checked(place, rest[name])}
+
+
+def checked(place: str, prompt: Any) -> Any:
+    """Text or a non-empty list of messages; InputError names the row."""
+    messages = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "content" in m for m in prompt)
+    if not messages and not (isinstance(prompt, str) and prompt.strip()):
+        raise InputError(f"{place}: its prompt is {str(prompt)[:80]!r}, but text or messages are expected")
+    return prompt

@@ -1,0 +1,209 @@
+"""`graftlm reinforce`: from a ReinforceConfig and a run folder to a trained model.
+
+run folder: model/ (the plain model or adapter), checkpoints/, metrics.jsonl, formats.jsonl, rewards.jsonl (samples whose
+reward failed), report.html, run.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+from transformers.utils import is_vllm_available
+from trl.rewards import get_soft_overlong_punishment
+
+from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback
+from graftlm.console import say
+from graftlm.datasets import data_fingerprint
+from graftlm.errors import InputError
+from graftlm.files import read_json_lines
+from graftlm.models import load_model
+from graftlm.reinforce.config import ReinforceConfig
+from graftlm.reinforce.format_guards import FormatDivergence, Guard, WithinFormat
+from graftlm.reinforce.formats import Format, FormatMonitor
+from graftlm.reinforce.prompts import load_prompts
+from graftlm.reinforce.rewards import reward_function
+from graftlm.reinforce.trainer import ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer
+from graftlm.report.reinforce_page import write_reinforce_report
+from graftlm.runs import Run
+from graftlm.tasks import TASKS
+from graftlm.tasks.reasoning import PREFIX
+from graftlm.training import save_steps, train_and_save, trained_part, trainer_arguments
+
+FORMATS = "formats.jsonl"
+REWARDS = "rewards.jsonl"
+REPORT = "report.html"
+
+
+def reinforce(config: ReinforceConfig, run: Run, *, dry_run: bool = False) -> None:
+    """Train as `config` says, log to `run`, save the trained model and a report into its folder.
+
+    With `dry_run`, print the plan (prompts, steps, trainable parameters, one prompt) and stop.
+
+    Raises:
+        InputError: for data, a reward, formats or settings that cannot be used.
+        KeyboardInterrupt: after Ctrl-C, once the step under way is done and a checkpoint is saved.
+    """
+    trainer = build_trainer(config, run)
+    if dry_run:
+        print(describe_plan(trainer, config))
+        return
+    rows = trainer.train_dataset
+    run.record(
+        data_fingerprint=data_fingerprint(rows),
+        rows=len(rows),
+        trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    )
+    try:
+        train_and_save(trainer, run, push_to_hub=config.push_to_hub is not None)
+    finally:
+        if run.is_main and run.metrics():
+            write_reinforce_report(
+                run.folder / REPORT, run.metrics(), read_json_lines(run.folder / FORMATS),
+                title=f"{config.model} on {config.data}", settings=config,
+            )  # fmt: skip
+            say(f"report: {run.folder / REPORT}")
+
+
+def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
+    """The trainer with its model, prompts, reward and monitor, ready to run."""
+    reward = reward_function(
+        config.reward or default_reward(config.data), seconds=config.reward_seconds, log=run.folder / REWARDS
+    )
+    formats = [Format(name, pattern) for name, pattern in config.formats.items()]
+    monitor = FormatMonitor(formats, guard=guard_of(config), path=run.folder / FORMATS) if formats else None
+    arguments = training_arguments(config, run.folder)
+    rows = load_prompts(config.data, rows=config.rows, options=config.data_options)
+    model, tokenizer = load_model(config.model, trust_remote_code=config.trust_remote_code)
+    check_prompts(rows, tokenizer, config)
+    model, adapter = trained_part(model, config.method, config.lora_rank, config.lora_alpha, 0.0)
+    rewards: list[Any] = [monitor.watch(reward) if monitor else reward]
+    if config.overlong_buffer:
+        rewards.append(get_soft_overlong_punishment(config.max_completion_length, config.overlong_buffer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        trainer = ForkingTokenGRPOTrainer(
+            model,
+            reward_funcs=rewards,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=[*([monitor] if monitor else []), RunCallback(run), InterruptCallback()],
+        )
+    if not sys.stderr.isatty():
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(ConsoleCallback(describe=describe_step))
+    return trainer
+
+
+def default_reward(data: str) -> str:
+    """What the data is scored by where no reward is given; InputError where it has none of its own."""
+    if data.startswith(PREFIX):
+        return data
+    if data in TASKS:
+        raise InputError(f"the task {data} has no reward of its own: give --reward, such as answer or module:function")
+    return "answer"
+
+
+def guard_of(config: ReinforceConfig) -> Guard | None:
+    if config.guard == "within-format":
+        return WithinFormat()
+    return FormatDivergence(config.guard_coefficient) if config.guard == "divergence" else None
+
+
+def check_prompts(rows: Any, tokenizer: Any, config: ReinforceConfig) -> None:
+    """InputError for messages and a tokenizer without a chat template, or fewer prompts than a step takes."""
+    if not isinstance(rows[0]["prompt"], str) and not tokenizer.chat_template:
+        raise InputError(f"the prompts of {config.data} are messages, but {config.model} has no chat template")
+    if len(rows) < config.prompts_per_step:
+        raise InputError(
+            f"data {config.data!r} has {len(rows)} prompts, fewer than --prompts-per-step {config.prompts_per_step}"
+        )
+
+
+def training_arguments(config: ReinforceConfig, folder: Path) -> ForkingTokenGRPOConfig:
+    """The trainer's arguments; `config.trainer` has the last word. Raises InputError for an unknown one."""
+    if config.vllm and not (is_vllm_available() and torch.cuda.is_available()):
+        raise InputError("--vllm needs vLLM and a GPU: pip install vllm, or leave it out")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    completions = config.prompts_per_step * config.num_generations
+    accumulated, rest = divmod(completions, config.batch_size * config.updates_per_rollout * processes)
+    if rest:
+        raise InputError(
+            f"{completions} completions a step cannot be divided into batches of {config.batch_size} on {processes} "
+            f"processes, {config.updates_per_rollout} times: change --batch-size or --prompts-per-step"
+        )
+    gpu = torch.cuda.is_available()
+    settings: dict[str, Any] = {
+        "forking_fraction": config.forking_fraction,
+        "forking_scope": config.forking_scope,
+        "forking_normaliser": config.forking_normaliser,
+        "forking_tokens": config.forking_tokens,
+        "beta": config.beta,
+        "epsilon": config.epsilon,
+        "epsilon_high": config.epsilon_high,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "num_generations": config.num_generations,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": accumulated,
+        "steps_per_generation": accumulated * config.updates_per_rollout,
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps if config.max_steps is not None else -1,
+        "use_vllm": config.vllm,
+        "vllm_mode": "colocate",
+        "seed": config.seed,
+        "report_to": [name.strip() for name in config.report_to.split(",")],
+        "push_to_hub": config.push_to_hub is not None,
+        "hub_model_id": config.push_to_hub,
+        "bf16": gpu and torch.cuda.is_bf16_supported(),  # TRL's default crawls on a CPU
+        "gradient_checkpointing": gpu,
+        "use_cpu": not gpu and not torch.backends.mps.is_available(),
+        "logging_steps": 1,
+        "save_total_limit": 2,
+        "dataloader_pin_memory": gpu,
+        "disable_tqdm": not sys.stderr.isatty(),
+        # A guard's price must not be blown up in groups whose rewards are all alike.
+        **({"scale_rewards": "batch"} if config.guard != "none" else {}),
+        **save_steps(config.save_steps),
+    }
+    return trainer_arguments(ForkingTokenGRPOConfig, folder, settings, config.trainer)
+
+
+def describe_step(line: dict[str, Any]) -> str:
+    """Reward, entropy and the formats' shares of a logged step."""
+    parts = [f"reward {line['reward']:.3f}"] if line.get("reward") is not None else []
+    if line.get("entropy") is not None:
+        parts.append(f"token entropy {line['entropy']:.2f}")
+    shares = {name.split("/")[1]: value for name, value in line.items() if name.endswith("/share")}
+    if shares:
+        parts.append("formats " + " ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    return ", ".join(parts)
+
+
+def describe_plan(trainer: ForkingTokenGRPOTrainer, config: ReinforceConfig) -> str:
+    """What a run would do, for --dry-run."""
+    arguments, rows = trainer.args, trainer.train_dataset
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    steps = arguments.max_steps
+    if steps < 0:
+        updates = len(rows) // config.prompts_per_step * config.updates_per_rollout
+        steps = int(arguments.num_train_epochs * updates)
+    lines = [
+        f"prompts: {len(rows)}; columns: {', '.join(rows.column_names)}",
+        f"reward: {', '.join(trainer.reward_func_names)}",
+        f"steps: {steps}, each on {config.prompts_per_step} prompts x {config.num_generations} completions of at most "
+        f"{config.max_completion_length} tokens",
+        f"trainable parameters: {trained:,}",
+        f"policy loss on: {config.forking_tokens} {config.forking_fraction:.0%} of the tokens, {config.forking_scope}",
+        f"first prompt: {rows[0]['prompt']!r}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,296 @@
+"""Verifiable rewards for reinforcement learning with TRL's trainers, of which no sample can end the run.
+
+    from graftlm.reinforce.rewards import reward_function
+
+    GRPOTrainer(..., reward_funcs=[reward_function("math-verify", log=Path("run/rewards.jsonl"))])
+
+A sample on which a reward raises, hangs, dies or gives no finite number counts as 0 and is logged. Where we differ
+from a plain reward function of TRL:
+
+1. It runs in a process of its own (`reward_worker`), and is given what can be pickled: not `trainer_state`,
+   `log_extra`, `log_metric` or `environments`.
+2. None does not mean "leave this sample out" but counts as 0, like every value that is no number.
+3. A function without `**columns` is given the columns it names, where TRL would fail.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from graftlm.console import say
+from graftlm.errors import InputError
+from graftlm.files import append_line, dump_json
+from graftlm.provenance import now
+from graftlm.reinforce.reward_worker import Function, Reply, Worker, describe, rows
+from graftlm.reinforce.scorers import BUILT_INS, built_in_function
+
+FAILURES = ("exception", "time-out", "not a number")
+NOT_SENT = ("trainer_state", "log_extra", "log_metric", "environments")
+NO_COLUMNS = ("prompts", "completions", "completion_ids", *NOT_SENT)
+
+Select = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""From all that TRL gives to what the reward is given; InputError where a column is missing."""
+
+
+class Reward:
+    """A reward function for TRL's trainers (`reward_function` makes it).
+
+    `failures` counts the samples of each kind of failure. The process starts with the first call and ends with
+    `close()`, with this object, or with the program; a call after `close()` starts another.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Function],
+        select: Select,
+        *,
+        batched: bool,
+        seconds: float,
+        log: Path | None,
+    ) -> None:
+        """`batched`: give the function all samples in one call, and one by one only where that fails."""
+        self.__name__ = name
+        self.failures = dict.fromkeys(FAILURES, 0)
+        self._load, self._select, self._batched = load, select, batched
+        self._seconds, self._log = seconds, log
+        self._worker: Worker | None = None
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """One finite number for each completion. InputError: a column is missing, or the worker cannot load it."""
+        selected = self._select({"prompts": prompts, "completions": completions, **columns})
+        rewards = []
+        for prompt, completion, (kind, value) in zip(
+            prompts, completions, self._outcomes(selected, len(completions)), strict=True
+        ):
+            if kind in self.failures:
+                self._record(kind, value, prompt, completion)
+                value = 0.0
+            rewards.append(value)
+        return rewards
+
+    def close(self) -> None:
+        """End the process, with all that the reward started there."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    def _outcomes(self, columns: Mapping[str, Any], count: int) -> list[Reply]:
+        """For each sample ("value", a float) or (kind of failure, message).
+
+        All samples in one call have √count times the limit of one: between what one may take and what all may.
+        """
+        if self._batched and count > 1:
+            [reply] = self._replies(columns, count, size=count, seconds=self._seconds * count**0.5)
+            if reply[0] == "values":
+                return [outcome(value) for value in reply[1]]
+        replies = self._replies(columns, count, size=1, seconds=self._seconds)
+        return [outcome(reply[1][0]) if reply[0] == "values" else reply for reply in replies]
+
+    def _replies(self, columns: Mapping[str, Any], count: int, *, size: int, seconds: float) -> list[Reply]:
+        """One reply for each `size` samples, `seconds` for each; after a hang or a death in a new process."""
+        received: list[Reply] = []
+        try:
+            while (start := len(received) * size) < count:
+                if self._worker is None or not self._worker.alive:
+                    self.close()
+                    self._worker = Worker(self._load)
+                self._worker.send(rows(columns, count, start, count), count - start, size)
+                while len(received) * size < count:
+                    received.append(self._worker.receive(seconds))
+                    if not self._worker.stop.alive:
+                        break
+        except BaseException:  # Ctrl-C: the replies still to come must not be taken for the next batch's
+            self.close()
+            raise
+        return received
+
+    def _record(self, kind: str, message: str, prompt: Any, completion: Any) -> None:
+        self.failures[kind] += 1
+        if self.failures[kind] == 1:
+            where = f"; all are in {self._log}" if self._log else ""
+            say(f"reward {self.__name__}: first {kind}: {message}; such samples count as 0{where}")
+        if self._log is not None:
+            sample = {"prompt": loggable(prompt), "completion": loggable(completion)}
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            line = {"time": now(), "reward": self.__name__, "kind": kind, "message": message, **sample}
+            append_line(self._log, dump_json(line))
+
+
+def outcome(value: float | str) -> Reply:
+    return ("not a number", f"the value is {value}") if isinstance(value, str) else ("value", value)
+
+
+def loggable(value: Any) -> Any:
+    """`value`, or its text where it has no JSON form (an image)."""
+    try:
+        dump_json(value)
+    except TypeError:
+        return repr(value)
+    return value
+
+
+def reward_function(spec: str | Function, *, seconds: float = 5.0, log: Path | None = None) -> Reward:
+    """The reward that `spec` names.
+
+    - `answer`: 1 where the completion's last number equals that of the row's column `answer`, else 0;
+    - `math-verify`: 1 where math-verify finds the completion's answer equal to the column `answer`;
+    - `molecule-formula`: 1 where the completion's first word is the SMILES of a molecule with the formula in the
+      column `formula` or `answer`;
+    - `reasoning-gym:NAME`: that dataset's own score of what stands in the last `<answer>...</answer>`, or of the whole
+      completion; the column `entry` is the dataset's entry as JSON;
+    - `regex:PATTERN`: 1 where the pattern is found in the completion;
+    - `module:function`: your own, with the signature of TRL; the working folder is importable. Async ones too;
+    - a callable that can be pickled, as those of a module can.
+
+    Args:
+        seconds: how long one sample may take; one call with n samples of your own function √n times that.
+        log: a JSON-lines file that each sample that failed is added to.
+
+    Raises:
+        InputError: no such reward, module, function or dataset; a package is not installed; a malformed pattern.
+    """
+    if not seconds > 0:
+        raise InputError(f"the time limit of a reward is {seconds:g} s: give a positive number")
+    if not isinstance(spec, str):
+        return _own(name_of(spec), spec, partial(pickle.loads, pickled(spec)), seconds, log)
+    name, colon, argument = spec.partition(":")
+    if name in BUILT_INS and bool(colon) == (BUILT_INS[name].argument is not None):
+        return _built_in(spec, name, argument, seconds, log)
+    if all(part.isidentifier() for part in [*name.split("."), *argument.split(".")]):
+        load = partial(import_function, name, argument, os.getcwd())
+        with importable(os.getcwd()):
+            function = load()
+        return _own(spec, function, load, seconds, log)
+    if name in BUILT_INS and BUILT_INS[name].argument is not None:
+        raise InputError(f"reward {spec!r} lacks what comes after the colon: {written(name)}")
+    raise InputError(f"no reward {spec!r}: {nearest_reward(name)}")
+
+
+def _built_in(spec: str, name: str, argument: str, seconds: float, log: Path | None) -> Reward:
+    built_in = BUILT_INS[name]
+    if built_in.argument is not None and not argument:
+        raise InputError(f"reward {spec!r} lacks what comes after the colon: {written(name)}")
+    try:
+        built_in.make(argument, seconds)  # here too, so that what is wrong shows before the training starts
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        install = f"pip install '{built_in.install}'"
+        raise InputError(f"reward {spec!r} needs {built_in.package} ({reason}): {install}") from None
+    short = argument if name == "reasoning-gym" else name
+    load = partial(built_in_function, name, argument, seconds)
+    select = partial(built_in_columns, spec, built_in.columns)
+    return Reward(short, load, select, batched=False, seconds=seconds, log=log)
+
+
+def _own(spec: str, function: Function, load: Callable[[], Function], seconds: float, log: Path | None) -> Reward:
+    if not callable(function):
+        raise InputError(f"reward {spec!r} is a {type(function).__name__}, not a function")
+    signature = inspect.signature(function)
+    for name in NOT_SENT:
+        if name in signature.parameters and signature.parameters[name].default is inspect.Parameter.empty:
+            raise InputError(f"reward {spec!r} takes {name!r}, which its own process cannot have: give it a default")
+    select = partial(function_columns, spec, signature)
+    return Reward(name_of(function), load, select, batched=True, seconds=seconds, log=log)
+
+
+def import_function(module: str, function: str, folder: str) -> Function:
+    """`function` (dots for attributes) of `module`, looked for in `folder` first; InputError if there is none."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = f"{module}:{function}"
+    importlib.invalidate_caches()
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        hint = f"; {nearest_reward(module)}" if isinstance(error, ModuleNotFoundError) else ""
+        reason = describe(error) if not isinstance(error, ImportError) else " ".join(str(error).split())
+        raise InputError(f"reward {spec!r}: cannot import {module!r} from {folder}: {reason}{hint}") from error
+    try:
+        return attrgetter(function)(found)
+    except AttributeError:
+        nearest = get_close_matches(function, dir(found), n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else nearest_reward(module)
+        raise InputError(f"reward {spec!r}: module {module!r} has no {function!r}; {hint}") from None
+
+
+@contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """`folder` first on the path within; the trainer's own imports stay as they were."""
+    before = list(sys.path)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def pickled(function: Function) -> bytes:
+    try:
+        return pickle.dumps(function)
+    except Exception:
+        advice = "define it at the top of a module that can be imported"
+        raise InputError(f"reward {name_of(function)!r} cannot be sent to its process: {advice}") from None
+
+
+def name_of(function: Function) -> str:
+    """As TRL names it."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def built_in_columns(spec: str, wanted: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The completions and the first of the `wanted` columns; InputError if there is none of them."""
+    found = [name for name in wanted if name in given][:1]
+    if wanted and not found:
+        raise missing_column(spec, " or ".join(map(repr, wanted)), given)
+    return {name: given[name] for name in ("completions", *found)}
+
+
+def function_columns(spec: str, signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the function takes and can be pickled; InputError if a column that it has no default for is missing."""
+    parameters = signature.parameters.values()
+    by_keyword = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for parameter in by_keyword:
+        if parameter.default is parameter.empty and parameter.name not in given:
+            raise missing_column(spec, repr(parameter.name), given)
+    taken = set(given) if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in by_keyword}
+    return {name: given[name] for name in given if name in taken - set(NOT_SENT) and can_be_pickled(given[name])}
+
+
+def missing_column(spec: str, column: str, given: Mapping[str, Any]) -> InputError:
+    columns = ", ".join(name for name in given if name not in NO_COLUMNS) or "none besides the prompt"
+    return InputError(f"reward {spec!r} needs the column {column}; the rows have {columns}")
+
+
+def can_be_pickled(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # objects raise what they like
+        return False
+    return True
+
+
+def nearest_reward(name: str) -> str:
+    nearest = get_close_matches(name.replace("_", "-"), BUILT_INS, n=1)
+    if nearest:
+        return f"did you mean {written(nearest[0])!r}?"
+    return f"choose one of {', '.join(map(written, BUILT_INS))}, or module:function"
+
+
+def written(name: str) -> str:
+    """The built-in reward as it is written in a spec."""
+    argument = BUILT_INS[name].argument
+    return f"{name}:{argument}" if argument else name
