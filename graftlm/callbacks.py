@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -34,8 +35,9 @@ class RunCallback(TrainerCallback):
 class ConsoleCallback(TrainerCallback):
     """Plain progress lines on stderr, for where it is no terminal."""
 
-    def __init__(self, every_seconds: float = 10.0) -> None:
-        self.every_seconds = every_seconds
+    def __init__(self, every_seconds: float = 10.0, *, describe: Callable[[dict[str, Any]], str] | None = None) -> None:
+        """describe: words for a logged line, shown instead of its loss."""
+        self.every_seconds, self.describe = every_seconds, describe or describe_loss
         self.started = self.shown = time.monotonic()
         self.first_step = 0
 
@@ -50,8 +52,13 @@ class ConsoleCallback(TrainerCallback):
             self.shown = now
             pace = (now - self.started) / max(state.global_step - self.first_step, 1)
             left = round(pace * (state.max_steps - state.global_step))
-            loss = next((f", loss {line['loss']:.3f}" for line in reversed(state.log_history) if "loss" in line), "")
-            say(f"step {state.global_step}/{state.max_steps}{loss}, {left} s left")
+            line: dict[str, Any] = next((line for line in reversed(state.log_history) if "loss" in line), {})
+            told = "".join(f", {words}" for words in [self.describe(line)] if words)
+            say(f"step {state.global_step}/{state.max_steps}{told}, {left} s left")
+
+
+def describe_loss(line: dict[str, Any]) -> str:
+    return f"loss {line['loss']:.3f}" if "loss" in line else ""
 
 
 class InterruptCallback(TrainerCallback):

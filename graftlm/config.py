@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from graftlm.errors import InputError
+from graftlm.recipes import is_recipe, read_recipe
 from graftlm.yaml_text import YAMLError, parse_yaml
 
 Config = TypeVar("Config")
@@ -43,7 +44,8 @@ def load_config(
     """The config that defaults, `file` and `flags` make, the later overriding the earlier.
 
     Args:
-        file: YAML of `cls`'s fields, or the run.yaml (or folder) of an earlier run, whose config is repeated.
+        file: YAML of `cls`'s fields, the name of a recipe, or the run.yaml (or folder) of an earlier run, whose
+            config is repeated.
         flags: field name -> value or its text; None means not given.
         command: the command that runs; a run.yaml of another one is refused.
 
@@ -89,10 +91,11 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def read_config_file(file: Path, command: str | None) -> dict[str, Any]:
-    """The keys of a config file, or the `config` of a run.yaml."""
+    """The keys of a config file, of the recipe of that name, or the `config` of a run.yaml."""
     file = file / RUN_FILE if file.is_dir() else file
     try:
-        content = parse_yaml(file.read_text(encoding="utf-8"))
+        text = read_recipe(file.name) if is_recipe(file) else file.read_text(encoding="utf-8")
+        content = parse_yaml(text)
     except OSError as error:
         raise InputError(f"config file {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -104,7 +107,7 @@ def read_config_file(file: Path, command: str | None) -> dict[str, Any]:
         raise InputError(f"config file {file} must hold `key: value` lines, but holds {describe(content)}")
     if isinstance(content.get("config"), dict) and "command" in content:
         if command is not None and content["command"] != command:
-            raise InputError(f"{file} is of a `graftlm {content['command']}` run, not of `graftlm {command}`")
+            raise InputError(f"{file} is for `graftlm {content['command']}`, not for `graftlm {command}`")
         content = content["config"]
     return {str(key): value for key, value in content.items()}
 

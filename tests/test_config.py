@@ -139,7 +139,7 @@ def test_the_run_yaml_of_a_run_is_a_config_file_and_so_is_its_folder(tmp_path: P
     (tmp_path / "run.yaml").write_text(dump_yaml(document), encoding="utf-8")
     for file in (tmp_path / "run.yaml", tmp_path):
         assert load_config(Recipe, file, {}, command="cook")[0] == Recipe(rank=3)
-    with pytest.raises(InputError, match=r"is of a `graftlm cook` run, not of `graftlm bake`"):
+    with pytest.raises(InputError, match=r"is for `graftlm cook`, not for `graftlm bake`"):
         load_config(Recipe, tmp_path / "run.yaml", {}, command="bake")
 
 

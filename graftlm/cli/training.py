@@ -1,4 +1,4 @@
-"""Verbs that train: distill, tune, study."""
+"""Verbs that train: distill, tune, reinforce, study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from graftlm.cli.app import app
 from graftlm.cli.options import AsJson, DryRun, Overwrite, Resume
@@ -15,6 +17,8 @@ from graftlm.console import print_findings, reported_progress, say
 from graftlm.files import dump_json
 from graftlm.flags import config_command
 from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.recipes import list_recipes, read_recipe
+from graftlm.reinforce.config import ReinforceConfig
 from graftlm.runs import Run, check_folder
 from graftlm.study.config import StudyConfig, split_names
 from graftlm.yaml_text import dump_yaml
@@ -64,14 +68,48 @@ def tune(
     from graftlm.multitoken.tune import tune as tune_model
 
     if dry_run:
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            Run.create(Path(scratch) / "run", "tune", config, sources) as run,
-        ):
+        with scratch_run("tune", config, sources) as run:
             tune_model(config, run, dry_run=True)
         return
     with opened_run(config, "tune", sources, resume=resume, overwrite=overwrite) as run:
         tune_model(config, run)
+
+
+@app.command()
+@config_command(ReinforceConfig, "reinforce")
+def reinforce(
+    config: ReinforceConfig,
+    sources: dict[str, str],
+    *,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train with a verifiable reward, on forking tokens, its formats watched.
+
+    CONFIG may also be the name of a recipe; `graftlm recipes` lists them.
+    """
+    if dry_run:
+        check_folder(Path(config.output), "reinforce", config, resume=resume, overwrite=overwrite)
+        print_config(config, sources)
+    from graftlm.reinforce.reinforce import reinforce as train_with_reward
+
+    if dry_run:
+        with scratch_run("reinforce", config, sources) as run:
+            train_with_reward(config, run, dry_run=True)
+        return
+    with opened_run(config, "reinforce", sources, resume=resume, overwrite=overwrite) as run:
+        train_with_reward(config, run)
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")] = None) -> None:
+    """List the recipes, or print one to copy: settings that a paper or a bench has used."""
+    if name is not None:
+        print(read_recipe(name), end="")
+        return
+    for each, line in list_recipes().items():
+        print(f"{each:<24}{line}")
 
 
 @app.command()
@@ -121,8 +159,18 @@ def study(
 
 
 @contextmanager
+def scratch_run(command: str, config: Any, sources: Mapping[str, str]) -> Iterator[Run]:
+    """A run in a folder that is removed again, for --dry-run."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Run.create(Path(scratch) / "run", command, config, sources) as run,
+    ):
+        yield run
+
+
+@contextmanager
 def opened_run(
-    config: DistillConfig | TuneConfig | StudyConfig,
+    config: DistillConfig | TuneConfig | ReinforceConfig | StudyConfig,
     command: str,
     sources: Mapping[str, str],
     *,

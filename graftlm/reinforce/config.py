@@ -80,7 +80,10 @@ class ReinforceConfig:
             if not isinstance(pattern, str):
                 raise InputError(f"--formats {name} is {pattern!r}, but a regular expression is expected (quote it)")
         require(
-            self.guard == "none" or bool(self.formats), "guard", self.guard, "it needs --formats name=regular-expression"
+            self.guard == "none" or bool(self.formats),
+            "guard",
+            self.guard,
+            "it needs --formats name=regular-expression",
         )
         require(self.guard_coefficient > 0, "guard_coefficient", self.guard_coefficient, "it must be positive")
         require(0 < self.forking_fraction <= 1, "forking_fraction", self.forking_fraction, "it must lie in (0, 1]")
@@ -90,12 +93,14 @@ class ReinforceConfig:
         require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "must be positive")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be positive")
         require(self.updates_per_rollout >= 1, "updates_per_rollout", self.updates_per_rollout, "must be positive")
-        require(self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "must be positive")
+        require(
+            self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "must be positive"
+        )
         require(self.temperature > 0, "temperature", self.temperature, "sampling needs a positive one")
         completions = self.prompts_per_step * self.num_generations
         require(
             completions % (self.batch_size * self.updates_per_rollout) == 0,
             "batch_size", self.batch_size,
-            f"{self.prompts_per_step} prompts x {self.num_generations} completions = {completions} must be divisible by "
-            f"batch-size x updates-per-rollout = {self.batch_size * self.updates_per_rollout}",
+            f"{self.prompts_per_step} prompts x {self.num_generations} completions = {completions} must be divisible "
+            f"by batch-size x updates-per-rollout = {self.batch_size * self.updates_per_rollout}",
         )  # fmt: skip

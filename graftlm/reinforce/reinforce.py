@@ -1,7 +1,7 @@
 """`graftlm reinforce`: from a ReinforceConfig and a run folder to a trained model.
 
-run folder: model/ (the plain model or adapter), checkpoints/, metrics.jsonl, formats.jsonl, rewards.jsonl (samples whose
-reward failed), report.html, run.yaml.
+run folder: model/ (the plain model or adapter), checkpoints/, metrics.jsonl, formats.jsonl, rewards.jsonl (samples
+whose reward failed), report.html, run.yaml.
 """
 
 from __future__ import annotations

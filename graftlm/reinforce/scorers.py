@@ -127,8 +127,9 @@ def molecule_formula_score() -> Score:
 
     def score(completion: str, formula: Any) -> float:
         words = completion.split(maxsplit=1)
-        if not words:
-            return 0.0  # an empty molecule to RDKit
+        # No word is an empty molecule to RDKit; several molecules could be put together to any formula.
+        if not words or "." in words[0]:
+            return 0.0
         with rdBase.BlockLogs():
             molecule = Chem.MolFromSmiles(words[0])
             return float(molecule is not None and CalcMolFormula(molecule) == str(formula).strip())

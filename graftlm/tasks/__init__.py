@@ -14,6 +14,8 @@ from graftlm.tasks.glosses import Glosses
 from graftlm.tasks.harness import PREFIX, HarnessTask
 from graftlm.tasks.molecules import Molecules
 from graftlm.tasks.perplexity import Code, GeneralText
+from graftlm.tasks.reasoning import PREFIX as REASONING
+from graftlm.tasks.reasoning import Reasoning
 
 __all__ = [
     "TASKS",
@@ -25,6 +27,7 @@ __all__ = [
     "Glosses",
     "HarnessTask",
     "Molecules",
+    "Reasoning",
     "Task",
     "TaskResult",
     "get_task",
@@ -34,12 +37,14 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Molecules, Capitals
 
 
 def get_task(name: str) -> Task:
-    """The built-in task of that name, `lm-eval:NAME` of the LM Evaluation Harness, or the probe out of that file;
-    InputError, with the nearest name, if there is none."""
+    """The built-in task of that name, `reasoning-gym:NAME`, `lm-eval:NAME` of the LM Evaluation Harness, or the probe
+    out of that file; InputError, with the nearest name, if there is none."""
     if name in TASKS:
         return TASKS[name]()
     if name.startswith(PREFIX):
         return HarnessTask(name)
+    if name.startswith(REASONING):
+        return Reasoning(name)
     if is_probe_file(name):
         return FileProbe(Path(name))
     nearest = get_close_matches(name, TASKS, n=1, cutoff=0.5)
