@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from graftlm.auditing.comparison import changes, compare_results
 from graftlm.auditing.divergence import base_written_divergence, write_base_texts
-from graftlm.auditing.diversity import Format, measure_diversity
+from graftlm.auditing.diversity import Pattern, measure_diversity
 from graftlm.auditing.forward_clock import ForwardClock
 from graftlm.auditing.opening import opened_pair
 from graftlm.auditing.pair import ModelPair, SteeredPair
@@ -46,7 +46,7 @@ def audit(
     probes: Sequence[str | Task] = DEFAULT_PROBES,
     limit: int | None = 100,
     layer_groups: int = 6,
-    formats: Mapping[str, Format] | None = None,
+    formats: Mapping[str, Pattern] | None = None,
     batch_size: int = 32,
     seed: int = 0,
     progress: Report | None = None,
@@ -182,7 +182,7 @@ class Measurement:
     chosen: Chosen
     options: Mapping[str, Any]
     layer_groups: int
-    formats: Mapping[str, Format] | None
+    formats: Mapping[str, Pattern] | None
     stopwatch: Stopwatch
     progress: Report | None
 

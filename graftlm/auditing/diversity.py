@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,12 +12,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from graftlm.auditing.result import Diversity
 from graftlm.errors import InputError
+from graftlm.reinforce.formats import OTHER, Format, format_of
 from graftlm.tasks.generation import encode_prompt, logits_at
 
-Format = str | Callable[[str], bool]
+Pattern = str | Callable[[str], bool]
 """A regular expression that is searched in the output, or a function of it."""
 
-FORMATS: dict[str, Format] = {
+FORMATS: dict[str, Pattern] = {
     "code block": r"```",
     "JSON": r"^\s*[\[{][\s\S]*[\]}]?\s*$",
     "list": r"(?m)^\s*(?:[-*•]|\d+[.)])\s+\S",
@@ -26,7 +26,7 @@ FORMATS: dict[str, Format] = {
     "one word": r"^\s*\S+\s*$",
     "sentences": r"[A-Za-z]{2,}\s+[a-z]{2,}\s+\S+",
 }
-"""The first that fits counts; an output that none fits is "other"."""
+"""The first that fits counts; an output that none fits is `other`."""
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def measure_diversity(
     *,
     samples: int = 4,
     max_new_tokens: int = 32,
-    formats: Mapping[str, Format] = FORMATS,
+    formats: Mapping[str, Pattern] = FORMATS,
     seed: int = 0,
 ) -> Diversity:
     """`samples` outputs of each prompt, sampled at temperature 1 from the whole distribution.
@@ -46,7 +46,7 @@ def measure_diversity(
     """
     if not prompts:
         raise InputError("diversity needs at least one prompt")
-    tests = {name: compiled_format(name, pattern) for name, pattern in formats.items()}
+    tried = [Format(name, pattern) for name, pattern in formats.items()]
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     entropy = sum(_entropy(model, ids) for ids in encoded) / len(encoded)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -55,28 +55,13 @@ def measure_diversity(
         outputs = _sample(model, tokenizer, encoded, samples, max_new_tokens)
     # Two prompts may be answered alike: outputs are told apart within a prompt.
     distinct = len({(place // samples, output) for place, output in enumerate(outputs)})
-    counts = Counter(format_of(output, tests) for output in outputs)
+    counts = Counter(format_of(output, tried) for output in outputs)
     return Diversity(
         distinct=distinct / len(outputs),
         start_entropy=entropy,
-        formats={name: counts[name] / len(outputs) for name in (*tests, "other")},
+        formats={name: counts[name] / len(outputs) for name in (*formats, OTHER)},
         outputs=len(outputs),
     )
-
-
-def compiled_format(name: str, pattern: Format) -> Callable[[str], bool]:
-    """The format as a function; InputError that names it where its regular expression is wrong."""
-    if callable(pattern):
-        return pattern
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"format {name!r} is no regular expression: {error}") from error
-    return lambda output: expression.search(output) is not None
-
-
-def format_of(output: str, tests: Mapping[str, Callable[[str], bool]]) -> str:
-    return next((name for name, fits in tests.items() if fits(output)), "other")
 
 
 def _entropy(model: Any, ids: list[int]) -> float:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,22 @@ class Format:
         if isinstance(self.pattern, str):
             return regex.search(self.pattern, text, timeout=MATCH_SECONDS) is not None
         return bool(self.pattern(text))
+
+
+def format_of(text: str, formats: Iterable[Format], failed: Callable[[str, str], None] | None = None) -> str:
+    """The name of the first format that matches, or `other`; one that is too slow or raises does not match.
+
+    failed: called with its name and what happened.
+    """
+    for each in formats:
+        try:
+            if each.matches(text):
+                return each.name
+        except Exception as error:
+            what = f"took longer than {MATCH_SECONDS} s" if isinstance(error, TimeoutError) else f"raised {error!r}"
+            if failed is not None:
+                failed(each.name, f"its pattern {what} on a completion, which counts as no match")
+    return OTHER
 
 
 class FormatMonitor(TrainerCallback):
@@ -112,15 +128,8 @@ class FormatMonitor(TrainerCallback):
         self._writes = True
 
     def format_of(self, text: str) -> str:
-        """The name of the first format that matches, or `other`; one that is too slow or raises does not match."""
-        for each in self.formats:
-            try:
-                if each.matches(text):
-                    return each.name
-            except Exception as error:
-                what = f"took longer than {MATCH_SECONDS} s" if isinstance(error, TimeoutError) else f"raised {error!r}"
-                self._tell_once(each.name, "failed", f"its pattern {what} on a completion, which counts as no match")
-        return OTHER
+        """As the function of that name; a pattern that fails is told once."""
+        return format_of(text, self.formats, lambda name, what: self._tell_once(name, "failed", what))
 
     def watch(self, reward: Callable[..., Any]) -> Callable[..., Any]:
         """A TRL reward function that gives `reward`'s values (shaped, with a guard) and measures the completions."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback
-from transformers.utils import is_vllm_available
 from trl.rewards import get_soft_overlong_punishment
 
 from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback
@@ -129,7 +129,7 @@ def check_prompts(rows: Any, tokenizer: Any, config: ReinforceConfig) -> None:
 
 def training_arguments(config: ReinforceConfig, folder: Path) -> ForkingTokenGRPOConfig:
     """The trainer's arguments; `config.trainer` has the last word. Raises InputError for an unknown one."""
-    if config.vllm and not (is_vllm_available() and torch.cuda.is_available()):
+    if config.vllm and not (find_spec("vllm") and torch.cuda.is_available()):
         raise InputError("--vllm needs vLLM and a GPU: pip install vllm, or leave it out")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     completions = config.prompts_per_step * config.num_generations

@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from graftlm.auditing.divergence import base_written_divergence, write_base_texts
-from graftlm.auditing.diversity import FORMATS, compiled_format, format_of, measure_diversity
+from graftlm.auditing.diversity import FORMATS, measure_diversity
 from graftlm.auditing.pair import AdapterPair, ModelPair, WholePair
 from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.weights import weight_changes
 from graftlm.errors import InputError
 from graftlm.multitoken import WrittenText
+from graftlm.reinforce.formats import Format, format_of
 from tests.auditing.models import adapted, merged, noisy
 from tests.conftest import ARCHITECTURES, tiny_model
 
@@ -177,9 +178,4 @@ def test_sampling_leaves_the_callers_random_state_alone(tokenizer: PreTrainedTok
     ],
 )
 def test_formats_are_told_apart(output: str, name: str) -> None:
-    assert format_of(output, {key: compiled_format(key, value) for key, value in FORMATS.items()}) == name
-
-
-def test_a_format_that_is_no_regular_expression_is_named() -> None:
-    with pytest.raises(InputError, match="format 'broken' is no regular expression"):
-        compiled_format("broken", "(")
+    assert format_of(output, [Format(key, value) for key, value in FORMATS.items()]) == name

@@ -1,0 +1,243 @@
+"""`graftlm reinforce` from end to end on a tiny model: what it leaves, what it refuses, how it resumes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from graftlm import audit, load_model
+from graftlm.errors import InputError
+from graftlm.reinforce.config import ReinforceConfig
+from graftlm.reinforce.prompts import load_prompts
+from graftlm.reinforce.reinforce import reinforce
+from graftlm.runs import Run
+from tests.multitoken.plain import PEFT_WARNING
+from tests.multitoken.test_tune import environment, graftlm, model_folder  # noqa: F401  # a fixture
+
+pytestmark = [
+    pytest.mark.filterwarnings(PEFT_WARNING),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
+]
+TINY = {"num_generations": 4, "prompts_per_step": 2, "batch_size": 8, "max_completion_length": 6, "max_steps": 3}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        "".join(json.dumps({"question": f"{i} + {i % 3} =", "answer": i + i % 3}) + "\n" for i in range(12))
+    )
+    return path
+
+
+def config(folder: Path, data: Path, output: Path, **settings: Any) -> ReinforceConfig:
+    given = {"reward": "regex:[a-m]", "learning_rate": 1e-2, **TINY, **settings}
+    return ReinforceConfig(model=str(folder), data=str(data), output=str(output), **given)
+
+
+def run(given: ReinforceConfig, **how: bool) -> Path:
+    with Run.create(given.output, "reinforce", given, {}, **how) as opened:
+        reinforce(given, opened)
+    return Path(given.output)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "lora"},
+        {"method": "full", "beta": 0.01},
+        {"guard": "divergence", "updates_per_rollout": 2, "batch_size": 4},
+        {"overlong_buffer": 3, "forking_tokens": "rest", "guard": "within-format"},
+    ],
+)
+def test_a_run_leaves_a_model_its_logs_and_a_report(
+    settings: dict[str, Any],
+    model_folder: Path,  # noqa: F811
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    formats = {"letter": "^[a-zA-Z]", "digit": "^[0-9]"}
+    folder = run(config(model_folder, data, tmp_path / "run", formats=formats, **settings))
+    tuned, _ = load_model(str(folder / "model"))
+    untrained, _ = load_model(str(model_folder))
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        assert not torch.equal(tuned(input_ids=ids).logits, untrained(input_ids=ids).logits)
+    assert not list((folder / "model").rglob("*.bin"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "reward" in line]
+    rollouts = 2 if "updates_per_rollout" in settings else 3
+    assert len(steps) == rollouts and all(
+        {"entropy", "pass_at_1", "formats/letter/share"} <= set(line) for line in steps
+    )
+    assert ("rewards/soft_overlong_punishment_reward/mean" in str(steps)) == ("overlong_buffer" in settings)
+    history = [json.loads(line) for line in (folder / "formats.jsonl").read_text().splitlines()]
+    assert len(history) == rollouts
+    page = (folder / "report.html").read_text()
+    assert "Share of each format" in page and "Mean reward" in page and str(history[0]["counts"]["letter"]) in page
+    assert "report: " in capsys.readouterr().err
+
+
+def test_a_reward_that_raises_or_gives_no_number_counts_as_0_and_the_run_goes_on(
+    model_folder: Path,  # noqa: F811
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "fragile.py").write_text(
+        "def fragile(completions, answer, **rest):\n"
+        "    if any(value % 3 == 0 for value in answer):\n        raise RuntimeError('no third ones')\n"
+        "    return [float('nan') if len(text) % 2 else 1.0 for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    folder = run(config(model_folder, data, tmp_path / "run", reward="fragile:fragile"))
+    assert (folder / "model").is_dir()
+    failed = [json.loads(line) for line in (folder / "rewards.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in failed} == {"exception", "not a number"}
+    assert all("prompt" in line and "completion" in line for line in failed)
+
+
+def test_audit_reads_the_result(model_folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = run(config(model_folder, data, tmp_path / "run", max_steps=1))
+    task = "reasoning-gym:chain_sum"
+    measured = audit(str(model_folder), str(folder / "model"), tasks=[task], probes=["capitals"], limit=2)
+    assert "correct" in measured.base_results[task].metrics
+
+
+def test_reasoning_gym_makes_the_same_prompts_each_time_and_scores_them() -> None:
+    rows = load_prompts("reasoning-gym:chain_sum", rows=5, options={"min_terms": 2, "max_terms": 2})
+    assert rows[:] == load_prompts("reasoning-gym:chain_sum", rows=5, options={"min_terms": 2, "max_terms": 2})[:]
+    assert set(rows.column_names) == {"prompt", "answer", "entry"}
+    entry = json.loads(rows[0]["entry"])
+    assert rows[0]["answer"] == entry["answer"] and rows[0]["prompt"].endswith("\nAnswer:")
+
+
+def test_prompts_come_from_questions_and_conversations(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
+    path.write_text(json.dumps({"messages": messages, "answer": "4"}) + "\n")
+    [row] = load_prompts(str(path), rows=9)
+    assert row == {"prompt": messages[:1], "answer": "4"}
+    path.write_text(json.dumps({"prompt": "2+2", "completion": "4", "source": "book"}) + "\n")
+    assert list(load_prompts(str(path), rows=9)) == [{"prompt": "2+2", "answer": "4", "source": "book"}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprit"),
+    [
+        ({"reward": "answr"}, "no reward 'answr'.*answer"),
+        ({"formats": {"bad": "("}}, "format 'bad'.*no regular expression"),
+        ({"trainer": {"epsilonn": 1}}, "unknown field 'epsilonn'; did you mean 'epsilon'"),
+        ({"vllm": True}, "--vllm needs"),
+        ({"prompts_per_step": 14, "batch_size": 8}, "12 prompts, fewer than --prompts-per-step 14"),
+        ({"data_options": {"min_terms": 2}}, "--data-options are for reasoning-gym"),
+    ],
+)
+def test_what_cannot_be_run_is_named(
+    settings: dict[str, Any],
+    culprit: str,
+    model_folder: Path,  # noqa: F811
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(InputError, match=culprit):
+        run(config(model_folder, data, tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprit"),
+    [
+        ({"batch_size": 3}, "--batch-size is 3.*= 8 must be divisible"),
+        ({"guard": "divergence"}, "--guard is 'divergence'.*--formats"),
+        ({"forking_fraction": 0.0}, "--forking-fraction is 0.0"),
+        ({"formats": {"seven": 7}}, "--formats seven is 7"),
+        ({"overlong_buffer": 6}, "--overlong-buffer is 6"),
+        ({"num_generations": 1}, "--num-generations is 1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(settings: dict[str, Any], culprit: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=culprit):
+        config(tmp_path, tmp_path, tmp_path, **settings)
+
+
+def test_rows_without_a_prompt_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(InputError, match=r"row 1 of .* has no prompt: .*question.* but it has text"):
+        load_prompts(str(path), rows=1)
+    path.write_text('{"prompt": " "}\n')
+    with pytest.raises(InputError, match="its prompt is ' '"):
+        load_prompts(str(path), rows=1)
+    with pytest.raises(InputError, match="no data set 'chain_summ'; did you mean 'chain_sum'"):
+        load_prompts("reasoning-gym:chain_summ", rows=1)
+    with pytest.raises(InputError, match="refuses chain_sum"):
+        load_prompts("reasoning-gym:chain_sum", rows=1, options={"min_terms": "two"})
+
+
+@pytest.mark.slow
+def test_recipes_dry_runs_and_bad_recipes_on_the_command_line(
+    model_folder: Path,  # noqa: F811
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    listed = graftlm("recipes", cwd=tmp_path)
+    assert listed.returncode == 0 and "dapo" in listed.stdout and "2506.01939" in listed.stdout
+    recipe = graftlm("recipes", "dapo", cwd=tmp_path)
+    (tmp_path / "mine.yaml").write_text(recipe.stdout + "    epsilonn: 1\n")
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    small += ["--model", str(model_folder), "--data", str(data), "--reward", "regex:a", "--overlong-buffer", "0",
+              "--no-vllm", "--updates-per-rollout", "1"]  # fmt: skip
+    shown = graftlm("reinforce", "dapo", *small, "--dry-run", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "epsilon_high: 0.28  # config file" in shown.stdout and "prompts: 12" in shown.stdout
+    assert not (tmp_path / "run").exists()
+    for arguments, culprit in (
+        (["reinforce", "mine.yaml", *small], "unknown field 'epsilonn'"),
+        (["tune", "dapo"], "dapo is for `graftlm reinforce`, not for `graftlm tune`"),
+        (["reinforce", "dappo"], "config file dappo cannot be read"),
+        (["recipes", "dappo"], "did you mean 'dapo'"),
+    ):
+        done = graftlm(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and culprit in done.stderr, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_kill_9_then_resume_writes_the_same_rollouts_and_ends_with_the_same_weights(
+    model_folder: Path,  # noqa: F811
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    flags = ["reinforce", "--model", str(model_folder), "--data", str(data), "--reward", "regex:[a-m]", *small,
+             "--max-steps", "12", "--save-steps", "2", "--formats", "letter=^[a-z]",
+             "--learning-rate", "0.01"]  # fmt: skip
+    whole = graftlm(*flags, "--output", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "graftlm", *flags, "--output", "killed"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for _ in range(1200):
+        if (tmp_path / "killed/checkpoints/checkpoint-4/trainer_state.json").exists():
+            break
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    resumed = graftlm("reinforce", "killed/run.yaml", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    for name in ("formats.jsonl", "model/adapter_model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
