@@ -14,12 +14,18 @@ import typer
 from graftlm.cli import app
 from graftlm.config import coerce_flag, field_types, flag_name, load_config
 from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.reinforce.config import ReinforceConfig
 from graftlm.study.config import StudyConfig
-from graftlm.tasks import TASKS
+from graftlm.tasks import get_task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CONFIGS: dict[str, type] = {"distill": DistillConfig, "tune": TuneConfig, "study": StudyConfig}
+CONFIGS: dict[str, type] = {
+    "distill": DistillConfig,
+    "tune": TuneConfig,
+    "reinforce": ReinforceConfig,
+    "study": StudyConfig,
+}
 
 
 def blocks(language: str) -> list[Any]:
@@ -53,7 +59,7 @@ def test_every_command_line_in_the_documentation_is_accepted(line: str) -> None:
         command = command.commands[arguments.pop(0)]
     given = command.make_context(verb, arguments).params
     for task in given.get("task") or []:
-        assert task in TASKS
+        assert get_task(task).name == task
     if verb not in CONFIGS:
         return
     config = CONFIGS[verb]

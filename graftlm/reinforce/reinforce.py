@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def reinforce(config: ReinforceConfig, run: Run, *, dry_run: bool = False) -> No
         if run.is_main and run.metrics():
             write_reinforce_report(
                 run.folder / REPORT, run.metrics(), read_json_lines(run.folder / FORMATS),
-                title=f"{config.model} on {config.data}", settings=config,
+                title=f"{config.model} on {config.data}", settings=asdict(config),
             )  # fmt: skip
             say(f"report: {run.folder / REPORT}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ WINDOW = 0.1  # share of the steps whose mean stands for the start and for the e
 Steps = Sequence[Mapping[str, Any]]
 
 
-def write_reinforce_report(path: Path, metrics: Steps, formats: Steps, *, title: str, settings: Any) -> None:
+def write_reinforce_report(
+    path: Path, metrics: Steps, formats: Steps, *, title: str, settings: Mapping[str, Any]
+) -> None:
     """Write the page to `path`, whole or not at all (OSError names the file).
 
-    metrics: lines of metrics.jsonl; formats: lines of formats.jsonl, none where no formats are watched; settings: the
-    run's config dataclass.
+    metrics: lines of metrics.jsonl, or a trainer's log_history; formats: lines of formats.jsonl, or a monitor's
+    history; empty where no formats are watched.
     """
     steps = [line for line in metrics if line.get("reward") is not None]
     sections = [
@@ -31,7 +32,7 @@ def write_reinforce_report(path: Path, metrics: Steps, formats: Steps, *, title:
         _rewards(steps),
         _formats(formats),
         _numbers(steps, formats),
-        facts_section({"settings": asdict(settings), "versions": versions()}),
+        facts_section({"settings": settings, "versions": versions()}),
         data_section("formats", list(formats)),
     ]
     write_text(path, page(title, sections))
