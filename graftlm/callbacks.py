@@ -57,6 +57,63 @@ class ConsoleCallback(TrainerCallback):
             say(f"step {state.global_step}/{state.max_steps}{told}, {left} s left")
 
 
+class TableCallback(TrainerCallback):
+    """A table of the last logged steps on a terminal, which grows as they come.
+
+    cells: heading -> text of a logged line; a line without any is left out.
+    """
+
+    def __init__(
+        self, cells: Callable[[dict[str, Any]], dict[str, str]], *, rows: int = 12, console: Any = None
+    ) -> None:
+        self.cells, self.rows, self.console = cells, rows, console
+        self.lines: list[dict[str, str]] = []
+        self.started = 0.0
+        self.live: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if state.is_world_process_zero:
+            self.live = Live(console=self.console or Console(stderr=True), auto_refresh=False)
+            self.live.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        found = self.cells(logs or {})
+        if not found or self.live is None:
+            return
+        pace = (time.monotonic() - self.started) / max(state.global_step - self.first_step, 1)
+        left = f"{round(pace * (state.max_steps - state.global_step))} s"
+        self.lines = [*self.lines, {"step": f"{state.global_step}/{state.max_steps}", **found, "left": left}]
+        self.live.update(self.table(), refresh=True)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def table(self) -> Any:
+        from rich.table import Table
+
+        shown = self.lines[-self.rows :]
+        headings = list(dict.fromkeys(heading for line in shown for heading in line))
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        for line in shown:
+            table.add_row(*(line.get(heading, "-") for heading in headings))
+        return table
+
+
 def describe_loss(line: dict[str, Any]) -> str:
     return f"loss {line['loss']:.3f}" if "loss" in line else ""
 

@@ -18,7 +18,7 @@ import torch
 from transformers import PrinterCallback
 from trl.rewards import get_soft_overlong_punishment
 
-from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback
+from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback
 from graftlm.console import say
 from graftlm.datasets import data_fingerprint
 from graftlm.errors import InputError
@@ -97,9 +97,8 @@ def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
             peft_config=adapter,
             callbacks=[*([monitor] if monitor else []), RunCallback(run), InterruptCallback()],
         )
-    if not sys.stderr.isatty():
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(ConsoleCallback(describe=describe_step))
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(TableCallback(step_cells) if sys.stderr.isatty() else ConsoleCallback(describe=describe_step))
     return trainer
 
 
@@ -171,7 +170,7 @@ def training_arguments(config: ReinforceConfig, folder: Path) -> ForkingTokenGRP
         "logging_steps": 1,
         "save_total_limit": 2,
         "dataloader_pin_memory": gpu,
-        "disable_tqdm": not sys.stderr.isatty(),
+        "disable_tqdm": True,  # a table or lines stand in its place
         # A guard's price must not be blown up in groups whose rewards are all alike.
         **({"scale_rewards": "batch"} if config.guard != "none" else {}),
         **save_steps(config.save_steps),
@@ -179,15 +178,19 @@ def training_arguments(config: ReinforceConfig, folder: Path) -> ForkingTokenGRP
     return trainer_arguments(ForkingTokenGRPOConfig, folder, settings, config.trainer)
 
 
-def describe_step(line: dict[str, Any]) -> str:
-    """Reward, entropy and the formats' shares of a logged step."""
-    parts = [f"reward {line['reward']:.3f}"] if line.get("reward") is not None else []
+def step_cells(line: dict[str, Any]) -> dict[str, str]:
+    """Reward, entropy and the formats' shares of a logged step; nothing of a line without a reward."""
+    if line.get("reward") is None:
+        return {}
+    cells = {"reward": f"{line['reward']:.3f}"}
     if line.get("entropy") is not None:
-        parts.append(f"token entropy {line['entropy']:.2f}")
+        cells["token entropy"] = f"{line['entropy']:.2f}"
     shares = {name.split("/")[1]: value for name, value in line.items() if name.endswith("/share")}
-    if shares:
-        parts.append("formats " + " ".join(f"{name} {share:.0%}" for name, share in shares.items()))
-    return ", ".join(parts)
+    return cells | {name: f"{share:.0%}" for name, share in shares.items()}
+
+
+def describe_step(line: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in step_cells(line).items())
 
 
 def describe_plan(trainer: ForkingTokenGRPOTrainer, config: ReinforceConfig) -> str:

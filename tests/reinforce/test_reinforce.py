@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from graftlm import audit, load_model
+from graftlm.callbacks import TableCallback
 from graftlm.errors import InputError
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.prompts import load_prompts
-from graftlm.reinforce.reinforce import reinforce
+from graftlm.reinforce.reinforce import reinforce, step_cells
 from graftlm.runs import Run
 from tests.multitoken.plain import PEFT_WARNING
 from tests.multitoken.test_tune import environment, graftlm, model_folder  # noqa: F401  # a fixture
@@ -241,3 +245,17 @@ def test_kill_9_then_resume_writes_the_same_rollouts_and_ends_with_the_same_weig
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     for name in ("formats.jsonl", "model/adapter_model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+def test_the_live_table_shows_reward_entropy_and_formats_step_by_step() -> None:
+    text = io.StringIO()
+    shown = TableCallback(step_cells, rows=2, console=Console(file=text, force_terminal=True, width=100))
+    state = SimpleNamespace(global_step=0, max_steps=9, is_world_process_zero=True)
+    shown.on_train_begin(None, state, None)
+    for state.global_step in (1, 2, 3):
+        line = {"reward": state.global_step / 10, "entropy": 0.5, "formats/prose/share": 0.25, "loss": 0.0}
+        shown.on_log(None, state, None, logs=line)
+    shown.on_log(None, state, None, logs={"train_runtime": 1.0})
+    shown.on_train_end(None, state, None)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue()).split("step")[-1]
+    assert "prose" in last and "3/9" in last and "0.300" in last and "25%" in last and "1/9" not in last
