@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from graftlm import audit, load_model
 from graftlm.callbacks import TableCallback
