@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         head_losses,
     )
     from graftlm.proxy import ProxyTunedModel
+    from graftlm.pruning import PrunedChain, prune_chain
     from graftlm.reinforce import (
         ForkingTokenGRPOConfig,
         ForkingTokenGRPOTrainer,
@@ -45,6 +46,7 @@ __all__ = [
     "MultiTokenModel",
     "MultiTokenTrainer",
     "ProxyTunedModel",
+    "PrunedChain",
     "Task",
     "TaskResult",
     "__version__",
@@ -54,6 +56,7 @@ __all__ = [
     "forking_token_mask",
     "head_losses",
     "load_model",
+    "prune_chain",
 ]
 
 __getattr__ = lazy_attributes(
@@ -69,6 +72,7 @@ __getattr__ = lazy_attributes(
         "MultiTokenModel": "graftlm.multitoken",
         "MultiTokenTrainer": "graftlm.multitoken",
         "ProxyTunedModel": "graftlm.proxy",
+        "PrunedChain": "graftlm.pruning",
         "Task": "graftlm.tasks",
         "TaskResult": "graftlm.tasks",
         "audit": "graftlm.auditing.audit",
@@ -77,6 +81,7 @@ __getattr__ = lazy_attributes(
         "forking_token_mask": "graftlm.reinforce",
         "head_losses": "graftlm.multitoken",
         "load_model": "graftlm.models",
+        "prune_chain": "graftlm.pruning",
     },
 )
 

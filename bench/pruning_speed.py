@@ -1,0 +1,212 @@
+"""Greedy pruning of real chains: the plain algorithm, `exact` and `screened`, chain by chain and in turns.
+
+    .venv/bin/python bench/pruning_speed.py --output bench/results/pruning/speed.json
+
+- `plain`: the algorithm of arXiv 2601.03066 written as it reads: at each step one full pass for every token that is
+  left, in batches, all positions unembedded. It goes along the order of `exact`, and tells whether it would have
+  deleted the same token: where it always would, its own order is the same. With --every N only every Nth step is taken,
+  and its time is scaled by the number of tokens in all passes.
+- `exact`: `prune_chain(..., mode="exact")`, with the same rule for ties.
+- `screened`: `prune_chain(..., mode="screened")`; Spearman's rank correlation of its ranks with those of `exact`.
+
+Chains: GSM-Symbolic problems of reasoning-gym with their own solutions. The plain algorithm takes a quarter of an hour
+for 60 tokens and two for 150: each chain's result is kept in the output file, and a chain that is there is not measured
+again (with --again only `screened`). Seconds are those of the process's own CPU time, so that what else the machine
+does counts less; with more than one thread they add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graftlm import load_model
+from graftlm.console import say
+from graftlm.files import dump_json, write_text
+from graftlm.provenance import versions
+from graftlm.pruning import prune_chain
+from graftlm.pruning.encoding import Encoding, encode_chain
+from graftlm.pruning.greedy import TIE
+from graftlm.tasks.reasoning import Reasoning
+
+BASE = "smollm2-135m"
+BATCH_TOKENS = 1024
+"""Of the plain algorithm's passes."""
+
+
+def chains(tokenizer: Any, count: int, shortest: int, longest: int) -> list[tuple[str, str, str, Encoding]]:
+    """Question, chain and answer of the first `count` problems whose chain has that many tokens."""
+    found: list[tuple[str, str, str, Encoding]] = []
+    for problem in Reasoning("reasoning-gym:gsm_symbolic").problems("train", 40 * count):
+        chain = problem["metadata"]["answer_cot"].rpartition("####")[0].rstrip()
+        texts = (f"{problem['question']}\n", chain, f"\nThe answer is {problem['answer']}")
+        encoding = encode_chain(tokenizer, *texts)
+        if shortest <= len(encoding.chain) <= longest:
+            found.append((*texts, encoding))
+        if len(found) == count:
+            return found
+    raise SystemExit(f"only {len(found)} chains of {shortest} to {longest} tokens")
+
+
+@torch.no_grad()
+def plain(
+    model: Any, encoding: Encoding, order: Sequence[int], every: int, on_step: Callable[[int], None]
+) -> tuple[float, int, list[dict[str, float]]]:
+    """Seconds, the number of steps taken, and those whose own choice is not that of `order`, with the gap in nats."""
+    left = list(range(len(order)))
+    differing: list[dict[str, float]] = []
+    seconds = tokens = all_tokens = 0.0
+    for step, given in enumerate(order):
+        others = len(encoding.question) + len(left) - 1 + len(encoding.answer)
+        all_tokens += len(left) * others
+        if step % every == 0:
+            begun = time.process_time()
+            rows = [
+                [*encoding.question, *(encoding.chain[place].id for place in left if place != out), *encoding.answer]
+                for out in left
+            ]
+            scores = log_likelihoods(model, rows, len(encoding.question))
+            chosen = int((scores >= scores.max() - TIE).nonzero()[0])
+            seconds += time.process_time() - begun
+            tokens += len(left) * others
+            if left[chosen] != given:
+                differing.append({"step": step, "gap_nats": float(scores[chosen] - scores[left.index(given)])})
+        left.remove(given)
+        on_step(1)
+    return seconds * all_tokens / tokens, len(range(0, len(order), every)), differing
+
+
+def log_likelihoods(model: Any, rows: Sequence[Sequence[int]], first: int) -> torch.Tensor:
+    """Of each row (all of one length) the sum of log p over the tokens from `first` on."""
+    ids = torch.tensor(rows)
+    batches = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
+    return torch.cat([row_log_likelihoods(model, batch, first) for batch in batches])
+
+
+def row_log_likelihoods(model: Any, ids: torch.Tensor, first: int) -> torch.Tensor:
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    chosen = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+    return chosen[:, first - 1 :].double().sum(-1)
+
+
+def spearman(order: Sequence[int], other: Sequence[int]) -> float:
+    """Of the ranks in two permutations."""
+    count = len(order)
+    places = {token: place for place, token in enumerate(other)}
+    squares = sum((place - places[token]) ** 2 for place, token in enumerate(order))
+    return 1 - 6 * squares / (count * (count**2 - 1))
+
+
+def measure(
+    model: Any, tokenizer: Any, texts: tuple[str, str, str, Encoding], known: dict[str, Any], every: int
+) -> dict[str, Any]:
+    """Seconds, orders and how they agree; all but those of `screened` may be `known`."""
+    question, chain, answer, encoding = texts
+    seconds, orders = dict(known.get("seconds", {})), dict(known.get("orders", {}))
+    for mode in ("screened",) if known else ("screened", "exact"):
+        begun = time.process_time()
+        pruned = prune_chain(model, tokenizer, question, chain, answer, mode=mode, on_step=progress(mode, encoding))
+        seconds[mode], orders[mode] = time.process_time() - begun, pruned.order
+    compared, differing = known.get("steps_compared", 0), known.get("differing", [])
+    if not known:
+        seconds["plain"], compared, differing = plain(
+            model, encoding, orders["exact"], every, progress("plain", encoding)
+        )
+    return {
+        "chain": chain,
+        "tokens": len(encoding.chain),
+        "question_tokens": len(encoding.question),
+        "answer_tokens": len(encoding.answer),
+        "seconds": seconds,
+        "steps_compared": compared,
+        "differing": differing,
+        "spearman": spearman(orders["exact"], orders["screened"]),
+        "orders": orders,
+    }
+
+
+def progress(name: str, encoding: Encoding) -> Callable[[int], None]:
+    """Says every minute how far it is."""
+    done, begun = 0, time.monotonic()
+
+    def on_step(steps: int) -> None:
+        nonlocal done, begun
+        done += steps
+        if time.monotonic() - begun > 60:
+            begun = time.monotonic()
+            say(f"  {name}: {done}/{len(encoding.chain)} tokens")
+
+    return on_step
+
+
+def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    total = {mode: sum(each["seconds"][mode] for each in results) for mode in ("plain", "exact", "screened")}
+    ratios = {
+        mode: [each["seconds"]["plain"] / each["seconds"][mode] for each in results] for mode in ("exact", "screened")
+    }
+    correlations = [each["spearman"] for each in results]
+    return {
+        "chains": len(results),
+        "tokens": sum(each["tokens"] for each in results),
+        "seconds": total,
+        "times_plain": {mode: total["plain"] / total[mode] for mode in ratios},
+        "times_plain_least": {mode: min(ratio) for mode, ratio in ratios.items()},
+        "steps_compared": sum(each["steps_compared"] for each in results),
+        "same_choice": sum(each["steps_compared"] - len(each["differing"]) for each in results),
+        "spearman_mean": sum(correlations) / len(correlations),
+        "spearman_least": min(correlations),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="also where a run that was cut off goes on")
+    parser.add_argument("--chains", type=int, default=20)
+    parser.add_argument("--shortest", type=int, default=60, help="tokens of a chain (default: 60)")
+    parser.add_argument("--longest", type=int, default=150, help="tokens of a chain (default: 150)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no chain after so many")
+    parser.add_argument("--every", type=int, default=1, help="of the plain algorithm take every Nth step (default: 1)")
+    parser.add_argument("--again", action="store_true", help="measure `screened` of known chains again")
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    model, tokenizer = load_model(BASE)
+    wanted = chains(tokenizer, arguments.chains, arguments.shortest, arguments.longest)
+    stored = json.loads(arguments.output.read_text())["results"] if arguments.output.exists() else []
+    results = {each["chain"]: each for each in stored}
+    for number, texts in enumerate(wanted, start=1):
+        known = results.get(texts[1], {})
+        if known and not arguments.again:
+            continue
+        if time.monotonic() - begun > 60 * arguments.minutes:
+            say(f"stopped at the limit of {arguments.minutes:g} minutes; the same command goes on")
+            break
+        results[texts[1]] = measure(model, tokenizer, texts, known, arguments.every)
+        document = {
+            "base": BASE,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "summary": summary(list(results.values())),
+            "results": list(results.values()),
+        }
+        write_text(arguments.output, dump_json(document, indent=1) + "\n")
+        say(f"chain {number}/{len(wanted)}, {line(summary([results[texts[1]]]))}; so far {line(document['summary'])}")
+    say(f"written: {arguments.output}")
+
+
+def line(found: dict[str, Any]) -> str:
+    speeds = ", ".join(f"{mode} {ratio:.1f}x" for mode, ratio in found["times_plain"].items())
+    return (
+        f"{found['tokens']} tokens: plain {found['seconds']['plain']:.0f} s, {speeds}, {found['same_choice']} of "
+        f"{found['steps_compared']} choices the same, Spearman {found['spearman_mean']:.3f} "
+        f"(least {found['spearman_least']:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What greedy pruning is compared with: orders that take one pass or none.
+
+- random: uniform, of a seed.
+- surprisal: -log P(x_t | Q, x_<t); the least surprising goes first (Selective Context, arXiv 2310.06201).
+- attention: Σ over layers, heads and queries of the attention that a token gets; the least attended goes first (H2O,
+  arXiv 2306.14048).
+- truncation: the last goes first.
+- llmlingua2: the probability that LLMLingua-2 (arXiv 2403.12968) keeps it, as TokenSkip has it (arXiv 2502.12067).
+
+Where these differ from their sources:
+
+1. H2O evicts while it generates; here the sums are those of one pass over question, chain and answer.
+2. Selective Context adds up a phrase's surprisal, LLMLingua-2 averages over a word; here a unit's score is the mean of
+   its tokens', and a chain token's keep-probability the mean over its characters.
+3. LLMLingua-2 runs on transformers alone, without the package `llmlingua`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graftlm.errors import InputError
+from graftlm.multitoken.decoder import decoder_layers, plain_model
+from graftlm.pruning.encoding import Encoding
+from graftlm.pruning.scorer import Scorer
+
+LLMLINGUA2 = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
+
+
+def random_scores(count: int, seed: int) -> list[float]:
+    generator = random.Random(seed)
+    return [generator.random() for _ in range(count)]
+
+
+def surprisal_scores(scorer: Scorer) -> list[float]:
+    """Of each chain token of an untouched `scorer` with the joint objective, in nats."""
+    return (-scorer.log_probs[scorer.first : len(scorer.ids) - scorer.answer]).tolist()
+
+
+@torch.no_grad()
+def attention_scores(model: Any, encoding: Encoding) -> list[float]:
+    """Of each chain token the attention that it gets from all tokens in all heads and layers; one layer's weights
+    exist at a time."""
+    ids = [*encoding.question, *(token.id for token in encoding.chain), *encoding.answer]
+    plain = plain_model(model)
+    received = torch.zeros(len(ids), dtype=torch.float64)
+
+    def add(_: nn.Module, __: Any, output: Any) -> None:
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if isinstance(weights, Tensor) and weights.shape[-2:] == (len(ids), len(ids)):
+            received.add_(weights.float().sum(dim=(0, 1, 2)).cpu().double())
+
+    with _eager_attention(plain):
+        handles = [
+            module.register_forward_hook(add)
+            for layer in decoder_layers(plain)
+            for module in layer.modules()
+            if type(module).__name__.endswith("Attention")
+        ]
+        try:
+            plain.base_model(input_ids=torch.tensor([ids], device=plain.device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not received.any():
+        raise InputError(f"{type(plain).__name__} does not show its attention: choose another mode")
+    first = len(encoding.question)
+    return received[first : first + len(encoding.chain)].tolist()
+
+
+@torch.no_grad()
+def keep_probabilities(encoding: Encoding, text: str, scorer_model: str) -> list[float]:
+    """Of each chain token, mean over its characters, from a token classifier whose class 1 is "keep".
+
+    InputError where that model cannot be loaded.
+    """
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(scorer_model)
+        classifier = AutoModelForTokenClassification.from_pretrained(scorer_model).eval()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"mode llmlingua2 needs the model {scorer_model}, which cannot be loaded: {reason}") from None
+    # Two positions less: those of RoBERTa start at 2.
+    longest = min(512, int(classifier.config.max_position_embeddings) - 2)
+    windows = tokenizer(
+        text, truncation=True, max_length=longest, return_overflowing_tokens=True, return_offsets_mapping=True
+    )
+    kept = torch.zeros(len(text) + 1, dtype=torch.float64)
+    for ids, offsets in zip(windows["input_ids"], windows["offset_mapping"], strict=True):
+        probabilities = classifier(input_ids=torch.tensor([ids])).logits[0].softmax(-1)[:, 1]
+        for probability, (start, stop) in zip(probabilities, offsets, strict=True):
+            kept[start:stop] = float(probability)
+    return [float(kept[token.start : max(token.stop, token.start + 1)].mean()) for token in encoding.chain]
+
+
+def order_of(scores: Sequence[float], units: Sequence[Sequence[int]], protected: set[int]) -> list[int]:
+    """Units by their mean score, the least first, equal ones by position; those in `protected` after the others."""
+    means = [sum(scores[place] for place in unit) / len(unit) for unit in units]
+    return sorted(range(len(units)), key=lambda unit: (unit in protected, means[unit], unit))
+
+
+@contextmanager
+def _eager_attention(model: Any) -> Iterator[None]:
+    """Other implementations never have the weights."""
+    before = model.config._attn_implementation  # transformers has a public setter only
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,178 @@
+"""A chain as tokens that lose none of its text.
+
+    ids = [question][chain][answer]
+
+The tokens are those of the whole text where the tokenizer puts a boundary between the three, else of each by itself.
+What looks like a special token in the chain or the answer ("<|im_end|>") is text. Every character of the chain belongs
+to a token: what a tokenizer leaves out of its offsets (the space before a word) belongs to the token after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from graftlm.errors import InputError
+from graftlm.tasks.generation import encode_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Question = str | Sequence[Mapping[str, Any]]
+"""A prompt, or the messages of a chat."""
+
+NUMBER = r"\d+(?:[.,:/]\d+)*"
+
+
+class ChainToken(NamedTuple):
+    """`start`, `stop`: characters of the chain; `text`: those characters. Tokens that share one overlap."""
+
+    id: int
+    start: int
+    stop: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Token ids of question and answer, and the chain's tokens, which cover its text from end to end."""
+
+    question: list[int]
+    chain: list[ChainToken]
+    answer: list[int]
+
+    def __len__(self) -> int:
+        return len(self.question) + len(self.chain) + len(self.answer)
+
+
+def encode_chain(tokenizer: PreTrainedTokenizerBase, question: Question, chain: str, answer: str) -> Encoding:
+    """Tokens of the three texts, joined as they are: whatever space is between them is the caller's.
+
+    Of a `question` that is text, special tokens are read as such, as in any prompt; messages get the tokenizer's own
+    chat template with its generation prompt.
+
+    InputError for an empty text, a tokenizer without offsets, or one that does not give the chain back.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(f"{type(tokenizer).__name__} has no character offsets: pruning needs a fast tokenizer")
+    for name, text in (("chain", chain), ("answer", answer)):
+        if not text:
+            raise InputError(f"the {name} is empty: give at least one token")
+    prompt, prompt_ids, options = _encode_question(tokenizer, question)
+    joint = _joint(tokenizer, prompt, prompt_ids, chain, answer, options)
+    for ids, offsets, answer_ids in filter(None, (joint, _apart(tokenizer, chain, answer))):
+        if ids and answer_ids and _gives_back(tokenizer, prompt_ids, ids, chain):
+            return Encoding(question=prompt_ids, chain=_covering(ids, offsets, chain), answer=answer_ids)
+    raise InputError(
+        f"{type(tokenizer).__name__} does not give the chain {_shown(chain)} back: it changes or drops some of its text"
+    )
+
+
+def word_units(chain: Sequence[ChainToken]) -> list[list[int]]:
+    """Positions of the tokens of each word, with the space before it; a token of two words counts with the first."""
+    units: list[list[int]] = []
+    worded = ended = False  # whether the unit has more than space, and ends with space
+    for place, token in enumerate(chain):
+        if not units or (worded and (ended or token.text[:1].isspace())):
+            units.append([])
+            worded = False
+        units[-1].append(place)
+        if token.text:
+            worded, ended = worded or not token.text.isspace(), token.text[-1].isspace()
+    if len(units) > 1 and not worded:
+        units[-2:] = [units[-2] + units[-1]]
+    return units
+
+
+def protected_tokens(chain: Sequence[ChainToken], text: str, answer: str, protect: Sequence[str]) -> set[int]:
+    """Positions of the tokens with a character of a match: "numbers", "answer", or regular expressions.
+
+    InputError for an expression that is none.
+    """
+    found = set()
+    for each in protect:
+        pattern = {"numbers": NUMBER, "answer": re.escape(answer.strip())}.get(each, each)
+        try:
+            matches = list(re.finditer(pattern, text))
+        except re.error as error:
+            raise InputError(f"protect has {each!r}, which is no regular expression: {error}") from None
+        for match in matches:
+            start, stop = match.span()
+            found |= {i for i, token in enumerate(chain) if token.start < stop and start < token.stop}
+    return found
+
+
+_Parts = tuple[list[int], list[tuple[int, int]], list[int]]
+"""Ids and offsets of the chain, ids of the answer."""
+
+
+def _encode_question(tokenizer: PreTrainedTokenizerBase, question: Question) -> tuple[str, list[int], dict[str, bool]]:
+    """Text, ids and the tokenizer's options."""
+    if isinstance(question, str):
+        return question, encode_prompt(tokenizer, question), {}
+    if not tokenizer.chat_template:
+        raise InputError("the question is a list of messages, but the tokenizer has no chat template: give its text")
+    messages: list[dict[str, Any]] = [dict(message) for message in question]
+    prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    options = {"add_special_tokens": False}
+    return prompt, list(tokenizer(prompt, **options)["input_ids"]), options
+
+
+def _joint(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    prompt_ids: list[int],
+    chain: str,
+    answer: str,
+    options: dict[str, bool],
+) -> _Parts | None:
+    """None where a token crosses a boundary, or is a special one outside the question."""
+    encoded = tokenizer(prompt + chain + answer, return_offsets_mapping=True, **options)
+    first = len(prompt_ids)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if ids[:first] != prompt_ids or special.intersection(ids[first:]):
+        return None
+    begin, end = len(prompt), len(prompt) + len(chain)
+    count = sum(stop <= end for _, stop in offsets[first:])
+    chain_offsets, answer_offsets = offsets[first : first + count], offsets[first + count :]
+    if any(start < begin for start, _ in chain_offsets) or any(start < end for start, _ in answer_offsets):
+        return None
+    shifted = [(start - begin, stop - begin) for start, stop in chain_offsets]
+    return ids[first : first + count], shifted, ids[first + count :]
+
+
+def _apart(tokenizer: PreTrainedTokenizerBase, chain: str, answer: str) -> _Parts:
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    encoded = tokenizer(chain, return_offsets_mapping=True, **options)
+    return (
+        list(encoded["input_ids"]),
+        list(encoded["offset_mapping"]),
+        list(tokenizer(answer, **options)["input_ids"]),
+    )
+
+
+def _gives_back(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ids: list[int], chain: str) -> bool:
+    """By itself, or after the question: some decoders strip the first space."""
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    if tokenizer.decode(ids, **options) == chain:
+        return True
+    return str(tokenizer.decode(prompt_ids + ids, **options)).endswith(chain)
+
+
+def _covering(ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> list[ChainToken]:
+    """Tokens whose characters leave no gap."""
+    tokens, reached = [], 0
+    last = len(ids) - 1
+    for place, (token, (start, stop)) in enumerate(zip(ids, offsets, strict=True)):
+        start = min(start, reached)
+        stop = len(text) if place == last else max(start, stop)
+        reached = max(reached, stop)
+        tokens.append(ChainToken(token, start, stop, text[start:stop]))
+    return tokens
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

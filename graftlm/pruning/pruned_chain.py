@@ -1,0 +1,64 @@
+"""A chain with the order in which its tokens went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from graftlm.errors import InputError
+from graftlm.pruning.encoding import ChainToken
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedChain:
+    """What `prune_chain` gives.
+
+    `tokens`: of the chain, n of them. `order`: their positions in the order of deletion, a permutation of range(n); a
+    word's tokens follow one another in their order. `ranks`: of each token the step at which it was deleted, from 1;
+    the later, the more it is worth; the tokens of a word share a step.
+    """
+
+    chain: str
+    tokens: list[ChainToken]
+    order: list[int]
+    ranks: list[int]
+    measure: Callable[[], list[float]] = field(repr=False, compare=False)
+    """Called for `log_likelihoods`."""
+
+    @cached_property
+    def log_likelihoods(self) -> list[float]:
+        """The objective in nats before the first deletion and after each: one more than there are steps.
+
+        A baseline, which needs none of them for its order, computes them when first asked, with one pass a step.
+        """
+        return self.measure()
+
+    def text(self, keep: float) -> str:
+        """The chain without all but the `ceil(keep * n)` tokens that were deleted last.
+
+        Tokens that share a character, or a word where words were deleted, are kept as soon as one of them is, so that
+        no character is cut in half. `keep` = 1 gives the chain as it was. InputError outside (0, 1].
+        """
+        if not 0 < keep <= 1:
+            raise InputError(f"keep is {keep}: give a share above 0 and at most 1")
+        count = math.ceil(keep * len(self.tokens) - 1e-9)  # 0.07 * 100 is 7.000000000000001
+        kept = set(self.order[len(self.order) - count :])
+        return "".join(
+            self.chain[self.tokens[group[0]].start : max(self.tokens[place].stop for place in group)]
+            for group in self._inseparable()
+            if not kept.isdisjoint(group)
+        )
+
+    def _inseparable(self) -> list[list[int]]:
+        groups: list[list[int]] = []
+        reached = 0
+        for place, token in enumerate(self.tokens):
+            same_step = place > 0 and self.ranks[place] == self.ranks[place - 1]
+            if groups and (same_step or token.start < reached or token.start == token.stop):
+                groups[-1].append(place)
+            else:
+                groups.append([place])
+            reached = max(reached, token.stop)
+        return groups
