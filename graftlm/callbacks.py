@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import time
 from collections.abc import Callable
@@ -57,6 +58,14 @@ class ConsoleCallback(TrainerCallback):
             say(f"step {state.global_step}/{state.max_steps}{told}, {left} s left")
 
 
+def updates_together(args: Any) -> int:
+    """Optimizer steps that one rollout batch serves: 1 where there are no rollouts."""
+    batches = getattr(args, "steps_per_generation", None)
+    if batches is None:
+        return 1
+    return max(1, batches * args.num_iterations // args.gradient_accumulation_steps)
+
+
 class TableCallback(TrainerCallback):
     """A table of the last logged steps on a terminal, which grows as they come.
 
@@ -79,6 +88,7 @@ class TableCallback(TrainerCallback):
         if state.is_world_process_zero:
             self.live = Live(console=self.console or Console(stderr=True), auto_refresh=False)
             self.live.start()
+            atexit.register(self.live.stop)  # an error must not leave the terminal without its cursor
 
     def on_log(
         self,
@@ -137,7 +147,8 @@ class InterruptCallback(TrainerCallback):
         signal.signal(signal.SIGINT, self._before)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.interrupted:
+        # A rollout batch is not saved: a run that went on within one would write another.
+        if self.interrupted and state.global_step % updates_together(args) == 0:
             control.should_save = True
             control.should_training_stop = True
 

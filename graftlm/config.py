@@ -2,7 +2,7 @@
 
 `load_config` merges defaults, a file and flags into one checked instance (graftlm/flags.py makes the flags).
 It takes any frozen dataclass whose fields are str, int, float, bool, a Literal of words, one of these or
-None, or dict[str, Any]; a field's help is `metadata["help"]`.
+None, dict[str, Any], or dict[str, str]; a field's help is `metadata["help"]`.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def coerce_flag(value: Any, annotation: Any, flag: str) -> Any:
     """A flag's text as the type `annotation`; a value that is no text is only checked."""
     inner, optional = split_optional(annotation)
     if get_origin(inner) is dict and isinstance(value, list):
-        return dict(parse_assignment(text, flag) for text in value)
+        plain = get_args(inner)[1] is str
+        return dict(parse_assignment(text, flag, plain=plain) for text in value)
     if isinstance(value, str):
         if optional and value == "null":
             return None
@@ -155,11 +156,13 @@ def coerce_flag(value: Any, annotation: Any, flag: str) -> Any:
     return coerce(value, annotation, flag)
 
 
-def parse_assignment(text: str, flag: str) -> tuple[str, Any]:
-    """'weight_decay=0.1' -> ('weight_decay', 0.1); the value is read as YAML."""
+def parse_assignment(text: str, flag: str, *, plain: bool = False) -> tuple[str, Any]:
+    """'weight_decay=0.1' -> ('weight_decay', 0.1); the value is read as YAML, or is the text as it stands."""
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise InputError(f"{flag} is {text!r}, but key=value is expected")
+    if plain:
+        return key.strip(), value
     try:
         return key.strip(), parse_yaml(value)
     except YAMLError as error:

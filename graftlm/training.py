@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,14 +40,20 @@ def trainer_arguments(
     for name in further:
         if name not in known:
             raise InputError(f"--trainer: unknown field {describe_unknown(name, known)}")
+    with warnings.catch_warnings(), refused_settings():
+        # transformers warns of the names that TRL still uses.
+        warnings.simplefilter("ignore", FutureWarning)
+        return cls(str(folder / CHECKPOINTS), **{**settings, **further})  # type: ignore[call-arg]
+
+
+@contextmanager
+def refused_settings() -> Iterator[None]:
+    """What a trainer says of its settings as one line of InputError."""
     try:
-        with warnings.catch_warnings():
-            # transformers warns of the names that TRL still uses.
-            warnings.simplefilter("ignore", FutureWarning)
-            return cls(str(folder / CHECKPOINTS), **{**settings, **further})  # type: ignore[call-arg]
+        yield
     except InputError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"the trainer refuses its settings: {' '.join(str(error).split())}") from error
 
 
@@ -86,7 +93,9 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
     checkpoint = last_checkpoint(run.folder / CHECKPOINTS) if run.resumed else None
     if run.resumed:
         run.rewind(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the libraries, to one another
+        trainer.train(resume_from_checkpoint=checkpoint)
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, InterruptCallback))
     if interrupt.interrupted:
         raise KeyboardInterrupt(

@@ -31,7 +31,7 @@ class ReinforceConfig:
     )
     reward_seconds: float = option(5.0, "Time that the reward of one completion may take; after it the reward is 0.")
     overlong_buffer: int = option(0, "Last tokens of the longest completion in which its reward falls by up to 1.")
-    formats: dict[str, Any] = option({}, "Formats to watch, as name=regular expression; the first that matches counts.")
+    formats: dict[str, str] = option({}, "Formats to watch, as name=regular expression; the first that matches counts.")
     guard: Literal["none", "within-format", "divergence"] = option(
         "none", "What keeps formats alive: compare completions within their format, or pay for a share that has grown."
     )
@@ -77,7 +77,7 @@ class ReinforceConfig:
             "overlong_buffer", self.overlong_buffer, "it must lie between 0 and max-completion-length",
         )  # fmt: skip
         for name, pattern in self.formats.items():
-            if not isinstance(pattern, str):
+            if not isinstance(pattern, str):  # out of a YAML file
                 raise InputError(f"--formats {name} is {pattern!r}, but a regular expression is expected (quote it)")
         require(
             self.guard == "none" or bool(self.formats),

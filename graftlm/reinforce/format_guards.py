@@ -24,10 +24,8 @@ from graftlm.errors import InputError
 class Guard(Protocol):
     """Rewards [n] and the format of each completion in, shaped rewards [n] out."""
 
-    def shaped(
-        self, rewards: Sequence[float], names: Sequence[str], start: Mapping[str, float], formats: int
-    ) -> list[float]:
-        """start: share of each of the `formats` formats in the start model's completions."""
+    def shaped(self, rewards: Sequence[float], names: Sequence[str], start: Mapping[str, float]) -> list[float]:
+        """start: share of each format in the start model's completions."""
         ...
 
 
@@ -35,9 +33,7 @@ class Guard(Protocol):
 class WithinFormat:
     """A completion is compared with those of its own format."""
 
-    def shaped(
-        self, rewards: Sequence[float], names: Sequence[str], start: Mapping[str, float], formats: int
-    ) -> list[float]:
+    def shaped(self, rewards: Sequence[float], names: Sequence[str], start: Mapping[str, float]) -> list[float]:
         counts = Counter(names)
         totals: Counter[str] = Counter()
         for reward, name in zip(rewards, names, strict=True):
@@ -59,9 +55,7 @@ class FormatDivergence:
         if not self.coefficient > 0:
             raise InputError(f"the coefficient of the format guard is {self.coefficient}, but it must be positive")
 
-    def shaped(
-        self, rewards: Sequence[float], names: Sequence[str], start: Mapping[str, float], formats: int
-    ) -> list[float]:
+    def shaped(self, rewards: Sequence[float], names: Sequence[str], start: Mapping[str, float]) -> list[float]:
         counts, total = Counter(names), len(names)
         # Half a completion is added to each format, so that one that the start model never wrote costs no infinity.
         price = {

@@ -16,6 +16,7 @@ Where this differs from the paper's code:
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections import Counter, deque
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import regex
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -121,7 +123,6 @@ class FormatMonitor(TrainerCallback):
         self.correct_above, self.alarm_share, self.dead_share, self.path = correct_above, alarm_share, dead_share, path
         self.history: list[dict[str, Any]] = []
         self._start_counts: Counter[str] = Counter()
-        self._first_step = 0
         self._recent: deque[Counter[str]] = deque(maxlen=ALARM_BATCHES)
         self._told: set[tuple[str, str]] = set()
         self._model: Any = None
@@ -134,6 +135,11 @@ class FormatMonitor(TrainerCallback):
     def watch(self, reward: Callable[..., Any]) -> Callable[..., Any]:
         """A TRL reward function that gives `reward`'s values (shaped, with a guard) and measures the completions."""
 
+        if not callable(reward) or inspect.iscoroutinefunction(reward):
+            raise InputError(
+                f"the reward is {reward!r}: a FormatMonitor watches plain functions, not models or async functions"
+            )
+
         def watched(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float | None]:
             rewards = list(reward(prompts=prompts, completions=completions, **columns))
             if self._model is not None and not self._model.training:
@@ -143,16 +149,23 @@ class FormatMonitor(TrainerCallback):
             own = list(zip(names, rewards, map(_key, prompts), answers, strict=True))
             rows = gather_object(own)
             self._measure(rows, columns)
-            if self.guard is None:
-                return rewards
-            shaped = self.guard.shaped([0.0 if r is None else float(r) for _, r, _, _ in rows],
-                                       [name for name, *_ in rows], self._start(), len(self.names))  # fmt: skip
-            first = own_offset(len(own), columns.get("trainer_state"))
-            return [None if given is None else value for given, value in
-                    zip(rewards, shaped[first : first + len(own)], strict=True)]  # fmt: skip
+            return rewards if self.guard is None else self._shaped(rows, len(own), columns.get("log_metric"))
 
         watched.__name__ = getattr(reward, "__name__", type(reward).__name__)
         return watched
+
+    def _shaped(self, rows: list[tuple[str, float | None, str, str]], own: int, log: Any) -> list[float | None]:
+        """The guard's rewards of this process's rows; a reward that is None or no number stays out and as it is."""
+        assert self.guard is not None
+        known = [place for place, (_, reward, *_) in enumerate(rows) if reward is not None and math.isfinite(reward)]
+        given = [float(rows[place][1] or 0.0) for place in known]
+        values: dict[int, float] = dict(
+            zip(known, self.guard.shaped(given, [rows[place][0] for place in known], self._start()), strict=True)
+        )
+        if log is not None and given:
+            log("reward_unshaped", sum(given) / len(given))
+        first = PartialState().process_index * own
+        return [values.get(place, rows[place][1]) for place in range(first, first + own)]
 
     # -- measuring ----------------------------------------------------------------------------------------------
 
@@ -160,7 +173,7 @@ class FormatMonitor(TrainerCallback):
         state = columns.get("trainer_state")
         step = 0 if state is None else state.global_step
         counts = Counter(name for name, *_ in rows)
-        if step <= self._first_step and self.start_shares is None:
+        if step == 0 and self.start_shares is None:
             self._start_counts += counts
         self._recent.append(counts)
         line = {"step": step, **measured(rows, self.names, self._start(), self.correct_above)}
@@ -194,7 +207,8 @@ class FormatMonitor(TrainerCallback):
     def _tell_once(self, name: str, what: str, text: str) -> None:
         if (name, what) not in self._told:
             self._told.add((name, what))
-            say(f"graftlm: warning: format {name!r}: {text}")
+            if self._writes:
+                say(f"graftlm: warning: format {name!r}: {text}")
 
     # -- callback -----------------------------------------------------------------------------------------------
 
@@ -202,14 +216,20 @@ class FormatMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         self._model, self._writes = model, state.is_world_process_zero
+        self._start_counts.clear()
         if self.path is None or not self.path.exists():
+            if state.global_step and self.start_shares is None:
+                raise InputError(
+                    "the run is resumed, but the FormatMonitor does not know the start model's shares: "
+                    "give it start_shares, or the path of the run's history"
+                )
             return
         # A resumed run: what it is about to do again is forgotten.
         self.history = [line for line in read_json_lines(self.path) if line["step"] < state.global_step]
         if self._writes:
             write_text(self.path, "".join(f"{dump_json(line)}\n" for line in self.history))
         for line in self.history:
-            if line["step"] <= self._first_step:
+            if line["step"] == 0:
                 self._start_counts += Counter(line["counts"])
 
 
@@ -275,13 +295,6 @@ def final_answer(text: str) -> str:
     if numbers := regex.findall(r"-?\d+(?:\.\d+)?", text.replace(",", "")):
         return str(numbers[-1])
     return text.strip().rpartition("\n")[2]
-
-
-def own_offset(count: int, state: Any) -> int:
-    """Where this process's rows begin among those of all."""
-    from accelerate import PartialState
-
-    return PartialState().process_index * count
 
 
 def _key(prompt: Any) -> str:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow
 from datasets import Dataset
 
 from graftlm.datasets import read_source
@@ -13,6 +14,8 @@ from graftlm.errors import InputError
 from graftlm.tasks.reasoning import PREFIX, Reasoning
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")
+RESERVED = ("prompts", "completions", "completion_ids", "image", "images", "environment", "trainer_state", "log_extra",
+            "log_metric")  # fmt: skip
 ANSWERS = ("completion", "solution", "output", "response")
 
 
@@ -34,7 +37,15 @@ def load_prompts(source: str, *, rows: int, options: Mapping[str, Any] | None = 
     if not found:
         raise InputError(f"data {source!r} has no rows")
     columns = list(dict.fromkeys(name for row in found for name in row))
-    return Dataset.from_dict({name: [row.get(name) for row in found] for name in columns})
+    if reserved := [name for name in columns if name in RESERVED]:
+        raise InputError(f"data {source!r} has a column {reserved[0]!r}, a name that TRL uses itself: rename it")
+    made = {}
+    for name in columns:
+        try:
+            made[name] = Dataset.from_dict({name: [row.get(name) for row in found]})[name]
+        except pyarrow.ArrowException as error:
+            raise InputError(f"column {name!r} of data {source!r} holds values of several kinds: {error}") from error
+    return Dataset.from_dict({name: list(values) for name, values in made.items()})
 
 
 def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:

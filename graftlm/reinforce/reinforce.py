@@ -6,6 +6,7 @@ whose reward failed), report.html, run.yaml.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -18,7 +19,7 @@ import torch
 from transformers import PrinterCallback
 from trl.rewards import get_soft_overlong_punishment
 
-from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback
+from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
 from graftlm.console import say
 from graftlm.datasets import data_fingerprint
 from graftlm.errors import InputError
@@ -34,7 +35,7 @@ from graftlm.report.reinforce_page import write_reinforce_report
 from graftlm.runs import Run
 from graftlm.tasks import TASKS
 from graftlm.tasks.reasoning import PREFIX
-from graftlm.training import save_steps, train_and_save, trained_part, trainer_arguments
+from graftlm.training import refused_settings, save_steps, train_and_save, trained_part, trainer_arguments
 
 FORMATS = "formats.jsonl"
 REWARDS = "rewards.jsonl"
@@ -80,13 +81,17 @@ def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
     monitor = FormatMonitor(formats, guard=guard_of(config), path=run.folder / FORMATS) if formats else None
     arguments = training_arguments(config, run.folder)
     rows = load_prompts(config.data, rows=config.rows, options=config.data_options)
-    model, tokenizer = load_model(config.model, trust_remote_code=config.trust_remote_code)
+    # Steps as small as RL's are lost in bfloat16 weights.
+    dtype = "float32" if config.method == "full" else "auto"
+    model, tokenizer = load_model(config.model, dtype=dtype, trust_remote_code=config.trust_remote_code)
     check_prompts(rows, tokenizer, config)
+    reward.check(rows)
+    merged = config.method == "full" and hasattr(model, "merge_and_unload")
     model, adapter = trained_part(model, config.method, config.lora_rank, config.lora_alpha, 0.0)
     rewards: list[Any] = [monitor.watch(reward) if monitor else reward]
     if config.overlong_buffer:
         rewards.append(get_soft_overlong_punishment(config.max_completion_length, config.overlong_buffer))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), refused_settings():
         warnings.simplefilter("ignore", FutureWarning)
         trainer = ForkingTokenGRPOTrainer(
             model,
@@ -97,6 +102,9 @@ def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
             peft_config=adapter,
             callbacks=[*([monitor] if monitor else []), RunCallback(run), InterruptCallback()],
         )
+    if merged and trainer.ref_model is not None:
+        # TRL loads the reference by the model's name, which is that without the adapter.
+        trainer.ref_model.load_state_dict(trainer.model.state_dict())
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(TableCallback(step_cells) if sys.stderr.isatty() else ConsoleCallback(describe=describe_step))
     return trainer
@@ -158,6 +166,7 @@ def training_arguments(config: ReinforceConfig, folder: Path) -> ForkingTokenGRP
         "temperature": config.temperature,
         "num_train_epochs": config.epochs,
         "max_steps": config.max_steps if config.max_steps is not None else -1,
+        "trust_remote_code": config.trust_remote_code,
         "use_vllm": config.vllm,
         "vllm_mode": "colocate",
         "seed": config.seed,
@@ -175,14 +184,21 @@ def training_arguments(config: ReinforceConfig, folder: Path) -> ForkingTokenGRP
         **({"scale_rewards": "batch"} if config.guard != "none" else {}),
         **save_steps(config.save_steps),
     }
-    return trainer_arguments(ForkingTokenGRPOConfig, folder, settings, config.trainer)
+    arguments = trainer_arguments(ForkingTokenGRPOConfig, folder, settings, config.trainer)
+    together = updates_together(arguments)
+    if arguments.save_strategy == "steps" and arguments.save_steps % together:
+        raise InputError(
+            f"--save-steps is {arguments.save_steps:g}, but a rollout batch serves {together} optimizer steps, and a "
+            f"checkpoint within it could not be resumed: give a multiple of {together}"
+        )
+    return arguments
 
 
 def step_cells(line: dict[str, Any]) -> dict[str, str]:
     """Reward, entropy and the formats' shares of a logged step; nothing of a line without a reward."""
     if line.get("reward") is None:
         return {}
-    cells = {"reward": f"{line['reward']:.3f}"}
+    cells = {"reward": f"{line.get('reward_unshaped') or line['reward']:.3f}"}
     if line.get("entropy") is not None:
         cells["token entropy"] = f"{line['entropy']:.2f}"
     shares = {name.split("/")[1]: value for name, value in line.items() if name.endswith("/share")}
@@ -197,15 +213,14 @@ def describe_plan(trainer: ForkingTokenGRPOTrainer, config: ReinforceConfig) -> 
     """What a run would do, for --dry-run."""
     arguments, rows = trainer.args, trainer.train_dataset
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    steps = arguments.max_steps
+    steps, together = arguments.max_steps, updates_together(arguments)
     if steps < 0:
-        updates = len(rows) // config.prompts_per_step * config.updates_per_rollout
-        steps = int(arguments.num_train_epochs * updates)
+        steps = math.ceil(arguments.num_train_epochs * (len(rows) // config.prompts_per_step * together))
     lines = [
         f"prompts: {len(rows)}; columns: {', '.join(rows.column_names)}",
         f"reward: {', '.join(trainer.reward_func_names)}",
-        f"steps: {steps}, each on {config.prompts_per_step} prompts x {config.num_generations} completions of at most "
-        f"{config.max_completion_length} tokens",
+        f"steps: {steps}, {together} for each {config.prompts_per_step} prompts x {config.num_generations} completions "
+        f"of at most {config.max_completion_length} tokens",
         f"trainable parameters: {trained:,}",
         f"policy loss on: {config.forking_tokens} {config.forking_fraction:.0%} of the tokens, {config.forking_scope}",
         f"first prompt: {rows[0]['prompt']!r}",

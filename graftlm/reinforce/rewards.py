@@ -80,6 +80,11 @@ class Reward:
             rewards.append(value)
         return rewards
 
+    def check(self, rows: Any) -> None:
+        """InputError where the data (a Dataset) lacks a column that the reward reads."""
+        first = rows[:1]
+        self._select({"prompts": first["prompt"], "completions": [""], **first})
+
     def close(self) -> None:
         """End the process, with all that the reward started there."""
         if self._worker is not None:

@@ -13,13 +13,14 @@ As in TRL, the KL term (beta) is not masked: it acts on all tokens and is divide
 
 The entropies cost no forward pass: they are taken from the logits that generation samples from, or, where TRL computes
 the rollouts' log-probabilities before training anyway (vLLM, several iterations), from that pass. Only where there is
-neither (continuous batching, tools) is one made. On a CPU, where TRL unembeds prompt tokens too, they are cut off.
+neither (continuous batching, tools) is one made. Without Triton, where TRL unembeds prompt tokens too, they are cut off
+(not with `forking_fraction=1`, which is TRL's own run to the last bit).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -77,16 +78,26 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose policy loss is taken from forking tokens; all else, and all of it at `forking_fraction=1`,
     is TRL's.
 
-    Logs beside TRL's metrics: `forking/kept` (share of the completions' tokens), `forking/threshold` (lowest kept
-    entropy in nats) and, with LoRA, `forking/start_agreement` (share of the kept tokens that the start model's mask
-    keeps as well).
+    Logs beside TRL's metrics: `forking/kept` (share of the completions' tokens) and, with the scope "rollout",
+    `forking/threshold` (lowest kept entropy in nats) and, where the trainer adds the adapter (`peft_config`),
+    `forking/start_agreement` (share of the kept tokens that the start model's mask keeps as well).
     """
 
     args: ForkingTokenGRPOConfig
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: ForkingTokenGRPOConfig | None = None, **named: Any
+    ) -> None:
+        """As GRPOTrainer; `args` is a ForkingTokenGRPOConfig (InputError for another), its defaults if left out."""
+        if args is None:
+            args = ForkingTokenGRPOConfig("forking-tokens")
+        if not isinstance(args, ForkingTokenGRPOConfig):
+            raise InputError(f"args is a {type(args).__name__}: ForkingTokenGRPOTrainer needs a ForkingTokenGRPOConfig")
+        # An adapter that this trainer adds can be switched off to have the start model; one that was there cannot.
+        self._start_is_without_adapter = named.get("peft_config") is not None and not hasattr(model, "peft_config")
+        super().__init__(model, reward_funcs, args, **named)
         self._recorded: list[Tensor] | None = None
+        self._turns = 0
         self._scored: Tensor | None = None
         self._weights: Tensor | None = None
         self._rollouts = 0
@@ -99,6 +110,7 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._recorded = self._scored = None
+        self._turns = 0
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._masks and self.args.forking_scope == "rollout":
             mask = loss_mask(output)
@@ -109,8 +121,9 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         return output
 
     def _generate_single_turn(self, *arguments: Any, **named: Any) -> Any:
-        if not self._masks or self.args.forking_scope != "rollout" or self._recorded is not None:
-            self._recorded = None  # a second turn: its tokens and the first's no longer stand in one row
+        self._turns += 1
+        self._recorded = None  # after a second turn its tokens and the first's no longer stand in one row
+        if not self._masks or self.args.forking_scope != "rollout" or self._turns > 1:
             return super()._generate_single_turn(*arguments, **named)
         with recorded_entropy(plain_model(self.accelerator.unwrap_model(self.model)), self.temperature) as steps:
             result = super()._generate_single_turn(*arguments, **named)
@@ -121,12 +134,11 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         """Entropies [batch, time] float32 of the policy that wrote the completions, in nats."""
         if self._scored is not None and "old_per_token_logps" in output:
             return self._scored
-        longest = int(output["completion_mask"].sum(-1).max()) if mask.numel() else 0
-        if self._recorded and len(self._recorded) >= longest and len(self._recorded[0]) == len(mask):
-            entropy = torch.zeros_like(mask, dtype=torch.float32)
-            steps = torch.stack(self._recorded[: mask.shape[1]], dim=1)
-            entropy[:, : steps.shape[1]] = steps
-            return entropy
+        steps = self._recorded or []
+        # One recorded step for each token of the longest completion, or these are not what was sampled from.
+        padding = mask.shape[1] - len(steps)
+        if steps and 0 <= padding < (self.pad_to_multiple_of or 1) and len(steps[0]) == len(mask):
+            return torch.nn.functional.pad(torch.stack(steps, dim=1), (0, padding))
         return self._entropy_now(output)
 
     @torch.no_grad()
@@ -145,10 +157,10 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         counts = self.accelerator.reduce(torch.stack([kept.sum(), mask.sum()]).float(), "sum")
         lowest = self.accelerator.gather(entropy[kept].min()[None] if kept.any() else entropy.new_full((1,), torch.inf))
         self._metrics[mode]["forking/kept"].append(float(counts[0] / counts[1].clamp(min=1)))
-        self._metrics[mode]["forking/threshold"].append(float(lowest.min()))
-        every = self.args.start_agreement_steps
-        adapted = hasattr(self.accelerator.unwrap_model(self.model), "disable_adapter")
-        if mode == "train" and every and adapted and self._rollouts % every == 0:
+        if counts[0]:
+            self._metrics[mode]["forking/threshold"].append(float(lowest.min()))
+        every = self.args.start_agreement_steps if self.args.forking_tokens != "random" else 0
+        if mode == "train" and every and self._start_is_without_adapter and self._rollouts % every == 0:
             with self.accelerator.unwrap_model(self.model).disable_adapter():
                 start = self._entropy_now(output)
             agreeing = (self._chosen(start, mask) & kept).sum()
@@ -163,7 +175,7 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         fraction, tokens = self.args.forking_fraction, self.args.forking_tokens
         mask = mask.bool()
         if tokens == "random":
-            seed = (self.args.seed * 1_000_003 + self.state.global_step) * 1_009 + self.accelerator.process_index
+            seed = (self.args.seed * 1_000_003 + self._step) * 1_009 + self.accelerator.process_index
             draw = torch.Generator().manual_seed(seed)
             entropy = torch.rand(mask.shape, generator=draw).to(mask.device)
         if self.args.forking_scope == "response":
@@ -189,7 +201,12 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """What TRL multiplies the policy loss by: `_weights_of`, of the rollout batch or of these entropies."""
-        return self._weights_of(entropies.detach(), mask) if self._weights is None else self._weights
+        if self._weights is not None:
+            return self._weights
+        weights = self._weights_of(entropies.detach(), mask)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["forking/kept"].append(float((weights > 0).sum() / mask.sum().clamp(min=1)))
+        return weights
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -199,7 +216,7 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
-        return OrderOfEpoch(sampler, self.args.seed) if hasattr(sampler, "generator") else sampler
+        return OrderOfEpoch(sampler, self) if hasattr(sampler, "generator") else sampler
 
     # -- log-probabilities and entropies --------------------------------------------------------------------------
 
@@ -214,7 +231,9 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         **others: Any,
     ) -> Any:
         before_training = self._masks and model is self.model and self._scored is None and not torch.is_grad_enabled()
-        with only_completions_unembedded(model, plain_model(self.accelerator.unwrap_model(model)), logits_to_keep):
+        plain = plain_model(self.accelerator.unwrap_model(model))
+        cut = only_completions_unembedded(model, plain, logits_to_keep) if self._masks else nullcontext()
+        with cut:
             log_probabilities, entropy, router_loss = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size,
                 compute_entropy or before_training, **others,
@@ -226,18 +245,15 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
 
 class OrderOfEpoch(Sampler[int]):
     """TRL's sampler, which draws an order anew in each epoch: one that a resumed run starts with is the one that a run
-    without a break has there. `sampler.generator` was seeded with `seed`."""
+    without a break has there."""
 
-    def __init__(self, sampler: Any, seed: int) -> None:
-        self.sampler, self.seed = sampler, seed
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next order drawn is that of `epoch`, counted from 0."""
-        self.sampler.generator.manual_seed(self.seed)
-        for _ in range(epoch):
-            torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+    def __init__(self, sampler: Any, trainer: Any) -> None:
+        self.sampler, self.trainer = sampler, trainer
 
     def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.trainer.args.seed)
+        for _ in range(int((self.trainer.state.epoch or 0) + 1e-6)):
+            torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
         return iter(self.sampler)
 
     def __len__(self) -> int:
@@ -278,7 +294,7 @@ def only_completions_unembedded(model: nn.Module, plain: Any, logits_to_keep: in
 
     plain: the transformers model inside. With Triton TRL leaves out what has no label by itself.
     """
-    if next(plain.parameters()).device.type != "cpu":
+    if next(plain.parameters()).device.type in ("cuda", "xpu"):
         yield
         return
     rows = logits_to_keep + 1  # the row before a token predicts it

@@ -27,7 +27,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Maps x in 0..x_top and y in 0..y_top to a plot's inside."""
+    """Maps x in 0..x_top and y in y_bottom..y_top to a plot's inside."""
 
     x_top: float
     y_top: float
@@ -35,21 +35,32 @@ class Frame:
     top: float
     width: float
     height: float
+    y_bottom: float = 0.0
 
     def x(self, value: float) -> float:
         return round(self.left + self.width * value / self.x_top, 1)
 
     def y(self, value: float) -> float:
-        return round(self.top + self.height * (1 - value / self.y_top), 1)
+        return round(self.top + self.height * (self.y_top - value) / (self.y_top - self.y_bottom), 1)
 
 
 def line_plot(
-    title: str, description: str, lines: Sequence[Line], *, x_top: float, y_top: float, x_label: str, y_label: str
+    title: str,
+    description: str,
+    lines: Sequence[Line],
+    *,
+    x_top: float,
+    y_top: float,
+    x_label: str,
+    y_label: str,
+    y_bottom: float = 0.0,
 ) -> Markup:
-    """Lines over a common frame, each with its tag at its end."""
-    frame = Frame(x_top=x_top, y_top=y_top, left=56, top=14, width=340, height=212)
+    """Lines over a common frame, each with its tag at its end; `y_bottom` is 0 or below."""
+    step = ticks(y_top - y_bottom)[1]
+    bottom = step * math.floor(y_bottom / step + 1e-9)
+    frame = Frame(x_top=x_top, y_top=y_top, y_bottom=bottom, left=56, top=14, width=340, height=212)
     grid = [
-        *(_gridline(frame, tick) for tick in ticks(y_top)),
+        *(_gridline(frame, step * tick) for tick in range(round(bottom / step), math.floor(y_top / step * 1.0001) + 1)),
         *(
             words_at(number(t), frame.x(t), frame.top + frame.height + 18, anchor="middle")
             for t in ticks(x_top, whole=True)

@@ -42,7 +42,7 @@ def reinforce_verdict(steps: Steps, formats: Steps) -> list[str]:
     """What the run did to reward, entropy and formats, in sentences; nothing is said of what one run cannot show."""
     lines = []
     if steps:
-        before, after = ends(steps, lambda line: line["reward"])
+        before, after = ends(steps, reward_of)
         lines.append(f"Mean reward {before:.3f} → {after:.3f} over {len(steps)} logged steps.")
         if all(line.get("entropy") is not None for line in steps):
             before, after = ends(steps, lambda line: line["entropy"])
@@ -67,6 +67,11 @@ def fate(before: float, after: float) -> str:
     return ", it has died" if after < 0.01 <= before else ""
 
 
+def reward_of(line: Mapping[str, Any]) -> float:
+    """As it was given, before a guard shaped it."""
+    return float(line["reward_unshaped"] if line.get("reward_unshaped") is not None else line["reward"])
+
+
 def ends(lines: Steps, value: Callable[[Mapping[str, Any]], float]) -> tuple[float, float]:
     """Mean of a value over the first and over the last tenth of the lines."""
     width = max(1, round(WINDOW * len(lines)))
@@ -77,7 +82,7 @@ def ends(lines: Steps, value: Callable[[Mapping[str, Any]], float]) -> tuple[flo
 def _rewards(steps: Steps) -> Markup | None:
     if not steps:
         return None
-    plots = [_plot("Reward", steps, {"reward": lambda line: line["reward"]}, "mean reward")]
+    plots = [_plot("Reward", steps, {"reward": reward_of}, "mean reward")]
     if any(line.get("entropy") is not None for line in steps):
         plots.append(_plot("Entropy", steps, {"tokens": lambda line: line.get("entropy")}, "nats per token"))
     return section("Reward and entropy", element("div", [p for p in plots if p], class_="panels large"))
@@ -118,7 +123,7 @@ def _plot(
         points = [(float(line["step"]), found) for line in lines if (found := value(line)) is not None]
         if points:
             colour = f"--model-{place % COLOURS + 1}"
-            drawn.append(Line(label=name, tag=name, colour=colour, points=[(x, max(y, 0.0)) for x, y in points]))
+            drawn.append(Line(label=name, tag=name, colour=colour, points=points))
     if not drawn:
         return None
     shown = "; ".join(f"{line.label}: {line.points[0][1]:.2f} to {line.points[-1][1]:.2f}" for line in drawn)
@@ -128,6 +133,7 @@ def _plot(
         drawn,
         x_top=max(x for line in drawn for x, _ in line.points) or 1.0,
         y_top=top or round_up(max(y for line in drawn for _, y in line.points)),
+        y_bottom=min(0.0, min(y for line in drawn for _, y in line.points)),
         x_label="optimizer step",
         y_label=y_label,
     )
@@ -138,7 +144,7 @@ def _numbers(steps: Steps, formats: Steps) -> Markup | None:
     """Start and end of everything plotted."""
     measures: dict[str, tuple[float, float]] = {}
     if steps:
-        measures["mean reward"] = ends(steps, lambda line: line["reward"])
+        measures["mean reward"] = ends(steps, reward_of)
     for name in formats[0]["shares"] if formats else []:
         measures[f"share of {name}"] = ends(formats, lambda line, name=name: line["shares"][name])  # type: ignore[misc]
     for key, words in (("entropy", "entropy of the shares (nats)"), ("distance", "distance to the start's (nats)"),

@@ -109,7 +109,7 @@ def test_wrong_formats_are_named(formats: Any, culprit: str) -> None:
 
 def test_within_format_leaves_no_advantage_of_one_format_over_another() -> None:
     rewards, names = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b", "b", "c"]
-    shaped = WithinFormat().shaped(rewards, names, {}, 3)
+    shaped = WithinFormat().shaped(rewards, names, {})
     mean = sum(rewards) / 6
     for name in "abc":
         own = [value for value, each in zip(shaped, names, strict=True) if each == name]
@@ -121,7 +121,7 @@ def test_divergence_is_the_policy_gradient_of_the_kl_to_the_start_shares() -> No
     """Expected gradient of the shaped reward, beside autograd's of KL, for a softmax over three formats."""
     counts, start, coefficient = [500_000, 300_000, 200_000], [0.2, 0.3, 0.5], 0.7
     names = [name for name, count in zip("abc", counts, strict=True) for _ in range(count)]
-    shaped = FormatDivergence(coefficient).shaped([0.0] * len(names), names, dict(zip("abc", start, strict=True)), 3)
+    shaped = FormatDivergence(coefficient).shaped([0.0] * len(names), names, dict(zip("abc", start, strict=True)))
     price = torch.tensor([shaped[names.index(name)] for name in "abc"], dtype=torch.float64)
     logits = (torch.tensor(counts, dtype=torch.float64) / 1e6).log().requires_grad_()
     p = logits.softmax(-1)
@@ -137,6 +137,27 @@ def test_a_guard_reshapes_what_the_trainer_gets_but_not_what_is_measured() -> No
     got = watch(monitor, ["a"] * 4, ["def 7", "def 7", "The answer is 7", "The answer is"])
     assert got == pytest.approx([0.75, 0.75, 1.25, 0.25])
     assert monitor.history[0]["accuracy"]["program"] == 1.0 and monitor.history[0]["pass_at_1"] == 0.75
+
+
+def test_a_guard_leaves_rewards_alone_that_are_none_or_no_number() -> None:
+    monitor = FormatMonitor([PROGRAM], guard=WithinFormat())
+    given = iter([None, math.nan, 1.0, 0.0])
+    watched = monitor.watch(lambda completions, **_: list(given))
+    got = watched(prompts=["a"] * 4, completions=["def "] * 4)
+    assert got[0] is None and math.isnan(got[1]) and got[2:] == pytest.approx([1.0, 0.0])
+
+
+def test_what_cannot_be_watched_or_resumed_is_said() -> None:
+    async def later(completions: list[str], **_: Any) -> list[float]:
+        return [1.0]
+
+    for reward in (later, "a/reward-model"):
+        with pytest.raises(InputError, match="plain functions"):
+            FormatMonitor([PROGRAM]).watch(reward)  # type: ignore[arg-type]
+    state = SimpleNamespace(global_step=3, is_world_process_zero=True)
+    with pytest.raises(InputError, match="start_shares, or the path"):
+        FormatMonitor([PROGRAM]).on_train_begin(None, state, None)  # type: ignore[arg-type]
+    FormatMonitor([PROGRAM], start_shares={"program": 0.5}).on_train_begin(None, state, None)  # type: ignore[arg-type]
 
 
 def test_any_trl_trainer_logs_it_and_a_resumed_run_forgets_what_it_does_again(

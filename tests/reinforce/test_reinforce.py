@@ -19,6 +19,7 @@ from rich.console import Console
 
 from graftlm import audit, load_model
 from graftlm.callbacks import TableCallback
+from graftlm.config import load_config
 from graftlm.errors import InputError
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.prompts import load_prompts
@@ -143,6 +144,9 @@ def test_prompts_come_from_questions_and_conversations(tmp_path: Path) -> None:
         ({"formats": {"bad": "("}}, "format 'bad'.*no regular expression"),
         ({"trainer": {"epsilonn": 1}}, "unknown field 'epsilonn'; did you mean 'epsilon'"),
         ({"vllm": True}, "--vllm needs"),
+        ({"trainer": {"reward_weights": [1.0, 2.0]}}, "refuses its settings: .*reward weights"),
+        ({"reward": "math-verify", "data": "no-answers"}, "column `?'?answer"),
+        ({"updates_per_rollout": 2, "batch_size": 4, "save_steps": 3}, "give a multiple of 2"),
         ({"prompts_per_step": 14, "batch_size": 8}, "12 prompts, fewer than --prompts-per-step 14"),
         ({"data_options": {"min_terms": 2}}, "--data-options are for reasoning-gym"),
     ],
@@ -154,6 +158,9 @@ def test_what_cannot_be_run_is_named(
     data: Path,
     tmp_path: Path,
 ) -> None:
+    if settings.get("data"):
+        data.write_text(json.dumps({"question": "1 + 1 ="}) + "\n")
+        settings = {"reward": settings["reward"], "prompts_per_step": 1, "num_generations": 8}
     with pytest.raises(InputError, match=culprit):
         run(config(model_folder, data, tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()
@@ -183,10 +190,22 @@ def test_rows_without_a_prompt_are_named(tmp_path: Path) -> None:
     path.write_text('{"prompt": " "}\n')
     with pytest.raises(InputError, match="its prompt is ' '"):
         load_prompts(str(path), rows=1)
+    path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": "x"}\n')
+    with pytest.raises(InputError, match=r"column 'answer' of .* values of several kinds"):
+        load_prompts(str(path), rows=2)
+    path.write_text('{"prompt": "a", "completions": 1}\n')
+    with pytest.raises(InputError, match="column 'completions', a name that TRL uses"):
+        load_prompts(str(path), rows=2)
     with pytest.raises(InputError, match="no data set 'chain_summ'; did you mean 'chain_sum'"):
         load_prompts("reasoning-gym:chain_summ", rows=1)
     with pytest.raises(InputError, match="refuses chain_sum"):
         load_prompts("reasoning-gym:chain_sum", rows=1, options={"min_terms": "two"})
+
+
+def test_a_format_on_the_command_line_is_text_as_it_stands() -> None:
+    flags = {"formats": [r"hash=#### \d", "list=[0-9]", r"word=Answer #\d"]}
+    read, _ = load_config(ReinforceConfig, None, flags)
+    assert read.formats == {"hash": r"#### \d", "list": "[0-9]", "word": r"Answer #\d"}
 
 
 @pytest.mark.slow

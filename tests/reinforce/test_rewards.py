@@ -210,7 +210,9 @@ def test_every_dataset_that_evaluates_answers_is_held_back():
     assert evaluating == set(EVALUATING_DATASETS) | own
 
 
-@pytest.mark.parametrize("text", ["1+2*3", "x**2/2 + C", "exp(x)*sin(2x) - .5", "(1 + 2)/3!", "asinh(x)"])
+@pytest.mark.parametrize(
+    "text", ["1+2*3", "x**2/2 + C", "exp(x)*sin(2x) - .5", "(1 + 2)/3", "asinh(x)", "x**-2 + x^10"]
+)
 def test_mathematics_is_harmless(text: str):
     assert harmless_formula(text)
 
@@ -220,6 +222,13 @@ def test_mathematics_is_harmless(text: str):
 )
 def test_other_code_is_no_mathematics(text: str):
     assert not harmless_formula(text) and not harmless_formula(f"1 + {text}")
+
+
+@pytest.mark.parametrize(
+    "text", ["9**9**9", "9 ** 9 ** 9", "9^9^9", "2**999", "((2**99)**99)**99", "9999999!", "x**(9**9)"]
+)
+def test_mathematics_that_would_take_all_time_or_memory_is_not_evaluated(text: str):
+    assert not harmless_formula(text)
 
 
 def test_only_literals_and_what_does_not_parse_reach_eval():

@@ -7,21 +7,29 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerBase
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from graftlm.errors import InputError
 from graftlm.reinforce.forking import token_entropy
-from graftlm.reinforce.trainer import MASK, ForkingTokenGRPOConfig, loss_mask
+from graftlm.reinforce.trainer import (
+    MASK,
+    ForkingTokenGRPOConfig,
+    ForkingTokenGRPOTrainer,
+    OrderOfEpoch,
+    loss_mask,
+)
 from tests.conftest import VOCABULARY, tiny_model
 from tests.multitoken.test_distributed import ROOT, torchrun
 from tests.reinforce.test_forking import plain_mask
-from tests.reinforce.training import config, trainer
+from tests.reinforce.training import config, small_bytes, trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*use_reentrant.*", "ignore::UserWarning"
@@ -38,9 +46,9 @@ def losses(made: Any) -> list[float]:
 def test_with_all_tokens_the_run_is_trls_own_bit_for_bit(
     settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    theirs = trainer(tokenizer, tmp_path / "trl", kind=GRPOTrainer, **settings)
+    theirs = trainer(tokenizer, tmp_path / "trl", kind=GRPOTrainer, longest=60, **settings)
     theirs.train()
-    ours = trainer(tokenizer, tmp_path / "ours", forking_fraction=1.0, **settings)
+    ours = trainer(tokenizer, tmp_path / "ours", forking_fraction=1.0, longest=60, **settings)
     ours.train()
     assert losses(ours) == losses(theirs) and len(losses(ours)) == 3
     for (name, own), other in zip(ours.model.named_parameters(), theirs.model.parameters(), strict=True):
@@ -215,6 +223,26 @@ def test_the_mask_and_its_agreement_with_the_start_model_are_logged(
 def test_a_wrong_setting_is_named(settings: dict[str, Any], culprit: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=culprit):
         config(tmp_path, ForkingTokenGRPOConfig, **settings)
+
+
+def test_a_resumed_epoch_has_the_order_of_an_uninterrupted_one() -> None:
+    def orders(epochs: list[float]) -> list[list[int]]:
+        sampler = RepeatSampler(list(range(6)), mini_repeat_count=1, seed=3)
+        state = SimpleNamespace(epoch=None)
+        ordered = OrderOfEpoch(sampler, SimpleNamespace(args=SimpleNamespace(seed=3), state=state))
+        found = []
+        for state.epoch in epochs:
+            found.append(list(ordered))
+        return found
+
+    theirs = RepeatSampler(list(range(6)), mini_repeat_count=1, seed=3)
+    assert orders([0, 1, 2]) == [list(theirs) for _ in range(3)]
+    assert orders([1.5]) == orders([0, 1])[1:]
+
+
+def test_another_config_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="args is a GRPOConfig"):
+        ForkingTokenGRPOTrainer(tiny_model(), small_bytes, config(tmp_path, GRPOConfig))
 
 
 @pytest.mark.slow

@@ -38,9 +38,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def rows(count: int = 12) -> Dataset:
+def rows(count: int = 12, longest: int = 2) -> Dataset:
     """Prompts of several lengths."""
-    return Dataset.from_dict({"prompt": [f"{'ab' * (i % 3)}{i}:" for i in range(count)]})
+    return Dataset.from_dict({"prompt": [f"{'ab' * (i % (longest + 1))}{i}:" for i in range(count)]})
 
 
 def small_bytes(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -93,6 +93,7 @@ def trainer(
     callbacks: list[Any] | None = None,
     reward: Any = small_bytes,
     model: Any = None,
+    longest: int = 2,
     **settings: Any,
 ) -> GRPOTrainer:
     own = issubclass(kind, ForkingTokenGRPOTrainer)
@@ -101,7 +102,7 @@ def trainer(
         model=tiny_model() if model is None else model,
         reward_funcs=reward,
         args=config(folder, ForkingTokenGRPOConfig if own else GRPOConfig, **settings),
-        train_dataset=rows(),
+        train_dataset=rows(longest=longest),
         processing_class=tokenizer,
         callbacks=callbacks,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
