@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +44,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 FORMATS = {"steps": "=", "direct": "^[^=]*<answer>"}
 START = "start model"
+PROMPTS = 2000
 RESULT = "measured.json"
 
 
@@ -84,10 +84,17 @@ def warm_start(folder: Path, arguments: argparse.Namespace) -> Path:
 
 def config_of(arm: str, seed: int, start: Path, folder: Path, arguments: argparse.Namespace) -> ReinforceConfig:
     return ReinforceConfig(
-        model=str(start), data=f"reasoning-gym:{NAME}", data_options=OPTIONS, rows=2000, output=str(folder),
+        model=str(start), data=f"reasoning-gym:{NAME}", data_options=OPTIONS, rows=PROMPTS, output=str(folder),
         formats=FORMATS, learning_rate=arguments.learning_rate, num_generations=8, prompts_per_step=8, batch_size=32,
         max_completion_length=40, max_steps=arguments.steps, save_steps=10, seed=seed, **ARMS[arm],
     )  # fmt: skip
+
+
+def held_out(count: int) -> list[dict[str, Any]]:
+    """Test problems that are among neither RL's prompts nor the warm start's."""
+    task = Reasoning(f"reasoning-gym:{NAME}", OPTIONS)
+    known = {each["question"] for split in ("train", "validation") for each in task.problems(split, PROMPTS)}
+    return [each for each in task.problems("test", 2 * count) if each["question"] not in known][:count]
 
 
 @torch.no_grad()
@@ -97,7 +104,7 @@ def measure(folder: str | Path, arguments: argparse.Namespace) -> dict[str, Any]
     model.eval()
     tokenizer.padding_side = "left"
     score = scorer(NAME)
-    problems = Reasoning(f"reasoning-gym:{NAME}", OPTIONS).problems("test", arguments.problems)
+    problems = held_out(arguments.problems)
     greedy, sampled, stepped = [], [], []
     torch.manual_seed(0)
     for start in range(0, len(problems), 16):
@@ -211,7 +218,6 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=64)
     parser.add_argument("--samples", type=int, default=8)
     arguments = parser.parse_args()
-    random.seed(0)
     begun = time.monotonic()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     start = warm_start(arguments.folder, arguments)
