@@ -19,7 +19,7 @@ def names_the_capital(completions: list[str], answer: list[str], **_: object) ->
 
 
 model, tokenizer = load_model("smollm2-135m")
-monitor = FormatMonitor([Format("name at once", r"^ [A-Z]"), Format("words first", r"^ [a-z]")])
+monitor = FormatMonitor([Format("name", r"^ [A-Z]"), Format("words", r"^ [a-z]")])
 gpu = torch.cuda.is_available()
 settings = {"forking_fraction": 0.2, "num_generations": 8, "learning_rate": 1e-4, "max_steps": 12}
 trainer = ForkingTokenGRPOTrainer(
