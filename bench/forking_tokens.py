@@ -31,8 +31,9 @@ from graftlm.multitoken.tune import tune
 from graftlm.provenance import versions
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.reinforce import reinforce
+from graftlm.reinforce.scorers import reasoning_gym_score
 from graftlm.runs import Run
-from graftlm.tasks.reasoning import Reasoning, prompt_of, scorer
+from graftlm.tasks.reasoning import Reasoning, prompt_of
 
 MODEL, NAME = "smollm2-135m", "chain_sum"
 OPTIONS = {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1}
@@ -103,7 +104,7 @@ def measure(folder: str | Path, arguments: argparse.Namespace) -> dict[str, Any]
     model, tokenizer = load_model(str(folder))
     model.eval()
     tokenizer.padding_side = "left"
-    score = scorer(NAME)
+    score = reasoning_gym_score(NAME)
     problems = held_out(arguments.problems)
     greedy, sampled, stepped = [], [], []
     torch.manual_seed(0)

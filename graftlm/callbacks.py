@@ -51,11 +51,16 @@ class ConsoleCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         if state.is_world_process_zero and (last or now - self.shown >= self.every_seconds):
             self.shown = now
-            pace = (now - self.started) / max(state.global_step - self.first_step, 1)
-            left = round(pace * (state.max_steps - state.global_step))
+            left = seconds_left(self.started, self.first_step, state)
             line: dict[str, Any] = next((line for line in reversed(state.log_history) if "loss" in line), {})
             told = "".join(f", {words}" for words in [self.describe(line)] if words)
             say(f"step {state.global_step}/{state.max_steps}{told}, {left} s left")
+
+
+def seconds_left(started: float, first_step: int, state: TrainerState) -> int:
+    """At the pace since `started` (time.monotonic), when `first_step` steps were done."""
+    pace = (time.monotonic() - started) / max(state.global_step - first_step, 1)
+    return round(pace * (state.max_steps - state.global_step))
 
 
 def updates_together(args: Any) -> int:
@@ -101,8 +106,7 @@ class TableCallback(TrainerCallback):
         found = self.cells(logs or {})
         if not found or self.live is None:
             return
-        pace = (time.monotonic() - self.started) / max(state.global_step - self.first_step, 1)
-        left = f"{round(pace * (state.max_steps - state.global_step))} s"
+        left = f"{seconds_left(self.started, self.first_step, state)} s"
         self.lines = [*self.lines, {"step": f"{state.global_step}/{state.max_steps}", **found, "left": left}]
         self.live.update(self.table(), refresh=True)
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,17 +63,7 @@ def tune(
     dry_run: DryRun = False,
 ) -> None:
     """Fine-tune a model, multi-token or next-token."""
-    if dry_run:
-        check_folder(Path(config.output), "tune", config, resume=resume, overwrite=overwrite)
-        print_config(config, sources)
-    from graftlm.multitoken.tune import tune as tune_model
-
-    if dry_run:
-        with scratch_run("tune", config, sources) as run:
-            tune_model(config, run, dry_run=True)
-        return
-    with opened_run(config, "tune", sources, resume=resume, overwrite=overwrite) as run:
-        tune_model(config, run)
+    train("graftlm.multitoken.tune", "tune", config, sources, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
 
 @app.command()
@@ -89,17 +80,8 @@ def reinforce(
 
     CONFIG may also be the name of a recipe; `graftlm recipes` lists them.
     """
-    if dry_run:
-        check_folder(Path(config.output), "reinforce", config, resume=resume, overwrite=overwrite)
-        print_config(config, sources)
-    from graftlm.reinforce.reinforce import reinforce as train_with_reward
-
-    if dry_run:
-        with scratch_run("reinforce", config, sources) as run:
-            train_with_reward(config, run, dry_run=True)
-        return
-    with opened_run(config, "reinforce", sources, resume=resume, overwrite=overwrite) as run:
-        train_with_reward(config, run)
+    module = "graftlm.reinforce.reinforce"
+    train(module, "reinforce", config, sources, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
 
 @app.command()
@@ -158,14 +140,30 @@ def study(
     say(f"report: {run.folder / 'report.html'}")
 
 
-@contextmanager
-def scratch_run(command: str, config: Any, sources: Mapping[str, str]) -> Iterator[Run]:
-    """A run in a folder that is removed again, for --dry-run."""
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Run.create(Path(scratch) / "run", command, config, sources) as run,
-    ):
-        yield run
+def train(
+    module: str,
+    verb: str,
+    config: TuneConfig | ReinforceConfig,
+    sources: Mapping[str, str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Call the function `verb` of `module`, imported only here, on a run in the output folder.
+
+    With --dry-run the settings are printed first, and the run is in a folder that is removed again.
+    """
+    if dry_run:
+        check_folder(Path(config.output), verb, config, resume=resume, overwrite=overwrite)
+        print_config(config, sources)
+    function = getattr(import_module(module), verb)
+    if not dry_run:
+        with opened_run(config, verb, sources, resume=resume, overwrite=overwrite) as run:
+            function(config, run)
+        return
+    with tempfile.TemporaryDirectory() as scratch, Run.create(Path(scratch) / "run", verb, config, sources) as run:
+        function(config, run, dry_run=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
+from graftlm.config import option
 from graftlm.errors import InputError
 from graftlm.multitoken.anchor import Anchor
 from graftlm.multitoken.config import Schedule, Weighting
@@ -28,10 +29,6 @@ from graftlm.multitoken.token_weights import TokenWeightsCollator, align_token_w
 HEADS_FOLDER = "heads"
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class MultiTokenConfig(SFTConfig):
     """`trl.SFTConfig` and the settings of the multi-token loss (see `graftlm.multitoken.loss`).
@@ -39,16 +36,16 @@ class MultiTokenConfig(SFTConfig):
     Unlike in TRL, bf16 is off by default where there is no GPU: CPUs run it many times slower than float32.
     """
 
-    coefficient: float = _setting(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.")
-    decay: float = _setting(0.8, "d in that sum.")
-    schedule: str = _setting("rsine", "s(t): rsine, sine, linear or constant.")
-    weights: str = _setting("uniform", "Which tokens the heads learn from: uniform, entropy, surprisal, importance.")
-    forking_fraction: float = _setting(0.2, "Share of tokens that weights=entropy keeps.")
-    train_heads: bool = _setting(False, "Train the heads along instead of keeping them frozen.")
-    heads_learning_rate: float | None = _setting(None, "Learning rate of trained heads; None: the model's.")
-    freeze_unembedding: bool = _setting(False, "Leave the unembedding (and an embedding tied to it) as it is.")
-    protect_layers: float = _setting(0.0, "Share of the layers, from the bottom, that is left untouched.")
-    anchor_weight: float = _setting(0.0, "Weight of KL(base ‖ tuned) on the trainer's anchor_texts.")
+    coefficient: float = option(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.")
+    decay: float = option(0.8, "d in that sum.")
+    schedule: str = option("rsine", "s(t): rsine, sine, linear or constant.")
+    weights: str = option("uniform", "Which tokens the heads learn from: uniform, entropy, surprisal, importance.")
+    forking_fraction: float = option(0.2, "Share of tokens that weights=entropy keeps.")
+    train_heads: bool = option(False, "Train the heads along instead of keeping them frozen.")
+    heads_learning_rate: float | None = option(None, "Learning rate of trained heads; None: the model's.")
+    freeze_unembedding: bool = option(False, "Leave the unembedding (and an embedding tied to it) as it is.")
+    protect_layers: float = option(0.0, "Share of the layers, from the bottom, that is left untouched.")
+    anchor_weight: float = option(0.0, "Weight of KL(base ‖ tuned) on the trainer's anchor_texts.")
 
     def __post_init__(self) -> None:
         bf16: bool | None = self.bf16  # type: ignore[has-type]

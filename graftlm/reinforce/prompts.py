@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from graftlm.datasets import read_source
 from graftlm.errors import InputError
@@ -39,13 +39,13 @@ def load_prompts(source: str, *, rows: int, options: Mapping[str, Any] | None = 
     columns = list(dict.fromkeys(name for row in found for name in row))
     if reserved := [name for name in columns if name in RESERVED]:
         raise InputError(f"data {source!r} has a column {reserved[0]!r}, a name that TRL uses itself: rename it")
-    made = {}
+    parts = []
     for name in columns:
         try:
-            made[name] = Dataset.from_dict({name: [row.get(name) for row in found]})[name]
+            parts.append(Dataset.from_dict({name: [row.get(name) for row in found]}))
         except pyarrow.ArrowException as error:
             raise InputError(f"column {name!r} of data {source!r} holds values of several kinds: {error}") from error
-    return Dataset.from_dict({name: list(values) for name, values in made.items()})
+    return concatenate_datasets(parts, axis=1)
 
 
 def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:

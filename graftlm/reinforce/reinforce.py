@@ -31,7 +31,7 @@ from graftlm.reinforce.formats import Format, FormatMonitor
 from graftlm.reinforce.prompts import load_prompts
 from graftlm.reinforce.rewards import reward_function
 from graftlm.reinforce.trainer import ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer
-from graftlm.report.reinforce_page import write_reinforce_report
+from graftlm.report.reinforce_page import reward_of, write_reinforce_report
 from graftlm.runs import Run
 from graftlm.tasks import TASKS
 from graftlm.tasks.reasoning import PREFIX
@@ -198,7 +198,7 @@ def step_cells(line: dict[str, Any]) -> dict[str, str]:
     """Reward, entropy and the formats' shares of a logged step; nothing of a line without a reward."""
     if line.get("reward") is None:
         return {}
-    cells = {"reward": f"{line.get('reward_unshaped') or line['reward']:.3f}"}
+    cells = {"reward": f"{reward_of(line):.3f}"}
     if line.get("entropy") is not None:
         cells["token entropy"] = f"{line['entropy']:.2f}"
     shares = {name.split("/")[1]: value for name, value in line.items() if name.endswith("/share")}

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,17 +29,15 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
+from graftlm.config import option
 from graftlm.errors import InputError
+from graftlm.multitoken.decoder import plain_model
 from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
 
 Scope = Literal["rollout", "micro-batch", "response"]
 Normaliser = Literal["kept", "all"]
 Tokens = Literal["top", "rest", "random"]
 MASK = "forking_weights"
-
-
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -50,11 +48,11 @@ class ForkingTokenGRPOConfig(GRPOConfig):
     `top_entropy_quantile` is set besides.
     """
 
-    forking_fraction: float = _setting(0.2, "Share of the tokens that the policy loss is taken from; 1 is all of them.")
-    forking_scope: str = _setting("rollout", "Over what the share is taken: rollout (batch), micro-batch or response.")
-    forking_normaliser: str = _setting("kept", "What the policy loss is divided by: kept tokens (paper) or all (TRL).")
-    forking_tokens: str = _setting("top", "Which tokens: top (by entropy), rest (all others) or random (as many).")
-    start_agreement_steps: int = _setting(
+    forking_fraction: float = option(0.2, "Share of the tokens that the policy loss is taken from; 1 is all of them.")
+    forking_scope: str = option("rollout", "Over what the share is taken: rollout (batch), micro-batch or response.")
+    forking_normaliser: str = option("kept", "What the policy loss is divided by: kept tokens (paper) or all (TRL).")
+    forking_tokens: str = option("top", "Which tokens: top (by entropy), rest (all others) or random (as many).")
+    start_agreement_steps: int = option(
         20, "Rollout batches between measurements of the mask's agreement with the start model's (LoRA; 0: never)."
     )
 
@@ -258,11 +256,6 @@ class OrderOfEpoch(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.sampler)
-
-
-def plain_model(model: Any) -> Any:
-    """The transformers model inside `model`, which may be a PEFT model."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def loss_mask(rollouts: dict[str, Any]) -> Tensor:

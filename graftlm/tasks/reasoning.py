@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import InputError
+from graftlm.reinforce.scorers import reasoning_gym_score
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
 from graftlm.tasks.generation import generate_completions
 
@@ -95,7 +96,7 @@ class Reasoning(Task):
             model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, stop="\n\n" if shots else None,
             on_batch=count_steps(progress, len(problems)),
         )  # fmt: skip
-        score = scorer(self.asked)
+        score = reasoning_gym_score(self.asked)
         examples: list[dict[str, Any]] = []
         for problem, prompt, output in zip(problems, prompts, outputs, strict=True):
             value = score(output, problem)
@@ -119,10 +120,3 @@ class Reasoning(Task):
 
 def prompt_of(question: str) -> str:
     return f"Question: {question.strip()}\nAnswer:"
-
-
-def scorer(name: str) -> Callable[[str, Any], float]:
-    """Scores (completion, entry) as the reward `reasoning-gym:NAME` does."""
-    from graftlm.reinforce.scorers import reasoning_gym_score
-
-    return reasoning_gym_score(name)
