@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from problems import FORMATS
 COLLAPSED = 0.9  # share of the largest format from which a run counts as collapsed
 ALIVE = 0.01  # a minority share above this counts as alive
 PLAIN, STRONG = "grpo beta 0", "grpo beta 0.01"
+GUARDED = ("grpo within-format", "grpo format-divergence")
 Found = dict[str, Any]
 Cell = tuple[str, str, str]
 """Scale, mixture and arm."""
@@ -35,6 +37,11 @@ def largest(shares: dict[str, float]) -> str:
 def minority(measured: Found) -> float:
     """Share of all formats but the largest."""
     return 1 - max(measured["shares"].values())
+
+
+def entropy(measured: Found) -> float:
+    """Of the formats' shares, nats."""
+    return -sum(share * math.log(share) for share in measured["shares"].values() if share > 0)
 
 
 def average(runs: Sequence[Found], key: str) -> float:
@@ -152,13 +159,22 @@ def diversity(cells: dict[Cell, list[Found]]) -> list[str]:
     )]  # fmt: skip
 
 
-def compared(cells: dict[Cell, list[Found]], arm: str, read: Callable[[Found], float]) -> list[float]:
-    """Of each base model: the mean at the end of `arm` less that of GRPO without KL."""
+def compared(
+    cells: dict[Cell, list[Found]], arm: str, read: Callable[[Found], float], at: Callable[[Found], Found] = end
+) -> list[float]:
+    """Of each base model: the mean `at` the end of `arm` less that of GRPO without KL."""
+    return [ours - theirs for ours, theirs in beside(cells, arm, read, at)]
+
+
+def beside(
+    cells: dict[Cell, list[Found]], arm: str, read: Callable[[Found], float], at: Callable[[Found], Found]
+) -> list[tuple[float, float]]:
+    """Of each base model: the means over seeds of `arm` and of GRPO without KL."""
     found = []
     for place in places(cells):
         if (*place, arm) in cells and (*place, PLAIN) in cells:
-            values, plain = ([read(end(run)) for run in cells[(*place, each)]] for each in (arm, PLAIN))
-            found.append((mean(values) or 0.0) - (mean(plain) or 0.0))
+            ours, theirs = (mean(read(at(run)) for run in cells[(*place, each)]) or 0.0 for each in (arm, PLAIN))
+            found.append((ours, theirs))
     return found
 
 
@@ -175,14 +191,29 @@ def iteration(cells: dict[Cell, list[Found]]) -> list[str]:
 
 
 def guards(cells: dict[Cell, list[Found]]) -> list[str]:
-    """Not of the paper: what the guards keep, and what that costs."""
+    """Not of the paper: what the guards keep, and what that costs, after the first epoch and at the end.
+
+    What was hoped for: twice the entropy of the shares after the first epoch, pass@1 at most a point lower.
+    """
     lines = []
-    for arm in ("grpo within-format", "grpo format-divergence"):
+    for arm in GUARDED:
         kept = compared(cells, arm, minority)
-        if kept:
-            lines.append(
-                f"- Guard `{arm.removeprefix('grpo ')}` against none, points: share of all formats but the largest "
-                f"{spread(kept, 1)}, pass@1 {spread(compared(cells, arm, lambda m: m['pass_at_1']), 1)}, pass@64 "
-                f"{spread(compared(cells, arm, lambda m: m['pass_at_k']), 1)}."
+        if not kept:
+            continue
+        pairs = beside(cells, arm, entropy, epoch)
+        costs = compared(cells, arm, lambda m: m["pass_at_1"], epoch)
+        good = sum(ours >= 2 * theirs and cost >= -0.01 for (ours, theirs), cost in zip(pairs, costs, strict=True))
+        each = "; ".join(
+            f"{' '.join(place)} {ours:.2f} to {theirs:.2f} nats, pass@1 {100 * cost:+.1f}"
+            for place, (ours, theirs), cost in zip(
+                [place for place in places(cells) if (*place, arm) in cells and (*place, PLAIN) in cells],
+                pairs, costs, strict=True,
             )
+        )  # fmt: skip
+        lines.append(
+            f"- Guard `{arm.removeprefix('grpo ')}` against none: entropy of the shares after epoch 1 {each}; at least "
+            f"twice the entropy for at most a point in {good} of {len(kept)}. At the end, points: share of all formats "
+            f"but the largest {spread(kept, 1)}, pass@1 {spread(compared(cells, arm, lambda m: m['pass_at_1']), 1)}, "
+            f"pass@64 {spread(compared(cells, arm, lambda m: m['pass_at_k']), 1)}."
+        )
     return lines
