@@ -36,6 +36,7 @@ from graftlm.files import append_line, dump_json, read_json_lines, write_text
 from graftlm.reinforce.format_guards import Guard
 
 OTHER = "other"
+ALARM_SHARE, DEAD_SHARE = 0.9, 0.01  # above and below which a format has taken over or died
 MATCH_SECONDS = 0.1
 """Longest time that one pattern may take on one completion; a slower one counts as no match."""
 ALARM_BATCHES = 4
@@ -109,8 +110,8 @@ class FormatMonitor(TrainerCallback):
         guard: Guard | None = None,
         start_shares: Mapping[str, float] | None = None,
         correct_above: float = 0.5,
-        alarm_share: float = 0.9,
-        dead_share: float = 0.01,
+        alarm_share: float = ALARM_SHARE,
+        dead_share: float = DEAD_SHARE,
         path: Path | None = None,
     ) -> None:
         names = [each.name for each in formats]

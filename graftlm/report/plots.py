@@ -74,7 +74,8 @@ def line_plot(
         words_at(line.tag, frame.x(line.points[-1][0]) + 6, y + 4, class_="tag", style=f"fill:var({line.colour})")
         for y, line in ends
     ]
-    return figure(title, description, 440, 274, join(grid, curves, tags))
+    room = 7 * max((len(line.tag) for line in lines if line.points), default=0)
+    return figure(title, description, max(440, frame.left + frame.width + 6 + room), 274, join(grid, curves, tags))
 
 
 def _curve(frame: Frame, line: Line) -> Markup:

@@ -8,6 +8,7 @@ from typing import Any
 
 from graftlm.files import write_text
 from graftlm.provenance import versions
+from graftlm.reinforce.formats import ALARM_SHARE, DEAD_SHARE
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
 from graftlm.report.plots import Line, line_plot, round_up
@@ -62,9 +63,9 @@ def reinforce_verdict(steps: Steps, formats: Steps) -> list[str]:
 
 
 def fate(before: float, after: float) -> str:
-    if after > 0.9 > before:
+    if after > ALARM_SHARE > before:
         return ", it has swallowed the rest"
-    return ", it has died" if after < 0.01 <= before else ""
+    return ", it has died" if after < DEAD_SHARE <= before else ""
 
 
 def reward_of(line: Mapping[str, Any]) -> float:

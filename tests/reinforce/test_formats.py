@@ -17,9 +17,9 @@ from trl import GRPOTrainer
 from graftlm.errors import InputError
 from graftlm.reinforce.format_guards import FormatDivergence, WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor, divergence, entropy, final_answer
-from tests.reinforce.training import trainer
+from tests.reinforce.training import TRL_WARNING, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(TRL_WARNING)
 PROGRAM, PROSE = Format("program", r"^def "), Format("prose", "The answer is")
 
 

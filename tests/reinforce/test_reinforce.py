@@ -28,10 +28,7 @@ from graftlm.runs import Run
 from tests.multitoken.plain import PEFT_WARNING
 from tests.multitoken.test_tune import environment, graftlm, model_folder  # noqa: F401  # a fixture
 
-pytestmark = [
-    pytest.mark.filterwarnings(PEFT_WARNING),
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 TINY = {"num_generations": 4, "prompts_per_step": 2, "batch_size": 8, "max_completion_length": 6, "max_steps": 3}
 
 

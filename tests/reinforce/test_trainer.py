@@ -29,11 +29,9 @@ from graftlm.reinforce.trainer import (
 from tests.conftest import VOCABULARY, tiny_model
 from tests.multitoken.test_distributed import ROOT, torchrun
 from tests.reinforce.test_forking import plain_mask
-from tests.reinforce.training import config, small_bytes, trainer
+from tests.reinforce.training import TRL_WARNING, config, small_bytes, trainer
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*use_reentrant.*", "ignore::UserWarning"
-)
+pytestmark = pytest.mark.filterwarnings(TRL_WARNING)
 
 
 def losses(made: Any) -> list[float]:

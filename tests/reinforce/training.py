@@ -22,6 +22,8 @@ from graftlm.reinforce.trainer import MASK, ForkingTokenGRPOConfig, ForkingToken
 from tests.conftest import tiny_model
 from tests.multitoken.training import Kill
 
+TRL_WARNING = "ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning"
+"""Of transformers, to TRL."""
 SMALL: dict[str, Any] = {
     "use_cpu": True,
     "bf16": False,
