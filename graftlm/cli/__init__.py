@@ -6,7 +6,7 @@ everything else to stderr.
 
 from __future__ import annotations
 
-from graftlm.cli import training, measuring, proxy, using  # isort: skip  # the order of the verbs in --help
+from graftlm.cli import training, pruning, measuring, proxy, using  # isort: skip  # the order of the verbs in --help
 from graftlm.cli.app import app, main
 
-__all__ = ["app", "main", "measuring", "proxy", "training", "using"]
+__all__ = ["app", "main", "measuring", "proxy", "pruning", "training", "using"]

@@ -15,7 +15,15 @@ from graftlm.errors import InputError
 
 
 class VerbGroup(TyperGroup):
-    """Says that a verb was interrupted, and how to go on where it knows; the status is 130."""
+    """Says that a verb was interrupted, and how to go on where it knows; the status is 130.
+
+    A verb may have two words, beside one whose name is the first ("prune" and "prune fit").
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if " ".join(args[:2]) in self.commands:
+            args = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

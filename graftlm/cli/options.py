@@ -33,3 +33,14 @@ def check_output_folder(folder: Path, document: str, overwrite: bool) -> None:
         raise InputError(f"--output {folder} is a file; give a folder")
     if (folder / document).exists() and not overwrite:
         raise InputError(f"output folder {folder} holds {document}; give another --output, or --overwrite")
+
+
+def parse_numbers(flag: str, text: str) -> list[float]:
+    """ "0, 0.5" -> [0.0, 0.5]; InputError that names what is no number."""
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(float(part))
+        except ValueError as error:
+            raise InputError(f"{flag} holds {part.strip()!r}, but numbers with commas are expected") from error
+    return found

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from graftlm.cli.app import VerbGroup, app
-from graftlm.cli.options import Antiexpert, AsJson, Overwrite, Probe, check_output_folder
+from graftlm.cli.options import Antiexpert, AsJson, Overwrite, Probe, check_output_folder, parse_numbers
 from graftlm.console import print_findings, reported_progress, say
-from graftlm.errors import InputError
 from graftlm.files import dump_json, write_text
 
 proxy = typer.Typer(cls=VerbGroup, no_args_is_help=True, help="Proxy-tuning: measure how strongly to steer.")
@@ -43,7 +42,7 @@ def sweep(
     directly: a table, and one HTML page with the frontier.
     """
     check_output_folder(output, "sweep.json", overwrite)
-    numbers = parse_alphas(alphas)
+    numbers = parse_numbers("--alphas", alphas)
     from graftlm.auditing.audit import DEFAULT_PROBES
     from graftlm.proxy.summary import sweep_table
     from graftlm.proxy.sweep import sweep as sweep_alphas
@@ -71,14 +70,3 @@ def sweep(
     else:
         print_findings(sweep_table(result), sweep_verdict(result))
     say(f"report: {output / 'report.html'}")
-
-
-def parse_alphas(text: str) -> list[float]:
-    """ "0, 0.5" -> [0.0, 0.5]; InputError that names what is no number."""
-    found = []
-    for part in text.split(","):
-        try:
-            found.append(float(part))
-        except ValueError as error:
-            raise InputError(f"--alphas holds {part.strip()!r}, but numbers with commas are expected") from error
-    return found

@@ -18,15 +18,13 @@ Where these differ from their sources:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import decoder_layers, plain_model
+from graftlm.pruning.attention import pass_with_attention
 from graftlm.pruning.encoding import Encoding
 from graftlm.pruning.scorer import Scorer
 
@@ -43,33 +41,10 @@ def surprisal_scores(scorer: Scorer) -> list[float]:
     return (-scorer.log_probs[scorer.first : len(scorer.ids) - scorer.answer]).tolist()
 
 
-@torch.no_grad()
 def attention_scores(model: Any, encoding: Encoding) -> list[float]:
-    """Of each chain token the attention that it gets from all tokens in all heads and layers; one layer's weights
-    exist at a time."""
-    ids = [*encoding.question, *(token.id for token in encoding.chain), *encoding.answer]
-    plain = plain_model(model)
-    received = torch.zeros(len(ids), dtype=torch.float64)
-
-    def add(_: nn.Module, __: Any, output: Any) -> None:
-        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if isinstance(weights, Tensor) and weights.shape[-2:] == (len(ids), len(ids)):
-            received.add_(weights.float().sum(dim=(0, 1, 2)).cpu().double())
-
-    with _eager_attention(plain):
-        handles = [
-            module.register_forward_hook(add)
-            for layer in decoder_layers(plain)
-            for module in layer.modules()
-            if type(module).__name__.endswith("Attention")
-        ]
-        try:
-            plain.base_model(input_ids=torch.tensor([ids], device=plain.device), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-    if not received.any():
-        raise InputError(f"{type(plain).__name__} does not show its attention: choose another mode")
+    """Of each chain token the attention that it gets from all tokens in all heads and layers."""
+    received = torch.zeros(len(encoding), dtype=torch.float64)
+    pass_with_attention(model, encoding.ids, lambda weights: received.add_(weights.sum(dim=(0, 1)).cpu().double()))
     first = len(encoding.question)
     return received[first : first + len(encoding.chain)].tolist()
 
@@ -105,14 +80,3 @@ def order_of(scores: Sequence[float], units: Sequence[Sequence[int]], protected:
     """Units by their mean score, the least first, equal ones by position; those in `protected` after the others."""
     means = [sum(scores[place] for place in unit) / len(unit) for unit in units]
     return sorted(range(len(units)), key=lambda unit: (unit in protected, means[unit], unit))
-
-
-@contextmanager
-def _eager_attention(model: Any) -> Iterator[None]:
-    """Other implementations never have the weights."""
-    before = model.config._attn_implementation  # transformers has a public setter only
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

@@ -43,6 +43,11 @@ class Encoding:
     chain: list[ChainToken]
     answer: list[int]
 
+    @property
+    def ids(self) -> list[int]:
+        """Of the whole sequence."""
+        return [*self.question, *(token.id for token in self.chain), *self.answer]
+
     def __len__(self) -> int:
         return len(self.question) + len(self.chain) + len(self.answer)
 
@@ -91,17 +96,23 @@ def protected_tokens(chain: Sequence[ChainToken], text: str, answer: str, protec
 
     InputError for an expression that is none.
     """
+    check_patterns(protect)
     found = set()
     for each in protect:
         pattern = {"numbers": NUMBER, "answer": re.escape(answer.strip())}.get(each, each)
-        try:
-            matches = list(re.finditer(pattern, text))
-        except re.error as error:
-            raise InputError(f"protect has {each!r}, which is no regular expression: {error}") from None
-        for match in matches:
+        for match in re.finditer(pattern, text):
             start, stop = match.span()
             found |= {i for i, token in enumerate(chain) if token.start < stop and start < token.stop}
     return found
+
+
+def check_patterns(protect: Sequence[str]) -> None:
+    """InputError for a regular expression that is none."""
+    for each in protect:
+        try:
+            re.compile(each)
+        except re.error as error:
+            raise InputError(f"protect has {each!r}, which is no regular expression: {error}") from None
 
 
 _Parts = tuple[list[int], list[tuple[int, int]], list[int]]

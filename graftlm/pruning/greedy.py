@@ -29,19 +29,26 @@ def exact_order(scorer: Scorer, protected: Collection[int], on_step: OnStep | No
     deletions = Deletions(scorer, on_step)
     while scorer.left:
         units = eligible(scorer.left, protected)
-        deletions.add(best(dict(zip(units, scorer.scores(units).tolist(), strict=True))))
+        scores = dict(zip(units, scorer.scores(units).tolist(), strict=True))
+        deletions.add(best(scores), scores)
     return deletions
 
 
 class Deletions:
-    """Units in the order in which they were deleted, and the objective in nats before the first and after each."""
+    """Units in the order in which they were deleted, and the objective in nats before the first and after each.
+
+    `single`: of the units scored at the first step, the objective without each alone.
+    """
 
     def __init__(self, scorer: Scorer, on_step: OnStep | None = None) -> None:
         self.scorer, self.on_step = scorer, on_step
         self.order: list[int] = []
         self.values = [scorer.value]
+        self.single: Mapping[int, float] = {}
 
-    def add(self, unit: int) -> None:
+    def add(self, unit: int, scores: Mapping[int, float] | None = None) -> None:
+        if not self.order:
+            self.single = scores or {}
         self.scorer.delete(unit)
         self.order.append(unit)
         self.values.append(self.scorer.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,13 +17,16 @@ class PrunedChain:
 
     `tokens`: of the chain, n of them. `order`: their positions in the order of deletion, a permutation of range(n); a
     word's tokens follow one another in their order. `ranks`: of each token the step at which it was deleted, from 1;
-    the later, the more it is worth; the tokens of a word share a step.
+    the later, the more it is worth; the tokens of a word share a step. `single_deletions`: of each token the objective
+    of the whole chain without it (or its word) alone, in nats; None where that was not scored: what is protected, and
+    all tokens of a baseline.
     """
 
     chain: str
     tokens: list[ChainToken]
     order: list[int]
     ranks: list[int]
+    single_deletions: list[float | None]
     measure: Callable[[], list[float]] = field(repr=False, compare=False)
     """Called for `log_likelihoods`."""
 
@@ -41,24 +44,31 @@ class PrunedChain:
         Tokens that share a character, or a word where words were deleted, are kept as soon as one of them is, so that
         no character is cut in half. `keep` = 1 gives the chain as it was. InputError outside (0, 1].
         """
-        if not 0 < keep <= 1:
-            raise InputError(f"keep is {keep}: give a share above 0 and at most 1")
-        count = math.ceil(keep * len(self.tokens) - 1e-9)  # 0.07 * 100 is 7.000000000000001
-        kept = set(self.order[len(self.order) - count :])
-        return "".join(
-            self.chain[self.tokens[group[0]].start : max(self.tokens[place].stop for place in group)]
-            for group in self._inseparable()
-            if not kept.isdisjoint(group)
-        )
+        return kept_text(self.chain, [(token.start, token.stop) for token in self.tokens], self.ranks, keep)
 
-    def _inseparable(self) -> list[list[int]]:
-        groups: list[list[int]] = []
-        reached = 0
-        for place, token in enumerate(self.tokens):
-            same_step = place > 0 and self.ranks[place] == self.ranks[place - 1]
-            if groups and (same_step or token.start < reached or token.start == token.stop):
-                groups[-1].append(place)
-            else:
-                groups.append([place])
-            reached = max(reached, token.stop)
-        return groups
+
+def kept_text(chain: str, spans: Sequence[tuple[int, int]], ranks: Sequence[int], keep: float) -> str:
+    """`PrunedChain.text` of a chain whose tokens have these characters and ranks."""
+    if not 0 < keep <= 1:
+        raise InputError(f"keep is {keep}: give a share above 0 and at most 1")
+    count = math.ceil(keep * len(spans) - 1e-9)  # 0.07 * 100 is 7.000000000000001
+    order = sorted(range(len(ranks)), key=lambda place: (ranks[place], place))
+    kept = set(order[len(order) - count :])
+    return "".join(
+        chain[spans[group[0]][0] : max(spans[place][1] for place in group)]
+        for group in _inseparable(spans, ranks)
+        if not kept.isdisjoint(group)
+    )
+
+
+def _inseparable(spans: Sequence[tuple[int, int]], ranks: Sequence[int]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    reached = 0
+    for place, (start, stop) in enumerate(spans):
+        same_step = place > 0 and ranks[place] == ranks[place - 1]
+        if groups and (same_step or start < reached or start == stop):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+        reached = max(reached, stop)
+    return groups

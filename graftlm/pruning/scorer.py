@@ -10,7 +10,7 @@ from p + w on, with the keys and values of what precedes p.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.linear_cross_entropy import CHUNK_ROWS
+from graftlm.pruning.choices import Objective
 from graftlm.pruning.grouping import cheapest_groups
 from graftlm.tasks.generation import has_virtual_tokens, target_log_probs
 
-Objective = Literal["joint", "answer"]
 Span = tuple[int, int]
 """Where a unit starts in the sequence, and where it ends."""
 

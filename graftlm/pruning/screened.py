@@ -44,7 +44,7 @@ def screened_order(scorer: Scorer, protected: Collection[int], on_step: OnStep |
         chosen = best(scores)
         place = scorer.left.index(chosen)
         near = [*scorer.left[max(place - NEIGHBOURS, 0) : place], *scorer.left[place + 1 : place + 1 + NEIGHBOURS]]
-        deletions.add(chosen)
+        deletions.add(chosen, scores)
     return deletions
 
 

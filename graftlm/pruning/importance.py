@@ -1,0 +1,67 @@
+"""Ranks as weights of the multi-token loss: a number for each token of a row's completion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graftlm.tasks.generation import encode_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def importance(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Mapping[str, Any],
+    spans: Sequence[tuple[int, int]],
+    ranks: Sequence[int],
+) -> list[float]:
+    """The column `importance` of a row whose completion begins with the whole chain.
+
+    A token of the chain gets the highest rank of its characters, divided by the highest of all, in (0, 1]; a token of
+    the answer, and what a chat template puts after it, 1. The tokens are those that TRL trains on with this tokenizer.
+
+    Args:
+        row: `prompt` and `completion`, text or messages.
+        spans, ranks: characters and rank of each of the chain's tokens, which cover it.
+    """
+    highest = max(ranks)
+    worth: list[float] = []  # of each character of the chain
+    for (start, stop), rank in zip(spans, ranks, strict=True):
+        worth += [0.0] * (stop - len(worth))
+        for place in range(start, stop):
+            worth[place] = max(worth[place], rank / highest)
+    return [
+        max(worth[start:stop], default=0.0) if start < len(worth) and stop <= len(worth) else 1.0
+        for start, stop in _completion_spans(tokenizer, row)
+    ]
+
+
+def _completion_spans(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Characters of the completion of each of its tokens; from its length on where a template adds some."""
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        prompt_ids, options = encode_prompt(tokenizer, prompt), {}
+        whole, begin = prompt + completion, len(prompt)
+    else:
+        options = {"add_special_tokens": False}
+        head = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+        whole = str(tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
+        prompt_ids, completion = list(tokenizer(head, **options)["input_ids"]), completion[-1]["content"]
+        begin = whole.index(completion, len(head) if whole.startswith(head) else 0)
+    encoded = tokenizer(whole, return_offsets_mapping=True, **options)
+    if list(encoded["input_ids"][: len(prompt_ids)]) == prompt_ids:
+        offsets = encoded["offset_mapping"][len(prompt_ids) :]
+        return _without_gaps([(max(start - begin, 0), max(stop - begin, 0)) for start, stop in offsets])
+    encoded = tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
+    return _without_gaps(encoded["offset_mapping"])
+
+
+def _without_gaps(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """A tokenizer may leave the space before a word out of its offsets."""
+    found, reached = [], 0
+    for start, stop in offsets:
+        found.append((min(start, reached), max(start, stop)))
+        reached = max(reached, stop)
+    return found

@@ -1,0 +1,79 @@
+"""A file that takes long: its rows lie beside it until all are there, so that a kill loses one at most."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graftlm.errors import InputError
+from graftlm.files import append_line, drop_partial_line, dump_json, plain, read_json_lines, remove, write_text
+
+ENDINGS = (".jsonl", ".parquet")
+
+
+class Partial:
+    """`OUTPUT.partial`: a line of what the rows depend on, then one for each row done, in their order (`lines`)."""
+
+    def __init__(self, output: Path, depends_on: Mapping[str, Any], *, resume: bool) -> None:
+        """InputError where rows are to be resumed that depend on something else; it names the first difference."""
+        self.path, self.lines = partial_file(output), list[dict[str, Any]]()
+        given = plain(depends_on)
+        drop_partial_line(self.path)
+        found = read_json_lines(self.path) if resume else []
+        if not found:
+            write_text(self.path, dump_json(given) + "\n")
+            return
+        head, *self.lines = found
+        if differing := [name for name in given if given[name] != head.get(name)]:
+            raise InputError(
+                f"{self.path} was made with another {', '.join(differing)}; give the same to go on, or --overwrite"
+            )
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        append_line(self.path, dump_json(line))
+        self.lines.append(plain(line))
+
+    def remove(self) -> None:
+        remove(self.path)
+
+
+def check_output_file(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """InputError if the file is there or half there and neither is asked for, or cannot be one of these kinds."""
+    if output.suffix.lower() not in ENDINGS:
+        raise InputError(f"--output {output}: the name must end in {' or '.join(ENDINGS)}")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder; give a file")
+    if overwrite:
+        return
+    if output.exists():
+        raise InputError(f"--output {output} exists; give another, or --overwrite")
+    if partial_file(output).exists() and not resume:
+        raise InputError(
+            f"{partial_file(output)} holds rows of an earlier call: --resume goes on, --overwrite starts anew"
+        )
+
+
+def partial_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+def write_rows(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """All of them or, where that fails, none: the old content stands."""
+    if output.suffix.lower() == ".jsonl":
+        write_text(output, "".join(dump_json(row) + "\n" for row in rows))
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), temporary)
+        os.replace(temporary, output)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{output}: the rows do not fit Parquet's columns ({error}); write .jsonl instead") from error
+    except OSError as error:
+        raise OSError(f"{output} cannot be written: {error.strerror}; its content is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""Rows of any form -> question, chain and answer; and back to a row for `graftlm tune`, with a shorter chain.
+
+| columns | chain and answer |
+|---|---|
+| chain, answer; question, prompt or messages | as they are |
+| question, answer | the answer, cut where the final answer starts (GSM8K's own form) |
+| what `graftlm tune` takes | the completion, of a conversation the last one, cut likewise |
+
+Texts of separate columns are put together with a line break where there is no white space between them; a question by
+itself becomes a user's message where the tokenizer has a chat template. The final answer starts at the last match of
+the first of ANSWER_STARTS that is found, with the white space before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftlm.errors import InputError
+from graftlm.pruning.encoding import Question
+from graftlm.rows import canonical_rows, column, text
+
+ANSWER_STARTS = (r"</think>", r"####", r"(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is\b|:)", r"\$*\\boxed\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """A question, and the reasoning and the answer that follow it, space between them included.
+
+    The question is text or messages, as in `prune_chain`.
+    """
+
+    question: Question
+    chain: str
+    answer: str
+
+    def row(self, chain: str, mark: str = "") -> dict[str, Any]:
+        """`prompt` and `completion` with this chain instead; `mark` ends the prompt, or its last message.
+
+        White space that the chain begins with, but did not before, is left out.
+        """
+        completion = (chain if self.chain[:1].isspace() else chain.lstrip()) + self.answer
+        if isinstance(self.question, str):
+            return {"prompt": self.question + mark, "completion": completion}
+        *before, last = [dict(message) for message in self.question]
+        last["content"] += mark
+        return {"prompt": [*before, last], "completion": [{"role": "assistant", "content": completion}]}
+
+
+def solution_of(row: Mapping[str, Any], place: str, *, answer_start: str | None = None, chat: bool = False) -> Solution:
+    """The solution in a row; `place` names it in errors.
+
+    `answer_start`: a regular expression instead of ANSWER_STARTS. `chat`: whether the tokenizer has a template.
+
+    InputError for missing columns, or a completion without answer or chain.
+    """
+    if row.get("chain") is not None and row.get("answer") is not None:
+        chain = text(row, "chain", place)
+        question = _question(row, place, chain, chat)
+        return _checked(question, chain, _joined(chain, str(row["answer"])), place)
+    if "question" in row and "answer" in row and "completion" not in row and "messages" not in row:
+        whole = text(row, "answer", place)
+        question = _question(row, place, whole, chat)
+    else:
+        converted = list(canonical_rows([(place, row)]))
+        if not converted or "completion" not in converted[-1]:
+            raise InputError(f"{place} is text without a question; pruning needs a question and a completion")
+        question, whole = converted[-1]["prompt"], converted[-1]["completion"]
+        if not isinstance(whole, str):
+            question, whole = [*question, *whole[:-1]], whole[-1]["content"]
+    start = find_answer(whole, answer_start)
+    if start is None:
+        raise InputError(
+            f"{place}: no answer is found in the completion; say where it starts with --answer-start REGEX"
+        )
+    return _checked(question, whole[:start], whole[start:], place)
+
+
+def find_answer(whole: str, answer_start: str | None = None) -> int | None:
+    """Where the final answer starts, with the white space before it; None where it is not found."""
+    for pattern in ANSWER_STARTS if answer_start is None else (answer_start,):
+        *_, last = (None, *re.finditer(rf"\s*(?:{pattern})", whole))
+        if last is not None:
+            return last.start()
+    return None
+
+
+def _question(row: Mapping[str, Any], place: str, following: str, chat: bool) -> Question:
+    if row.get("messages") is not None:
+        conversation = {"prompt": row["messages"], "completion": [{"role": "assistant", "content": following}]}
+        return next(canonical_rows([(place, conversation)]))["prompt"]
+    if row.get("prompt") is not None:
+        prompt = column(row, "prompt", place)
+        return prompt + _space(prompt, following) if isinstance(prompt, str) else prompt
+    question = text(row, "question", place)
+    return [{"role": "user", "content": question}] if chat else question + _space(question, following)
+
+
+def _checked(question: Question, chain: str, answer: str, place: str) -> Solution:
+    for name, value in (("question", question), ("chain", chain.strip()), ("answer", answer.strip())):
+        if not value:
+            raise InputError(f"{place}: the {name} is empty; remove the row or fill it")
+    return Solution(question=question, chain=chain, answer=answer)
+
+
+def _joined(chain: str, answer: str) -> str:
+    return _space(chain, answer) + answer
+
+
+def _space(before: str, after: str) -> str:
+    return "" if before[-1:].isspace() or after[:1].isspace() else "\n"
