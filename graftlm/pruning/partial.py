@@ -19,19 +19,21 @@ class Partial:
     def __init__(self, output: Path, depends_on: Mapping[str, Any], *, resume: bool) -> None:
         """InputError where rows are to be resumed that depend on something else; it names the first difference."""
         self.path, self.lines = partial_file(output), list[dict[str, Any]]()
-        given = plain(depends_on)
-        drop_partial_line(self.path)
-        found = read_json_lines(self.path) if resume else []
-        if not found:
-            write_text(self.path, dump_json(given) + "\n")
+        self._head, self._begun = plain(depends_on), False
+        if not resume or not self.path.exists():
             return
-        head, *self.lines = found
-        if differing := [name for name in given if given[name] != head.get(name)]:
-            raise InputError(
-                f"{self.path} was made with another {', '.join(differing)}; give the same to go on, or --overwrite"
-            )
+        drop_partial_line(self.path)
+        for head, *lines in filter(None, [read_json_lines(self.path)]):
+            if differing := [name for name in self._head if self._head[name] != head.get(name)]:
+                raise InputError(
+                    f"{self.path} was made with another {', '.join(differing)}; give the same to go on, or --overwrite"
+                )
+            self.lines, self._begun = lines, True
 
     def add(self, line: Mapping[str, Any]) -> None:
+        if not self._begun:
+            write_text(self.path, dump_json(self._head) + "\n")
+            self._begun = True
         append_line(self.path, dump_json(line))
         self.lines.append(plain(line))
 

@@ -99,8 +99,9 @@ def _question(row: Mapping[str, Any], place: str, following: str, chat: bool) ->
 
 
 def _checked(question: Question, chain: str, answer: str, place: str) -> Solution:
-    for name, value in (("question", question), ("chain", chain.strip()), ("answer", answer.strip())):
-        if not value:
+    asked = question if isinstance(question, str) else question[-1]["content"]
+    for name, value in (("question", asked), ("chain", chain), ("answer", answer)):
+        if not value.strip():
             raise InputError(f"{place}: the {name} is empty; remove the row or fill it")
     return Solution(question=question, chain=chain, answer=answer)
 

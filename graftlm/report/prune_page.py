@@ -76,7 +76,7 @@ def _categories(chain: Mapping[str, Any]) -> list[str]:
 
 
 def _survival(chains: Chains, found: Mapping[str, Sequence[float]]) -> Markup:
-    deleted = [round(1 - share, 2) for share in SHARES]
+    deleted = [round(100 * (1 - share)) for share in SHARES]
     lines = [
         Line(
             label=name, tag=name, colour=COLOURS[CATEGORIES.index(name)], points=list(zip(deleted, values, strict=True))
@@ -86,7 +86,7 @@ def _survival(chains: Chains, found: Mapping[str, Sequence[float]]) -> Markup:
     shown = "; ".join(f"{name}: {values[SHARES.index(0.7)]:.2f} where 0.7 of the chain is kept"
                       for name, values in found.items())  # fmt: skip
     plot = line_plot(
-        "Survival of each category", shown, lines, x_top=deleted[-1], y_top=1.0, x_label="share of the chain deleted",
+        "Survival of each category", shown, lines, x_top=deleted[-1], y_top=1.0, x_label="% of the chain deleted",
         y_label="share of the category kept",
     )  # fmt: skip
     counts = _counts(chains)
@@ -101,7 +101,8 @@ def _survival(chains: Chains, found: Mapping[str, Sequence[float]]) -> Markup:
     )  # fmt: skip
     return section(
         "Which words survive",
-        element("div", element("figure", plot), element("div", numbers, class_="scroll"), class_="panels large"),
+        element("div", element("figure", plot), class_="panels large"),
+        element("div", numbers, class_="scroll"),
         note="Columns are the share of a chain that is kept: a category with a higher share than that is kept longer "
         "than others. A token belongs to the word in which most of its characters lie.",
     )
@@ -120,14 +121,14 @@ def _likelihood(chains: Chains) -> Markup | None:
     curves = [chain["log_likelihoods"] for chain in chains if chain["log_likelihoods"]]
     if not curves:
         return None
-    steps = [round(0.05 * step, 2) for step in range(21)]
-    means = [_mean([curve[round(step * (len(curve) - 1))] - curve[0] for curve in curves]) for step in steps]
+    steps = range(0, 101, 5)
+    means = [_mean([curve[round(step / 100 * (len(curve) - 1))] - curve[0] for curve in curves]) for step in steps]
     if max(map(abs, means)) == 0:
         return None
     line = Line(label="objective", tag="", colour="--model-1", points=list(zip(steps, means, strict=True)))
     plot = line_plot(
-        "Log-likelihood", f"{means[10]:.1f} nats above the whole chain after half of the steps", [line], x_top=1.0,
-        y_top=round_up(max(*means, 1e-6)), y_bottom=min(0.0, *means), x_label="share of the steps taken",
+        "Log-likelihood", f"{means[10]:.1f} nats above the whole chain after half of the steps", [line], x_top=100,
+        y_top=round_up(max(*means, 1e-6)), y_bottom=min(0.0, *means), x_label="% of the steps taken",
         y_label="nats above the whole chain",
     )  # fmt: skip
     objective = chains[0]["ranking"]["objective"]

@@ -159,7 +159,7 @@ def test_the_model_is_left_as_it_was(tokenizer: PreTrainedTokenizerBase) -> None
         ({"answer": ""}, "the answer is empty: give at least one token"),
         ({"question": ""}, "the prompt '' has no tokens: give at least one word"),
         ({"chain": "x" * 300}, "question, chain and answer have 302 tokens, the model 256 positions: shorten them"),
-        ({"mode": "greedy"}, "mode is 'greedy': choose one of exact, screened, random"),
+        ({"mode": "greedy"}, "mode is 'greedy': choose one of exact, screened, surrogate"),
         ({"objective": "both"}, "objective is 'both': choose one of joint, answer"),
         ({"granularity": "line"}, "granularity is 'line': choose one of token, word"),
         ({"batch_tokens": 0}, "batch_tokens is 0: give 1 or more"),

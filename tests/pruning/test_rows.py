@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from pyarrow import parquet
+from transformers import PreTrainedTokenizerBase
+
+from graftlm.cli import main
+from graftlm.datasets import load_rows
+from graftlm.errors import InputError
+from graftlm.files import read_json_lines
+from graftlm.models import load_model
+from graftlm.pruning import prune_chain, rows
+from graftlm.pruning.agreement import rank_agreement
+from graftlm.pruning.rows import COLUMN, Cut, Ranking, prune_rows
+from tests.conftest import tiny_model
+from tests.multitoken.plain import PEFT_WARNING
+from tests.multitoken.test_tune import environment
+from tests.report.browsing import draw
+
+SOLUTIONS = [
+    {"id": "a", "question": "How many?", "answer": "Tom has 2+3 = 5 pens.\n#### 5"},
+    {"id": "b", "question": "And é?", "answer": "First, 4*2 is 8 🎉 in total.\n#### 8"},
+]
+UNANSWERED = {"id": "c", "question": "Why?", "answer": "no number"}
+
+
+@pytest.fixture
+def pruner(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> str:
+    folder = tmp_path / "pruner"
+    tiny_model(initializer_range=0.3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write(path: Path, solutions: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in solutions), "utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write(tmp_path / "data.jsonl", SOLUTIONS)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    return int(exit_.value.code or 0)  # type: ignore[arg-type]
+
+
+def pruned(data: str, output: Path, pruner: str, mode: str = "exact", keep: float = 0.5, **options: Any) -> rows.Pruned:
+    return prune_rows(data, output, Ranking(pruner=pruner, mode=mode), Cut(keep=(keep,)), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["exact", "truncation"])
+def test_rows_come_out_with_the_text_that_prune_chain_leaves(data: str, pruner: str, tmp_path: Path, mode: str) -> None:
+    found = pruned(data, tmp_path / "out.jsonl", pruner, mode)
+    model, tokenizer = load_model(pruner)
+    for row, given in zip(found.rows, SOLUTIONS, strict=True):
+        chain, _, number = given["answer"].rpartition("\n#### ")
+        question = [{"role": "user", "content": given["question"]}]
+        own = prune_chain(model, tokenizer, question, chain, f"\n#### {number}", mode=mode)  # type: ignore[arg-type]
+        assert {name: row[name] for name in given} == given
+        assert row["prompt"] == question
+        assert row["completion"][0]["content"] == own.text(0.5).lstrip() + f"\n#### {number}"
+        assert row[COLUMN]["ranks"] == own.ranks and row[COLUMN]["chain"] == chain
+        assert row[COLUMN]["spans"] == [[token.start, token.stop] for token in own.tokens]
+        if mode == "exact":
+            assert row[COLUMN]["log_likelihoods"] == pytest.approx(own.log_likelihoods, abs=1e-3)
+    assert read_json_lines(tmp_path / "out.jsonl") == found.rows
+    assert load_rows(tmp_path / "out.jsonl")["completion"][0] == found.rows[0]["completion"]
+
+
+def test_all_kept_gives_the_completion_back_and_its_importance(data: str, pruner: str, tmp_path: Path) -> None:
+    for row, given in zip(pruned(data, tmp_path / "out.jsonl", pruner, keep=1.0).rows, SOLUTIONS, strict=True):
+        assert row["completion"][0]["content"] == given["answer"]
+        ranks = row[COLUMN]["ranks"]
+        if given["answer"].isascii():  # elsewhere several tokens share a letter
+            assert row["importance"][: len(ranks)] == [rank / max(ranks) for rank in ranks]
+        assert set(row["importance"][len(ranks) :]) == {1.0}
+    assert "importance" not in pruned(data, tmp_path / "half.jsonl", pruner).rows[0]
+
+
+@pytest.mark.filterwarnings(PEFT_WARNING)
+def test_tune_takes_the_ranks_as_weights(data: str, pruner: str, tmp_path: Path) -> None:
+    pruned(data, tmp_path / "out.jsonl", pruner, "surprisal", keep=1.0)
+    options = {"objective": "multi-token", "weights": "importance", "heads": "cold", "max-steps": "1"}
+    flags = [text for name, value in options.items() for text in (f"--{name}", value)]
+    result = subprocess.run(
+        [sys.executable, "-m", "graftlm", "tune", "--model", pruner, "--data", "out.jsonl", "--output", "run", *flags],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
+
+
+def test_ranks_of_the_same_kind_are_not_computed_again(
+    data: str, pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pruned(data, tmp_path / "first.jsonl", pruner, keep=0.9)
+    direct = pruned(data, tmp_path / "direct.jsonl", pruner, keep=0.3)
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        rows, "prune_chain", lambda *given, **options: calls.append(given) or prune_chain(*given, **options)
+    )
+    again = pruned(str(tmp_path / "first.jsonl"), tmp_path / "again.jsonl", pruner, keep=0.3)
+    assert not calls
+    assert [row["completion"] for row in again.rows] == [row["completion"] for row in direct.rows]
+    assert again.rows[0][COLUMN] == direct.rows[0][COLUMN] != first.rows[0][COLUMN]
+    pruned(str(tmp_path / "first.jsonl"), tmp_path / "other.jsonl", pruner, "surprisal")
+    assert len(calls) == len(SOLUTIONS)
+
+
+def test_of_several_shares_each_row_gets_one_and_can_say_so(tmp_path: Path, pruner: str) -> None:
+    data = write(tmp_path / "many.jsonl", [{**SOLUTIONS[0], "id": number} for number in range(12)])
+    cut = Cut(keep=(0.5, 1.0), keep_in_prompt=True)
+    ranking = Ranking(pruner=pruner, mode="truncation")
+    found = prune_rows(data, tmp_path / "out.jsonl", ranking, cut).rows
+    assert {row[COLUMN]["keep"] for row in found} == {0.5, 1.0}
+    for row in found:
+        assert row["prompt"][-1]["content"] == f"How many?<eos>{row[COLUMN]['keep']:g}<eos>"
+        assert (row["completion"][0]["content"] == SOLUTIONS[0]["answer"]) == (row[COLUMN]["keep"] == 1)
+        assert "importance" not in row
+    again = prune_rows(data, tmp_path / "again.jsonl", ranking, cut).rows
+    other = prune_rows(data, tmp_path / "other.jsonl", ranking, Cut(keep=(0.5, 1.0), keep_in_prompt=True, seed=1)).rows
+    assert again == found and other != found
+
+
+def test_parquet_holds_the_same_rows(data: str, pruner: str, tmp_path: Path) -> None:
+    lines = pruned(data, tmp_path / "out.jsonl", pruner).rows
+    pruned(data, tmp_path / "out.parquet", pruner)
+    assert parquet.read_table(tmp_path / "out.parquet").to_pylist() == lines
+    from_parquet = pruned(str(tmp_path / "out.parquet"), tmp_path / "again.jsonl", pruner).rows
+    assert [row["completion"] for row in from_parquet] == [row["completion"] for row in lines]
+
+
+def test_a_row_that_fails_is_listed_and_the_rest_goes_on(
+    pruner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"id": "d", "question": "Q", "answer": "x" * 300 + "\n#### 1"}
+    data = write(tmp_path / "data.jsonl", [UNANSWERED, SOLUTIONS[0], long])
+    output = tmp_path / "out.jsonl"
+    assert run("prune", data, "--pruner", pruner, "--output", str(output), "--mode", "random") == 0
+    shown = capsys.readouterr()
+    assert [row["id"] for row in read_json_lines(output)] == ["a"]
+    failed = read_json_lines(tmp_path / "out.failed.jsonl")
+    assert [row["row"] for row in failed] == [f"row 1 of {data}", f"row 3 of {data}"]
+    assert "no answer is found" in failed[0]["reason"] and "256 positions" in failed[1]["reason"]
+    assert "1 of 3 rows" in shown.out and f"left out: row 1 of {data}: no answer" in shown.err
+    assert not list(tmp_path.glob("*.partial"))
+    write(tmp_path / "data.jsonl", SOLUTIONS)
+    assert run("prune", data, "--pruner", pruner, "--output", str(output), "--mode", "random", "--overwrite") == 0
+    assert not (tmp_path / "out.failed.jsonl").exists()
+
+
+def test_kill_and_resume_is_the_uninterrupted_file(pruner: str, tmp_path: Path) -> None:
+    solutions = [{**SOLUTIONS[number % 2], "id": number} for number in range(40)]
+    write(tmp_path / "data.jsonl", [*solutions[:3], UNANSWERED, *solutions[3:]])
+    command = [sys.executable, "-m", "graftlm", "prune", "data.jsonl", "--pruner", pruner, "--output"]
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "stderr": subprocess.DEVNULL}
+    subprocess.run([*command, "whole.jsonl"], check=True, timeout=300, stdout=subprocess.DEVNULL, **options)
+    partial = tmp_path / "cut.jsonl.partial"
+    killed = subprocess.Popen([*command, "cut.jsonl"], stdout=subprocess.DEVNULL, **options)
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not (partial.exists() and partial.read_bytes().count(b"\n") > 6):
+            time.sleep(0.01)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    done = partial.read_bytes().count(b"\n") - 1
+    assert 6 <= done < 41 and not (tmp_path / "cut.jsonl").exists()
+    partial.write_bytes(partial.read_bytes() + b'{"row": {"half')
+    refused = subprocess.run([*command, "cut.jsonl"], capture_output=True, cwd=tmp_path, env=environment(), text=True)
+    assert refused.returncode == 2 and "--resume goes on" in refused.stderr
+    other = subprocess.run([*command, "cut.jsonl", "--resume", "--keep", "0.4"], capture_output=True, cwd=tmp_path,
+                           env=environment(), text=True)  # fmt: skip
+    assert other.returncode == 2 and "made with another keep" in other.stderr
+    subprocess.run([*command, "cut.jsonl", "--resume"], check=True, timeout=300, stdout=subprocess.DEVNULL, **options)
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep", "0"], "--keep has 0: give shares above 0 and at most 1"),
+        (["--keep", "0.5,1.5"], "--keep has 1.5"),
+        (["--keep", "half"], "--keep holds 'half'"),
+        (["--mode", "best"], "--mode is 'best': choose one of exact, screened, surrogate"),
+        (["--mode", "surrogate"], "--mode surrogate and --surrogate FOLDER"),
+        (["--surrogate", "absent"], "absent holds no surrogate"),
+        (["--objective", "both"], "--objective is 'both'"),
+        (["--granularity", "line"], "--granularity is 'line'"),
+        (["--protect", "("], "protect has '(', which is no regular expression"),
+        (["--answer-start", "("], "--answer-start '(' is no regular expression"),
+        (["--output", "out.csv"], "--output out.csv: the name must end in .jsonl or .parquet"),
+        (["--split", "test"], "is one split, 'train'"),
+        (["--pruner", "absent"], "absent"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_writes_nothing(
+    options: list[str],
+    message: str,
+    data: str,
+    pruner: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run("prune", data, "--pruner", pruner, "--output", "out.jsonl", *options) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_without_rows_that_can_be_pruned_is_refused(pruner: str, tmp_path: Path) -> None:
+    empty, unanswered = write(tmp_path / "empty.jsonl", []), write(tmp_path / "none.jsonl", [UNANSWERED])
+    with pytest.raises(InputError, match="has no rows"):
+        pruned(empty, tmp_path / "out.jsonl", pruner)
+    with pytest.raises(InputError, match=r"none of 1 rows can be pruned; the first: row 1 of .*: no answer is found"):
+        pruned(unanswered, tmp_path / "out.jsonl", pruner)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_what_is_there_is_kept(data: str, pruner: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text("mine", "utf-8")
+    with pytest.raises(InputError, match=r"out.jsonl exists; give another, or --overwrite"):
+        pruned(data, output, pruner)
+    assert output.read_text("utf-8") == "mine"
+
+
+def test_how_far_a_mode_agrees_with_exact_is_said(
+    data: str, pruner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    given = ["--pruner", pruner, "--output", str(output), "--mode", "surprisal", "--check", "2"]
+    assert run("prune", data, *given) == 0
+    exact = pruned(data, tmp_path / "exact.jsonl", pruner).rows
+    rows_found = read_json_lines(output)
+    each = [rank_agreement(a[COLUMN]["ranks"], b[COLUMN]["ranks"]) for a, b in zip(rows_found, exact, strict=True)]
+    expected = f"Spearman {sum(each) / 2:.2f} ({min(each):.2f} to {max(each):.2f}, 2 chains)"
+    assert expected in capsys.readouterr().out and expected in (tmp_path / "out.html").read_text("utf-8")
+
+
+def test_rank_agreement_is_spearmans() -> None:
+    assert rank_agreement([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
+    assert rank_agreement([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert rank_agreement([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 6 * 4 / (5 * 24))
+    assert rank_agreement([1, 1, 2], [1, 2, 3]) == pytest.approx(3**0.5 / 2)  # mean ranks 1.5, 1.5, 3
+
+
+def test_the_page_shades_each_token_by_rank(data: str, pruner: str, tmp_path: Path, browser: Any) -> None:
+    assert run("prune", data, "--pruner", pruner, "--output", str(tmp_path / "out.jsonl"), "--keep", "0.5") == 0
+    path = tmp_path / "out.html"
+    page = path.read_text("utf-8")
+    ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    for row in read_json_lines(tmp_path / "out.jsonl"):
+        count = len(row[COLUMN]["ranks"])
+        assert page.count(f"of {count}, ") == len(row[COLUMN]["chain"])  # a mark for each letter's first token
+    view = browser.new_page()
+    view.goto(path.as_uri())
+    spans = view.evaluate(
+        "[...document.querySelectorAll('.chain')[0].querySelectorAll('span[title]')].map(s => "
+        "[s.title, getComputedStyle(s).backgroundColor, getComputedStyle(s).textDecorationLine])"
+    )
+    view.close()
+    ranks = {int(title.split()[1]): (colour, line) for title, colour, line in spans}
+    count = len(ranks)
+    assert len({colour for colour, _ in ranks.values()}) > count / 2
+    assert [ranks[rank][1] for rank in (1, count)] == ["line-through", "none"]
+    for scheme in ("light", "dark"):
+        assert len(draw(browser, path, scheme, 360, tmp_path / f"{scheme}.png")) == 2
