@@ -85,7 +85,7 @@ def prune(
     kinds of words survive. `graftlm tune` reads them.
     """
     from graftlm.pruning.rows import Cut, Ranking, failed_file, prune_rows
-    from graftlm.report.prune_page import prune_verdict, write_prune_report
+    from graftlm.report import prune_verdict, write_prune_report
 
     settings: dict[str, Any] = {"pruner": pruner, "objective": objective, "granularity": granularity, "seed": seed}
     ranking = Ranking(
