@@ -7,11 +7,12 @@
   deleted the same token: where it always would, its own order is the same. With --every N only every Nth step is taken,
   and its time is scaled by the number of tokens in all passes.
 - `exact`: `prune_chain(..., mode="exact")`, with the same rule for ties.
-- `screened`: `prune_chain(..., mode="screened")`; Spearman's rank correlation of its ranks with those of `exact`.
+- `screened`, and with --surrogate `surrogate`: `prune_chain` in that mode; Spearman's rank correlation of its ranks
+  with those of `exact`.
 
 Chains: GSM-Symbolic problems of reasoning-gym with their own solutions. The plain algorithm takes a quarter of an hour
 for 60 tokens and two for 150: each chain's result is kept in the output file, and a chain that is there is not measured
-again (with --again only `screened`). Seconds are those of the process's own CPU time, so that what else the machine
+again (with --again only those two modes are). Seconds are those of the process's own CPU time, so that what else the machine
 does counts less; with more than one thread they add up.
 """
 
@@ -31,8 +32,11 @@ from graftlm.console import say
 from graftlm.files import dump_json, write_text
 from graftlm.provenance import versions
 from graftlm.pruning import prune_chain
+from graftlm.pruning.agreement import rank_agreement
+from graftlm.pruning.choices import Mode
 from graftlm.pruning.encoding import Encoding, encode_chain
 from graftlm.pruning.greedy import TIE
+from graftlm.pruning.surrogate import Surrogate, load_surrogate
 from graftlm.tasks.reasoning import Reasoning
 
 BASE = "smollm2-135m"
@@ -95,23 +99,29 @@ def row_log_likelihoods(model: Any, ids: torch.Tensor, first: int) -> torch.Tens
     return chosen[:, first - 1 :].double().sum(-1)
 
 
-def spearman(order: Sequence[int], other: Sequence[int]) -> float:
-    """Of the ranks in two permutations."""
-    count = len(order)
-    places = {token: place for place, token in enumerate(other)}
-    squares = sum((place - places[token]) ** 2 for place, token in enumerate(order))
-    return 1 - 6 * squares / (count * (count**2 - 1))
+def agreement(order: Sequence[int], other: Sequence[int]) -> float:
+    """Spearman's, of the ranks in two permutations."""
+    first, second = (sorted(range(len(each)), key=each.__getitem__) for each in (order, other))
+    return rank_agreement(first, second)
 
 
 def measure(
-    model: Any, tokenizer: Any, texts: tuple[str, str, str, Encoding], known: dict[str, Any], every: int
+    model: Any,
+    tokenizer: Any,
+    texts: tuple[str, str, str, Encoding],
+    known: dict[str, Any],
+    every: int,
+    surrogate: Surrogate | None,
 ) -> dict[str, Any]:
-    """Seconds, orders and how they agree; all but those of `screened` may be `known`."""
+    """Seconds, orders and how they agree; those of `exact` and `plain` may be `known`."""
     question, chain, answer, encoding = texts
     seconds, orders = dict(known.get("seconds", {})), dict(known.get("orders", {}))
-    for mode in ("screened",) if known else ("screened", "exact"):
+    modes: list[Mode] = ["screened", *(["surrogate"] if surrogate else []), *([] if known else ["exact"])]  # type: ignore[list-item]
+    for mode in modes:
         begun = time.process_time()
-        pruned = prune_chain(model, tokenizer, question, chain, answer, mode=mode, on_step=progress(mode, encoding))
+        pruned = prune_chain(
+            model, tokenizer, question, chain, answer, mode=mode, surrogate=surrogate, on_step=progress(mode, encoding)
+        )
         seconds[mode], orders[mode] = time.process_time() - begun, pruned.order
     compared, differing = known.get("steps_compared", 0), known.get("differing", [])
     if not known:
@@ -126,7 +136,7 @@ def measure(
         "seconds": seconds,
         "steps_compared": compared,
         "differing": differing,
-        "spearman": spearman(orders["exact"], orders["screened"]),
+        "spearman": {mode: agreement(orders["exact"], orders[mode]) for mode in orders if mode != "exact"},
         "orders": orders,
     }
 
@@ -146,11 +156,11 @@ def progress(name: str, encoding: Encoding) -> Callable[[int], None]:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    total = {mode: sum(each["seconds"][mode] for each in results) for mode in ("plain", "exact", "screened")}
-    ratios = {
-        mode: [each["seconds"]["plain"] / each["seconds"][mode] for each in results] for mode in ("exact", "screened")
-    }
-    correlations = [each["spearman"] for each in results]
+    """Over the chains that have been measured in all modes which the last one has."""
+    modes = [mode for mode in results[-1]["orders"] if all(mode in each["orders"] for each in results)]
+    total = {mode: sum(each["seconds"][mode] for each in results) for mode in ("plain", *modes)}
+    ratios = {mode: [each["seconds"]["plain"] / each["seconds"][mode] for each in results] for mode in modes}
+    correlations = {mode: [each["spearman"][mode] for each in results] for mode in modes if mode != "exact"}
     return {
         "chains": len(results),
         "tokens": sum(each["tokens"] for each in results),
@@ -159,8 +169,8 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "times_plain_least": {mode: min(ratio) for mode, ratio in ratios.items()},
         "steps_compared": sum(each["steps_compared"] for each in results),
         "same_choice": sum(each["steps_compared"] - len(each["differing"]) for each in results),
-        "spearman_mean": sum(correlations) / len(correlations),
-        "spearman_least": min(correlations),
+        "spearman_mean": {mode: sum(values) / len(values) for mode, values in correlations.items()},
+        "spearman_least": {mode: min(values) for mode, values in correlations.items()},
     }
 
 
@@ -172,10 +182,12 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=150, help="tokens of a chain (default: 150)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no chain after so many")
     parser.add_argument("--every", type=int, default=1, help="of the plain algorithm take every Nth step (default: 1)")
-    parser.add_argument("--again", action="store_true", help="measure `screened` of known chains again")
+    parser.add_argument("--surrogate", type=Path, help="folder of `graftlm prune fit`, to be measured as well")
+    parser.add_argument("--again", action="store_true", help="measure all but exact and plain of known chains again")
     arguments = parser.parse_args()
     begun = time.monotonic()
     model, tokenizer = load_model(BASE)
+    surrogate = load_surrogate(arguments.surrogate) if arguments.surrogate else None
     wanted = chains(tokenizer, arguments.chains, arguments.shortest, arguments.longest)
     stored = json.loads(arguments.output.read_text())["results"] if arguments.output.exists() else []
     results = {each["chain"]: each for each in stored}
@@ -186,7 +198,7 @@ def main() -> None:
         if time.monotonic() - begun > 60 * arguments.minutes:
             say(f"stopped at the limit of {arguments.minutes:g} minutes; the same command goes on")
             break
-        results[texts[1]] = measure(model, tokenizer, texts, known, arguments.every)
+        results[texts[1]] = measure(model, tokenizer, texts, known, arguments.every, surrogate)
         document = {
             "base": BASE,
             "threads": torch.get_num_threads(),
@@ -201,10 +213,10 @@ def main() -> None:
 
 def line(found: dict[str, Any]) -> str:
     speeds = ", ".join(f"{mode} {ratio:.1f}x" for mode, ratio in found["times_plain"].items())
+    agreements = ", ".join(f"{mode} {value:.3f}" for mode, value in found["spearman_mean"].items())
     return (
         f"{found['tokens']} tokens: plain {found['seconds']['plain']:.0f} s, {speeds}, {found['same_choice']} of "
-        f"{found['steps_compared']} choices the same, Spearman {found['spearman_mean']:.3f} "
-        f"(least {found['spearman_least']:.3f})"
+        f"{found['steps_compared']} choices the same, Spearman with exact: {agreements}"
     )
 
 

@@ -49,7 +49,8 @@ def prune_verdict(pruned: Pruned) -> list[str]:
         f"{len(chains)} of {len(chains) + len(pruned.failed)} rows: their chains have {_mean(tokens):.0f} tokens on "
         f"average, of which {_mean(kept):.0f} are kept (share {', '.join(f'{share:g}' for share in shares)})."
     ]
-    at = min(SHOWN_SHARES, key=lambda share: abs(share - 0.7))
+    wanted = 0.7 if max(shares) == 1 else shares[0]
+    at = min(SHARES, key=lambda share: abs(share - wanted))
     survived = {name: values[SHARES.index(at)] for name, values in category_survival(chains).items()}
     if len(survived) > 1:
         order = sorted(survived, key=lambda name: -survived[name])
