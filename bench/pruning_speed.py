@@ -12,8 +12,8 @@
 
 Chains: GSM-Symbolic problems of reasoning-gym with their own solutions. The plain algorithm takes a quarter of an hour
 for 60 tokens and two for 150: each chain's result is kept in the output file, and a chain that is there is not measured
-again (with --again only those two modes are). Seconds are those of the process's own CPU time, so that what else the machine
-does counts less; with more than one thread they add up.
+again (with --again only screened and surrogate are). Seconds are those of the process's own CPU time, so that what else
+the machine does counts less; with more than one thread they add up.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Students of pruned chains: does a model learn as well from the tokens that matter, and by which measure of that?
 
-    .venv/bin/python bench/pruning_students.py --folder /tmp/students --minutes 50     (again and again until all is done)
+    .venv/bin/python bench/pruning_students.py --folder /tmp/students --minutes 50      (again and again until it is done)
 
 Two kinds of problems of reasoning-gym: short ones of GSM-Symbolic with its own solutions, and weekdays (so many days
 before or after a date), worked out here step by step. The bundled model ranks the tokens of each training chain:
@@ -79,8 +79,8 @@ def problems(kind: str, split: Any, count: int, tokenizer: Any) -> list[dict[str
         made = [(entry["question"], weekday_chain(entry), entry["answer"]) for entry in entries]
     else:
         entries = Reasoning("reasoning-gym:gsm_symbolic").problems(split, 25 * count)
-        made = [(entry["question"], f" {entry['metadata']['answer_cot'].rpartition('####')[0].strip()}", entry["answer"])
-                for entry in entries]  # fmt: skip
+        chains = [f" {entry['metadata']['answer_cot'].rpartition('####')[0].strip()}" for entry in entries]
+        made = [(entry["question"], chain, entry["answer"]) for entry, chain in zip(entries, chains, strict=True)]
         made = [each for each in made if len(tokenizer(each[1])["input_ids"]) <= LONGEST]
     others = {"train": 0, "test": 1}[split]
     different = {question: (question, chain, answer) for question, chain, answer in made if hash_of(question) == others}
