@@ -1,6 +1,6 @@
 """Students of pruned chains: does a model learn as well from the tokens that matter, and by which measure of that?
 
-    .venv/bin/python bench/pruning_students.py --folder /tmp/students --minutes 50     (again and again until it is done)
+    .venv/bin/python bench/pruning_students.py --folder /tmp/students --minutes 50       (again and again until done)
 
 Two kinds of problems of reasoning-gym: short ones of GSM-Symbolic with its own solutions, and weekdays (so many days
 before or after a date), worked out here step by step. The bundled model ranks the tokens of each training chain:
