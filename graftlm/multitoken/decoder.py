@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from graftlm.errors import InputError
 
@@ -34,16 +34,20 @@ class LayerCall:
         """[batch, time, hidden]"""
         return self.args[0] if self.args else self.kwargs["hidden_states"]
 
-    def apply(self, layer: nn.Module, hidden_states: Tensor) -> Tensor:
-        """Call `layer` with the same arguments but for the hidden states; [batch, time, hidden]."""
+    def apply(self, layer: nn.Module, hidden_states: Tensor, cache: Cache | None = None) -> Tensor:
+        """Call `layer` with the same arguments but for the hidden states, and for the cache where there was one;
+        [batch, time, hidden]."""
         kwargs = {name: value for name, value in self.kwargs.items() if name not in ("hidden_states", *_CACHES)}
-        output = layer(hidden_states, *self.args[1:], **kwargs)
+        args = [cache if isinstance(value, Cache) else value for value in self.args[1:]]
+        if cache is not None:
+            kwargs |= {name: cache for name, value in self.kwargs.items() if isinstance(value, Cache)}
+        output = layer(hidden_states, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    def through(self, layers: Iterable[nn.Module], hidden_states: Tensor) -> Tensor:
+    def through(self, layers: Iterable[nn.Module], hidden_states: Tensor, cache: Cache | None = None) -> Tensor:
         """Call `layers` one after another in the place of this layer and those after it; [batch, time, hidden]."""
         for layer, call in zip(layers, (self, *self.following), strict=False):
-            hidden_states = call.apply(layer, hidden_states)
+            hidden_states = call.apply(layer, hidden_states, cache)
         return hidden_states
 
     def without_hidden_states(self) -> LayerCall:
@@ -51,7 +55,7 @@ class LayerCall:
         return LayerCall((None, *self.args[1:]) if self.args else (), kwargs)
 
 
-# A head keeps no cache of its own while it is trained.
+# A head keeps no cache while it is trained, and one of its own while it drafts.
 _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_position", "use_cache")
 
 
@@ -121,7 +125,11 @@ class Decoder:
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """The model's logits [..., vocabulary] of last-layer outputs [..., hidden], before the final norm."""
-        logits = self.unembedding(self.final_norm(hidden_states)) * self.logit_scale
+        return self.logits_of_normed(self.final_norm(hidden_states))
+
+    def logits_of_normed(self, hidden_states: Tensor) -> Tensor:
+        """The model's logits [..., vocabulary] of final hidden states [..., hidden]."""
+        logits = self.unembedding(hidden_states) * self.logit_scale
         cap = self.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -140,13 +148,13 @@ class Decoder:
             for handle in handles:
                 handle.remove()
 
-    def run(self, layer: int, **inputs: Any) -> tuple[Tensor, LayerCall]:
-        """One pass through the backbone, without the unembedding.
+    def run(self, layer: int, cache: Cache | None = None, **inputs: Any) -> tuple[Tensor, LayerCall]:
+        """One pass through the backbone, without the unembedding; `cache` grows by what it reads.
 
         Returns the final (normed) hidden states [batch, time, hidden] and the call of `layers[layer]`.
         """
         with self.capture(layer) as calls:
-            output = self.model.base_model(**inputs, use_cache=False)
+            output = self.model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None)
         first, *others = calls
         return output.last_hidden_state, replace(first, following=tuple(c.without_hidden_states() for c in others))
 

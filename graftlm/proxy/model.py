@@ -146,8 +146,9 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         one pass each: the same greedy tokens, and samples of the same distribution (graftlm.proxy.speculative)."""
         if speculative and self.experts is not None:
             from graftlm.proxy.speculative import speculative_decoding
+            from graftlm.speculation import decoding_arguments
 
-            kwargs["custom_generate"] = speculative_decoding
+            kwargs = decoding_arguments(speculative_decoding, kwargs)
         return super().generate(*args, **kwargs)
 
     def forward(

@@ -23,24 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.generation import GenerateDecoderOnlyOutput
 
 from graftlm.errors import InputError
 from graftlm.proxy.experts import Experts, Inputs, new_cache, run
+from graftlm.speculation import SpeculativeOutput, kept_or_drawn
 
 LONGEST_DRAFT = 16
 ROW_COST = 0.1
 """What checking one more token adds to a pass of the base model, in such passes: measured on a CPU; less on a GPU."""
-
-
-@dataclass
-class SpeculativeOutput(GenerateDecoderOnlyOutput):
-    """`sequences` [1, time] int64. `drafted`: tokens that the expert proposed; `accepted`: of them kept; `rounds`:
-    passes of the base model after the prompt's."""
-
-    drafted: int | None = None
-    accepted: int | None = None
-    rounds: int | None = None
 
 
 @torch.no_grad()
@@ -263,7 +253,7 @@ class Drafting:
             if not self.sample:
                 chosen.append(int(scores.argmax()))
             else:
-                chosen.append(_kept_or_drawn(token, scores.softmax(-1), draft.distributions[place]))
+                chosen.append(kept_or_drawn(token, scores.softmax(-1), draft.distributions[place]))
             if chosen[-1] != token:
                 break
             sequence = torch.cat([sequence, sequence.new_tensor([[token]])], dim=-1)
@@ -289,15 +279,6 @@ class Draft:
         self.tokens.append(token)
         self.distributions.append(distribution)
         self.probabilities.append(float(distribution[token]))
-
-
-def _kept_or_drawn(token: int, wanted: Tensor, proposed: Tensor) -> int:
-    """`token`, drawn from `proposed`, with probability min(1, wanted / proposed), or a draw from what is wanted more
-    than it was proposed."""
-    if float(torch.rand(())) * float(proposed[token]) < float(wanted[token]):
-        return token
-    rest = (wanted - proposed).clamp(min=0)
-    return int(torch.multinomial(rest if bool(rest.any()) else wanted, 1))
 
 
 def _unpadded(ids: Tensor | None, mask: Tensor | None) -> Any:

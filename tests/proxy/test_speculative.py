@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
 from graftlm.proxy import ProxyTunedModel
@@ -17,8 +18,8 @@ from graftlm.proxy.speculative import (
     ApartReader,
     Drafting,
     PairReader,
-    SpeculativeOutput,
 )
+from graftlm.speculation import SpeculativeOutput
 from tests.conftest import tiny_model
 from tests.proxy.models import parts, with_adapter
 from tests.proxy.test_model import PROMPTS, padded
@@ -63,6 +64,28 @@ def test_padding_an_own_prompt_the_end_and_processors_are_minded() -> None:
     end = int(model.generate(**inputs, **GREEDY)[0, 9])
     ended = model.generate(**inputs, **{**GREEDY, "eos_token_id": end}, speculative=True)
     assert torch.equal(ended, model.generate(**inputs, **{**GREEDY, "eos_token_id": end}))
+
+
+def test_a_streamer_and_stop_strings_reach_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = models()["shared"]
+    inputs = padded(PROMPTS[1:2])
+    put: list[int] = []
+
+    class Streamer:
+        def put(self, value: torch.Tensor) -> None:
+            put.extend(value.flatten().tolist())
+
+        def end(self) -> None:
+            put.append(-1)
+
+    found = model.generate(**inputs, **GREEDY, speculative=True, streamer=Streamer())
+    assert put == [*found[0].tolist(), -1]
+    length = inputs["input_ids"].shape[1]
+    stop = tokenizer.decode(found[0, length + 5 : length + 7])
+    stopped = {"stop_strings": [stop], "tokenizer": tokenizer}
+    plain = model.generate(**inputs, **GREEDY, **stopped)
+    assert torch.equal(model.generate(**inputs, **GREEDY, **stopped, speculative=True), plain)
+    assert plain.shape[1] < found.shape[1]
 
 
 def test_samples_are_distributed_as_the_combined_model(monkeypatch: pytest.MonkeyPatch) -> None:

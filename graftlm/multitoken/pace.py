@@ -1,0 +1,127 @@
+"""How many tokens are worth drafting, by how often they were kept and how long passes took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+ROW_COST = {True: 0.2, False: 0.03}
+"""What one more row adds to a pass of the model, in passes, on a CPU and elsewhere, until it is measured."""
+PRIOR_RATE, PRIOR_WEIGHT = 0.6, 4.0
+MEMORY = 200.0
+"""Drafts that a rate remembers."""
+SMOOTHING = 0.2
+"""Of the newest measurement of a time, in its moving average."""
+TRY_PLAIN = 24
+"""Every so many rounds one without a draft, so that its time is known."""
+PATIENCE = 6
+"""Rounds in a row without a draft after which the heads rest for the call."""
+LONGEST_REST = 32
+
+
+class Pace:
+    """Decides `choose`, the number of tokens to draft, and `heads`, how many heads to keep at work in a call.
+
+    `head_layers`, `unembedding`: the parameters of one head's layers and of the unembedding, as shares of the model's.
+    `timed`: whether passes are timed, or estimated from those, so that a seed gives the same samples again.
+    """
+
+    def __init__(self, count: int, head_layers: float, unembedding: float, *, on_cpu: bool, timed: bool = True) -> None:
+        self.count, self.head_layers, self.unembedding, self.on_cpu = count, head_layers, unembedding, on_cpu
+        self.timed = timed
+        self.kept = [PRIOR_RATE * PRIOR_WEIGHT] * count
+        self.seen = [PRIOR_WEIGHT] * count
+        self.reads: dict[tuple[int, int], float] = {}
+        """(batch, drafted) -> seconds of a pass with its check."""
+        self.head_times: dict[tuple[int, int], float] = {}
+        """(batch, heads) -> seconds to run the heads and to draft."""
+        self.heads = count
+        self.resting = self.rest = 0
+        self.rounds = self.idle = 0
+
+    def fresh(self) -> Pace:
+        """One that has learnt nothing and takes no times, so that a seed gives the same samples in every call."""
+        return Pace(self.count, self.head_layers, self.unembedding, on_cpu=self.on_cpu, timed=False)
+
+    def begin(self) -> None:
+        """A call begins. Where the last ones gained nothing from the heads, most do without them."""
+        self.rounds = self.idle = 0
+        if self.resting > 0:
+            self.resting -= 1
+            self.heads = 0
+        else:
+            self.heads = self.count
+
+    def rate(self, head: int) -> float:
+        """How often the draft of a head is kept when it is reached."""
+        return self.kept[head] / self.seen[head]
+
+    def learn(self, batch: int, drafted: int, kept: Sequence[int], seconds: float) -> None:
+        """A pass over a batch, of whose `drafted` tokens each row kept so many."""
+        self._average(self.reads, (batch, drafted), seconds)
+        for count in kept:
+            for head in range(min(count + 1, drafted)):
+                self.kept[head] += count > head
+                self.seen[head] += 1
+        for head in range(self.count):
+            if self.seen[head] > MEMORY:
+                self.kept[head] *= MEMORY / self.seen[head]
+                self.seen[head] = MEMORY
+
+    def learn_heads(self, batch: int, heads: int, seconds: float) -> None:
+        self._average(self.head_times, (batch, heads), seconds)
+
+    def choose(self, batch: int) -> int:
+        """The number of drafted tokens, up to `heads`, that yields most tokens a second; 0 for none."""
+        if self.heads == 0:
+            return 0
+        self.rounds += 1
+        if self.timed and self.rounds % TRY_PLAIN == 2:
+            return 0
+        best, found = self.speed(batch, 0, heads=0), 0
+        for drafted in range(1, self.heads + 1):
+            speed = self.speed(batch, drafted, heads=self.heads)
+            if speed > best:
+                best, found = speed, drafted
+        self.idle = 0 if found else self.idle + 1
+        if self.idle >= PATIENCE:
+            self.heads = 0
+            self.rest = min(LONGEST_REST, 2 * self.rest + 1)
+            self.resting = self.rest
+        elif found:
+            self.rest = 0
+        return found
+
+    def speed(self, batch: int, drafted: int, *, heads: int) -> float:
+        """Tokens of a row a second, at the rates and times known so far."""
+        reached, expected = 1.0, 1.0
+        for head in range(drafted):
+            reached *= self.rate(head)
+            expected += reached
+        return expected / (self._read_seconds(batch, drafted) + self._head_seconds(batch, heads))
+
+    def _read_seconds(self, batch: int, drafted: int) -> float:
+        if (batch, drafted) in self.reads:
+            return self.reads[batch, drafted]
+        known = {other: seconds for (size, other), seconds in self.reads.items() if size == batch}
+        if not known:
+            return self._cost(batch, drafted)
+        nearest = min(known, key=lambda other: abs(other - drafted))
+        return known[nearest] * self._cost(batch, drafted) / self._cost(batch, nearest)
+
+    def _cost(self, batch: int, drafted: int) -> float:
+        """Of a pass, in passes over one row."""
+        return 1 + ROW_COST[self.on_cpu] * (batch * (1 + drafted) - 1)
+
+    def _head_seconds(self, batch: int, heads: int) -> float:
+        if heads == 0:
+            return 0.0
+        if (batch, heads) in self.head_times:
+            return self.head_times[batch, heads]
+        share = heads * self.head_layers + self.unembedding
+        return share * self._cost(batch, heads) * self._read_seconds(batch, 0) / self._cost(batch, 0)
+
+    def _average(self, values: dict[tuple[int, int], float], key: tuple[int, int], value: float) -> None:
+        if not self.timed:
+            return
+        before = values.get(key)
+        values[key] = value if before is None else (1 - SMOOTHING) * before + SMOOTHING * value

@@ -1,0 +1,379 @@
+"""Self-speculative decoding: the heads draft, and the model checks the draft in its next pass.
+
+    block   x_{t+1}  d_1 ... d_m        x_{t+1} is the model's own token at position t, d_k head k's
+
+The model reads the block in one pass. Draft d_k is kept as long as all before it are and the model agrees: in greedy
+decoding where d_k is its own likeliest token, in sampling with probability min(1, p / q) (algorithm 1 of Leviathan et
+al., arXiv 2211.17192). After the last that is kept comes the model's own token, so that a pass yields one token at
+least, and every token is as without drafts: the same one in greedy decoding, of the same distribution in sampling. The
+heads then read what the pass has left at the last kept position, and draft anew.
+
+Source: blockwise parallel decoding (arXiv 1811.03115), with heads as in CAFT (arXiv 2506.07833). Where this differs:
+
+1. Heads are layers beside the model's last one, and each has a key-value cache of its own.
+2. How many tokens are drafted follows what was accepted and what passes took so far (`Pace`): none where that is best.
+3. Drafts are chains. A tree needs a row of the pass for each of its nodes; on a CPU each row costs about a fifth of a
+   pass, and a second guess of a token is right less often than that.
+4. Rows of a batch keep different numbers of tokens: what a row does not keep the mask hides from it, and it is taken
+   out of the cache for good when it is a quarter of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from graftlm.errors import InputError
+from graftlm.multitoken.decoder import Decoder, LayerCall, plain_model
+from graftlm.multitoken.heads import MultiTokenHeads
+from graftlm.multitoken.pace import Pace
+from graftlm.speculation import SpeculativeOutput, decoding_arguments, kept_or_drawn
+
+WASTE = 0.25
+"""Share of a batch's cache that may be hidden before it is taken out."""
+
+
+class HeadsDecoding:
+    """A decoding method for `generate`: the same tokens as without it, several of them a pass.
+
+        decoding = HeadsDecoding(model, heads)
+        decoding.generate(**inputs, max_new_tokens=64)
+
+    `generate` is the model's own, given this as `custom_generate`. It takes batches with padding on the left, sampling,
+    logits processors, stopping criteria and a streamer, and learns from call to call how much to draft (`pace`). With
+    `return_dict_in_generate=True` the output is a SpeculativeOutput.
+
+    `draft_tokens`: draft always so many instead, at most as many as there are heads.
+
+    InputError for heads of another model, a model whose layers keep other states than keys and values, and beams.
+    """
+
+    def __init__(self, model: Any, heads: MultiTokenHeads, *, draft_tokens: int | None = None) -> None:
+        self.model, self.decoder = model, Decoder(model)
+        self.heads = heads.to(self.decoder.unembedding.weight.device, self.decoder.unembedding.weight.dtype).eval()
+        if draft_tokens is not None and not 0 <= draft_tokens <= heads.num_heads:
+            raise InputError(f"draft_tokens is {draft_tokens}: give 0 to {heads.num_heads}, the number of heads")
+        kinds = {type(layer) for layer in DynamicCache(config=self.decoder.config).layers}
+        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise InputError(
+                f"{type(self.decoder.model).__name__} cannot forget tokens ({names}): decode it without heads"
+            )
+        self.slides = DynamicSlidingWindowLayer in kinds
+        self.draft_tokens = draft_tokens
+        size = sum(parameter.numel() for parameter in self.decoder.model.parameters())
+        layers = sum(parameter.numel() for parameter in heads.layers[0].parameters())
+        on_cpu = self.decoder.unembedding.weight.device.type == "cpu"
+        self.pace = Pace(heads.num_heads, layers / size, self.decoder.unembedding.weight.numel() / size, on_cpu=on_cpu)
+
+    def generate(self, *inputs: Any, **options: Any) -> Any:
+        """As the model's own."""
+        return self.model.generate(*inputs, **decoding_arguments(self, options))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        streamer: Any = None,
+        **inputs: Any,
+    ) -> Any:
+        """Called by `generate`. InputError for beams, another model, and a cache that holds something already."""
+        if generation_config.num_beams not in (None, 1):
+            raise InputError("drafting heads take one beam: leave out num_beams")
+        if plain_model(model) is not self.decoder.model:
+            raise InputError("these heads draft for another model than generate was called on")
+        past = inputs.get("past_key_values")
+        if isinstance(past, Cache) and past.get_seq_length():
+            raise InputError("drafting heads read the whole prompt themselves: leave out past_key_values")
+        sample = bool(generation_config.do_sample)
+        pace = self.pace.fresh() if sample else self.pace
+        pace.begin()
+        decoding = Decoding(self, input_ids, inputs.get("attention_mask"), logits_processor, stopping_criteria, sample,
+                            pace, streamer)  # fmt: skip
+        decoding.finish()
+        pad = generation_config.pad_token_id
+        sequences = torch.nn.utils.rnn.pad_sequence(
+            [row.sequence[0] for row in decoding.rows], batch_first=True, padding_value=0 if pad is None else int(pad)
+        )
+        if streamer is not None:
+            streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        return SpeculativeOutput(
+            sequences=sequences, drafted=decoding.drafted, accepted=decoding.accepted, rounds=decoding.rounds
+        )
+
+
+@dataclass
+class Row:
+    """A sequence [1, time], the padding before it included, and the logits processors as they treat it."""
+
+    sequence: Tensor
+    processors: LogitsProcessorList
+    done: bool = False
+
+    def processed(self, sequence: Tensor, logits: Tensor) -> Tensor:
+        """Scores [vocabulary] of the token after `sequence` [1, time], in float32."""
+        scores: Tensor = self.processors(sequence, logits[None].to(torch.float32))
+        return scores[0]
+
+
+def processors_of_row(processors: Sequence[Any], row: int, batch: int) -> LogitsProcessorList:
+    """What knows of each row how long its padding or what its prompt is, cut to one row."""
+    found = LogitsProcessorList()
+    for each in processors:
+        own = copy.copy(each)
+        for name in ("prompt_ignore_length", "encoder_input_ids"):
+            value = getattr(own, name, None)
+            if isinstance(value, Tensor) and len(value) == batch:
+                setattr(own, name, value[row : row + 1])
+        found.append(own)
+    return found
+
+
+@dataclass
+class Draft:
+    """Tokens [batch, count] after the one that the model gave itself; in sampling each with the distribution
+    [batch, vocabulary] that it was drawn from."""
+
+    tokens: Tensor
+    distributions: list[Tensor] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return self.tokens.shape[1]
+
+
+class HeadCache(DynamicCache):
+    """Keys and values of a head's layers, which still count as those of the model that they were copied from."""
+
+    def __init__(self, first_layer: int) -> None:
+        super().__init__()
+        self.first_layer = first_layer
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        return super().update(key_states, value_states, layer_idx - self.first_layer, *args, **kwargs)
+
+
+class Decoding:
+    """One call of `generate`. `live`: the rows that are not done; the caches and `visible` have only those."""
+
+    def __init__(
+        self,
+        method: HeadsDecoding,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        processor: Any,
+        criteria: Any,
+        sample: bool,
+        pace: Pace,
+        streamer: Any,
+    ) -> None:
+        self.method, self.decoder, self.heads = method, method.decoder, method.heads
+        self.processor, self.criteria, self.sample, self.pace, self.streamer = (
+            processor,
+            criteria,
+            sample,
+            pace,
+            streamer,
+        )
+        self.rows = [
+            Row(ids[None], processors_of_row(processor, number, len(input_ids))) for number, ids in enumerate(input_ids)
+        ]
+        self.live = list(range(len(self.rows)))
+        self.cache = DynamicCache()
+        self.head_caches = [HeadCache(self.heads.config.copy_layer) for _ in range(self.heads.num_heads)]
+        self.drafting = self.pace.heads if method.draft_tokens is None else method.draft_tokens
+        """Heads that still draft: the first so many. One that has missed a pass has lost its place."""
+        visible = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
+        first = int(visible.sum(1).max())
+        self.prompt, self.visible = input_ids[:, -first:], visible[:, :0].bool()
+        self.prompt_mask = visible[:, -first:].bool()
+        self.limit = getattr(self.decoder.config, "max_position_embeddings", None)
+        self.drafted = self.accepted = self.rounds = 0
+
+    def finish(self) -> None:
+        """Read the prompt, then round after round, until all rows are done."""
+        draft, first = self._start()
+        while self.live:
+            draft, first = self._round(first, draft)
+
+    def _start(self) -> tuple[Draft, Tensor]:
+        positions = (self.prompt_mask.cumsum(1) - 1).clamp(min=0)
+        hidden, call = self._read(self.prompt, self.prompt_mask, positions)
+        last = torch.full((len(self.live),), self.prompt.shape[1] - 1)
+        self.position = positions[:, -1] + 1
+        logits = self.decoder.logits_of_normed(hidden[:, -1:])
+        chosen = self._choose(logits, None)
+        return self._after(chosen, call, last, block=self.prompt.shape[1])
+
+    def _round(self, first: Tensor, draft: Draft) -> tuple[Draft, Tensor]:
+        """Check a draft; returns the next one and the tokens before it."""
+        begun = time.perf_counter()
+        block = torch.cat([first[:, None], draft.tokens], dim=1)
+        count = block.shape[1]
+        positions = self.position[:, None] + torch.arange(count, device=block.device)
+        hidden, call = self._read(block, torch.ones_like(block, dtype=torch.bool), positions)
+        logits = self.decoder.logits_of_normed(hidden)
+        chosen = self._choose(logits, draft)
+        read = time.perf_counter() - begun
+        self.rounds += 1
+        kept = [len(each) - 1 for each in chosen]
+        self.drafted, self.accepted = self.drafted + draft.count * len(kept), self.accepted + sum(kept)
+        self.pace.learn(len(kept), draft.count, kept, read)
+        last = torch.tensor(kept, device=block.device)
+        self.position = self.position + last + 1
+        return self._after(chosen, call, last, block=count)
+
+    def _after(self, chosen: list[list[int]], call: LayerCall, last: Tensor, block: int) -> tuple[Draft, Tensor]:
+        """Append what was chosen, let the heads read, forget what was not kept, and draft."""
+        for number, tokens in zip(self.live, chosen, strict=True):
+            self._append(self.rows[number], tokens)
+        begun = time.perf_counter()
+        alive = torch.tensor([not self.rows[number].done for number in self.live])
+        if not bool(alive.any()):
+            self.live = []
+            return Draft(self.prompt[:0, :0]), self.prompt[:0, 0]
+        outputs = self._run_heads(call, last)
+        self._forget(last, block)
+        if not bool(alive.all()):
+            rows = alive.nonzero()[:, 0].to(self.visible.device)
+            for cache in (self.cache, *self.head_caches[: len(outputs)]):
+                cache.batch_select_indices(rows)
+            self.visible, self.position = self.visible[rows], self.position[rows]
+            outputs = [each[rows] for each in outputs]
+            self.live = [number for number, lives in zip(self.live, alive.tolist(), strict=True) if lives]
+        first = torch.tensor([int(self.rows[n].sequence[0, -1]) for n in self.live], device=self.prompt.device)
+        draft = self._draft(outputs, first)
+        if block <= self.heads.num_heads + 1:
+            self.pace.learn_heads(len(self.live), len(outputs), time.perf_counter() - begun)
+        return draft, first
+
+    def _append(self, row: Row, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            row.sequence = torch.cat([row.sequence, row.sequence.new_tensor([[token]])], dim=-1)
+            if self.streamer is not None:
+                self.streamer.put(torch.tensor([token]))
+            if bool(self.criteria(row.sequence, None).all()):
+                row.done = True
+                return
+
+    def _read(self, block: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, LayerCall]:
+        """Final hidden states of a block [batch, time], which the cache is extended by, and what the heads read."""
+        self.visible = torch.cat([self.visible, mask], dim=1)
+        inputs: dict[str, Any] = {"input_ids": block, "position_ids": positions}
+        if not bool(self.visible.all()):
+            inputs["attention_mask"] = self.visible.long()
+        return self.decoder.run(self.heads.tap, self.cache, **inputs)
+
+    def _choose(self, logits: Tensor, draft: Draft | None) -> list[list[int]]:
+        """Of each live row the drafted tokens that are kept, and the model's own token after them."""
+        drafted = [[] for _ in self.live] if draft is None else draft.tokens.tolist()
+        if not self.sample and not self.processor:
+            own = logits.argmax(-1).tolist()
+            return [_agreeing(tokens, likeliest) for tokens, likeliest in zip(drafted, own, strict=True)]
+        chosen = []
+        for place, (number, tokens) in enumerate(zip(self.live, drafted, strict=True)):
+            row, kept = self.rows[number], list[int]()
+            sequence = row.sequence
+            for step in range(len(tokens) + 1):
+                scores = row.processed(sequence, logits[place, step])
+                if not self.sample:
+                    kept.append(int(scores.argmax()))
+                elif step < len(tokens):
+                    assert draft is not None
+                    kept.append(kept_or_drawn(tokens[step], scores.softmax(-1), draft.distributions[step][place]))
+                else:
+                    kept.append(int(torch.multinomial(scores.softmax(-1), 1)))
+                if step == len(tokens) or kept[-1] != tokens[step]:
+                    break
+                sequence = torch.cat([sequence, sequence.new_tensor([[tokens[step]]])], dim=-1)
+            chosen.append(kept)
+        return chosen
+
+    def _run_heads(self, call: LayerCall, last: Tensor) -> list[Tensor]:
+        """Outputs [batch, hidden] at the last kept place of each row, of the heads that draft."""
+        if self.method.draft_tokens is None:
+            self.drafting = min(self.drafting, self.pace.heads)
+        rows = torch.arange(len(last), device=last.device)
+        outputs = []
+        for head, cache in enumerate(self.head_caches[: self.drafting]):
+            found = call.through(self.heads.layers[head], call.hidden_states, cache)  # type: ignore[arg-type]
+            outputs.append(found[rows, last.to(found.device)])
+        return outputs
+
+    def _draft(self, outputs: list[Tensor], first: Tensor) -> Draft:
+        """What the heads propose after the tokens `first` [batch]."""
+        count = min(len(outputs), self._room())
+        if self.method.draft_tokens is None:
+            count = min(count, self.pace.choose(len(self.live)))
+        if count == 0:
+            return Draft(first.new_zeros(len(first), 0))
+        logits = self.decoder.logits(torch.stack(outputs[:count]))  # [count, batch, vocabulary]
+        if not self.sample and not self.processor:
+            return Draft(logits.argmax(-1).t().to(first.device))
+        tokens, distributions = [], []
+        rows = [self.rows[number] for number in self.live]
+        sequences = [row.sequence for row in rows]
+        for each in logits:
+            scores = torch.stack([row.processed(*pair) for row, *pair in zip(rows, sequences, each, strict=True)])
+            distributions.append(scores.softmax(-1))
+            drawn = torch.multinomial(distributions[-1], 1) if self.sample else scores.argmax(-1, keepdim=True)
+            tokens.append(drawn.to(first.device))
+            sequences = [torch.cat([s, token[None].to(s)], dim=-1) for s, token in zip(sequences, drawn, strict=True)]
+        return Draft(torch.cat(tokens, dim=1), distributions)
+
+    def _room(self) -> int:
+        """How many drafted tokens still have positions in the model."""
+        if self.limit is None or not self.live:
+            return self.heads.num_heads
+        return max(0, int(self.limit) - int(self.position.max()) - 1)
+
+    def _forget(self, last: Tensor, block: int) -> None:
+        """What comes after place `last` of each row in the newest `block` columns."""
+        caches = [self.cache, *(cache for cache in self.head_caches[: self.drafting])]
+        spare = block - 1 - int(last.max())
+        if spare:
+            for cache in caches:
+                cache.crop(-spare)
+            self.visible = self.visible[:, :-spare]
+        places = torch.arange(block - spare, device=last.device)
+        self.visible[:, self.visible.shape[1] - len(places) :] &= places <= last[:, None]
+        hidden = 1 - float(self.visible.sum(1).max()) / self.visible.shape[1]
+        uneven = not bool(self.visible[:, -1].all())
+        if hidden > WASTE or (uneven and self.method.slides):
+            self._compact(caches)
+
+    def _compact(self, caches: Sequence[Cache]) -> None:
+        """Each row's visible columns moved to the right end, what is hidden to the left or out."""
+        width = int(self.visible.sum(1).max())
+        # A stable sort by visibility keeps the order of what is visible.
+        columns = self.visible.long().argsort(dim=1, stable=True)[:, -width:]
+        for cache in caches:
+            for layer in cache.layers:
+                index = columns[:, None, :, None].to(layer.keys.device)
+                layer.keys = layer.keys.gather(2, index.expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3]))
+                layer.values = layer.values.gather(
+                    2, index.expand(-1, layer.values.shape[1], -1, layer.values.shape[3])
+                )
+        self.visible = self.visible.gather(1, columns)
+
+
+def _agreeing(tokens: Sequence[int], likeliest: Sequence[int]) -> list[int]:
+    """`tokens` as far as they are the model's likeliest, and its own token after them."""
+    matches = 0
+    while matches < len(tokens) and tokens[matches] == likeliest[matches]:
+        matches += 1
+    return [*tokens[:matches], likeliest[matches]]

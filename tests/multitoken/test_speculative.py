@@ -1,0 +1,248 @@
+"""Drafted by the heads, checked by the model: the same tokens, the same distribution."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy.stats import chisquare
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from graftlm.errors import InputError
+from graftlm.multitoken import MultiTokenHeads
+from graftlm.multitoken.pace import LONGEST_REST, PATIENCE, TRY_PLAIN, Pace
+from graftlm.multitoken.speculative import HeadsDecoding
+from graftlm.speculation import SpeculativeOutput
+from tests.conftest import ARCHITECTURES, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+GREEDY = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 258}
+PROMPTS = [[5, 9, 77, 31, 8], [100, 3], [40, 41, 42, 43, 44, 45, 46, 47, 48], [200]]
+
+
+def padded(rows: list[list[int]]) -> dict[str, Tensor]:
+    width = max(map(len, rows))
+    ids = [[258] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def drafting_model(architecture: str = "llama", seed: int = 0, **settings: Any) -> tuple[Any, MultiTokenHeads]:
+    """A model whose own text has loops and turns, and heads that are right now and then: the last layer's copies repeat
+    the newest token, which this model does at times."""
+    model = tiny_model(architecture, seed=seed, initializer_range=0.05, **settings)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(8)
+    return model, MultiTokenHeads.from_model(model, 3)
+
+
+def both(model: Any, heads: MultiTokenHeads, inputs: dict[str, Any], count: int | None, **settings: Any) -> Any:
+    """What `generate` writes, and the output with drafts; the tokens are the same."""
+    plain = model.generate(**inputs, **settings)
+    decoding = HeadsDecoding(model, heads, draft_tokens=count)
+    found = decoding.generate(**inputs, **settings, return_dict_in_generate=True)
+    assert isinstance(found, SpeculativeOutput) and torch.equal(found.sequences, plain)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("count", [0, 1, 3, None])
+def test_greedy_tokens_are_those_of_generate(architecture: str, count: int | None) -> None:
+    model, heads = drafting_model(architecture)
+    accepted = 0
+    for rows in ([PROMPTS[0]], [PROMPTS[3]], PROMPTS):
+        found = both(model, heads, padded(rows), count, **GREEDY)
+        accepted += found.accepted
+        assert found.rounds <= 24 and found.accepted <= found.drafted
+        if count is not None:
+            assert found.drafted == 0 if count == 0 else found.drafted >= count * (found.rounds - 1)
+    assert count != 3 or accepted > 0
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
+def test_a_window_that_is_shorter_than_the_text_slides_alike(architecture: str) -> None:
+    accepted = 0
+    for seed in range(3):
+        model, heads = drafting_model(architecture, seed, sliding_window=8)
+        for rows in ([PROMPTS[2]], PROMPTS):
+            accepted += both(model, heads, padded(rows), 3, **GREEDY).accepted
+    assert accepted > 10
+
+
+def test_heads_that_are_right_take_a_fraction_of_the_passes() -> None:
+    """Of a model that repeats one token, the copies of its last layer are right."""
+    model, heads = drafting_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # all logits are equal: token 0 is the likeliest, always
+    found = both(model, heads, padded(PROMPTS), 3, **GREEDY)
+    assert found.accepted == found.drafted and found.rounds == 6  # one token of the prompt's pass, then 4 a round
+
+
+def test_rows_that_end_leave_the_batch_and_the_others_go_on() -> None:
+    model, heads = drafting_model()
+    written = model.generate(**padded(PROMPTS), **GREEDY)[:, -24:]
+    for end in {int(written[0, 3]), int(written[1, 7]), int(written[2, 12])}:
+        both(model, heads, padded(PROMPTS), 3, **{**GREEDY, "eos_token_id": end})
+        both(model, heads, padded(PROMPTS), None, **{**GREEDY, "eos_token_id": end})
+    for length in (1, 2, 3):
+        both(model, heads, padded(PROMPTS), 3, **{**GREEDY, "max_new_tokens": length})
+
+
+def test_processors_stop_strings_and_a_streamer_are_minded(tokenizer: PreTrainedTokenizerBase) -> None:
+    model, heads = drafting_model()
+    for settings in (
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 5, "eos_token_id": 7},
+    ):
+        for rows in (PROMPTS[:1], PROMPTS):
+            both(model, heads, padded(rows), 3, **{**GREEDY, **settings})
+    text = tokenizer.decode(model.generate(**padded(PROMPTS[:1]), **GREEDY)[0, 15:17])
+    stopped = both(model, heads, padded(PROMPTS[:1]), 3, **GREEDY, stop_strings=[text], tokenizer=tokenizer)
+    assert stopped.sequences.shape[1] < 5 + 24
+    put: list[int] = []
+
+    class Streamer:
+        def put(self, value: Tensor) -> None:
+            put.extend(value.flatten().tolist())
+
+        def end(self) -> None:
+            put.append(-1)
+
+    found = HeadsDecoding(model, heads).generate(**padded(PROMPTS[:1]), **GREEDY, streamer=Streamer())
+    assert put == [*found[0].tolist(), -1]
+
+
+def test_a_draft_stays_within_the_models_positions() -> None:
+    model, heads = drafting_model("gpt2", n_positions=20)
+    both(model, heads, padded(PROMPTS[:1]), 3, **{**GREEDY, "max_new_tokens": 15})
+    both(model, heads, padded(PROMPTS[:3]), 3, **{**GREEDY, "max_new_tokens": 11})
+
+
+def test_an_adapter_drafts_with_its_own_heads() -> None:
+    base, _ = drafting_model()
+    torch.manual_seed(1)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    heads = MultiTokenHeads.from_model(adapted, 3)
+    for rows in (PROMPTS[:1], PROMPTS):
+        both(adapted, heads, padded(rows), 3, **GREEDY)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model, heads = drafting_model()
+    with pytest.raises(InputError, match="one beam"):
+        model.generate(**padded(PROMPTS[:1]), **GREEDY, num_beams=2, custom_generate=HeadsDecoding(model, heads))
+    with pytest.raises(InputError, match="another model"):
+        tiny_model().generate(**padded(PROMPTS[:1]), **GREEDY, custom_generate=HeadsDecoding(model, heads))
+    with pytest.raises(InputError, match="draft_tokens is 4: give 0 to 3"):
+        HeadsDecoding(model, heads, draft_tokens=4)
+    past = model(torch.tensor([PROMPTS[0][:3]]), use_cache=True).past_key_values
+    with pytest.raises(InputError, match="leave out past_key_values"):
+        model.generate(
+            **padded(PROMPTS[:1]), **GREEDY, custom_generate=HeadsDecoding(model, heads), past_key_values=past
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_samples_are_distributed_as_the_models_own(batch: int) -> None:
+    """Triples of tokens after a prompt, over a vocabulary of 4; chi-square at a fixed seed."""
+    model = tiny_model(seed=3, vocab_size=4, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(60)
+    heads = MultiTokenHeads.from_model(model, 2)
+    with torch.no_grad():
+        for number, parameter in enumerate(heads.parameters()):
+            torch.manual_seed(number)
+            parameter.add_(0.05 * torch.randn_like(parameter))  # so that the heads propose something of their own
+    prompt = torch.tensor([[3, 0]])
+
+    def distribution(prefix: list[int]) -> Tensor:
+        with torch.no_grad():
+            return torch.softmax(model(torch.tensor([[3, 0, *prefix]])).logits[0, -1].double() / 0.8, -1)
+
+    exact = {
+        (a, b, c): float(distribution([])[a] * distribution([a])[b] * distribution([a, b])[c])
+        for a in range(4) for b in range(4) for c in range(4)
+    }  # fmt: skip
+    decoding = HeadsDecoding(model, heads, draft_tokens=2)
+    torch.manual_seed(0)
+    draws, seen, accepted, drafted = 2000, Counter[tuple[int, ...]](), 0, 0
+    for _ in range(draws // batch):
+        found = model.generate(prompt.repeat(batch, 1), do_sample=True, temperature=0.8, top_k=0, top_p=1.0,
+                               max_new_tokens=3, eos_token_id=None, pad_token_id=2, custom_generate=decoding,
+                               return_dict_in_generate=True)  # fmt: skip
+        seen.update(tuple(row[2:].tolist()) for row in found.sequences)
+        accepted, drafted = accepted + found.accepted, drafted + found.drafted
+    assert 0.1 < accepted / drafted < 0.95
+    kept = [place for place in exact if exact[place] * draws >= 5]
+    expected, observed = [exact[p] * draws for p in kept], [seen[p] for p in kept]
+    scale = sum(observed) / sum(expected)
+    test = chisquare(observed, [value * scale for value in expected])
+    assert len(kept) >= 10 and test.pvalue > 0.01, test
+
+
+def test_a_seed_gives_the_same_sample_in_every_call() -> None:
+    model, heads = drafting_model()
+    decoding = HeadsDecoding(model, heads)
+    texts = []
+    for _ in range(3):
+        torch.manual_seed(1)
+        texts.append(model.generate(**padded(PROMPTS), max_new_tokens=12, do_sample=True, top_k=0, eos_token_id=None,
+                                    pad_token_id=258, custom_generate=decoding))  # fmt: skip
+    assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2])
+
+
+def taught(rates: list[float], seconds: list[float], heads: float) -> Pace:
+    """After a hundred rounds with these rates and times (of a pass with 0, 1, ... drafted tokens)."""
+    pace = Pace(len(rates), 0.02, 0.2, on_cpu=True)
+    for _ in range(100):
+        for drafted, taken in enumerate(seconds):
+            pace.learn(1, drafted, [], taken)
+        for head, rate in enumerate(rates):
+            pace.kept[head], pace.seen[head] = rate * 100, 100.0
+        pace.learn_heads(1, len(rates), heads)
+    pace.begin()
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("rates", "seconds", "heads", "best"),
+    [
+        ([0.9, 0.9, 0.9], [1.0, 1.0, 1.0, 1.0], 0.1, 3),
+        ([0.9, 0.2, 0.9], [1.0, 1.2, 1.4, 1.6], 0.1, 1),
+        ([0.1, 0.1, 0.1], [1.0, 1.2, 1.4, 1.6], 0.1, 0),
+        ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], 1.0, 0),  # the heads take as long as a pass
+    ],
+)
+def test_as_much_is_drafted_as_yields_most_a_second(
+    rates: list[float], seconds: list[float], heads: float, best: int
+) -> None:
+    pace = taught(rates, seconds, heads)
+    chosen = [pace.choose(1) for _ in range(4)]
+    assert chosen == [best, 0, best, best]  # the second round is without a draft, to time it
+
+
+def test_heads_that_gain_nothing_rest_longer_and_longer_and_are_tried_again() -> None:
+    pace = taught([0.05, 0.05, 0.05], [1.0, 1.2, 1.4, 1.6], 0.2)
+    rests = []
+    for _ in range(8):
+        pace.begin()
+        calls = 0
+        while pace.heads == 0:
+            pace.begin()
+            calls += 1
+        rests.append(calls)
+        for _ in range(PATIENCE + 2):
+            assert pace.choose(1) == 0
+        assert pace.heads == 0
+    assert (rests[:5] == [0, 1, 3, 7, 15] and max(rests) == LONGEST_REST - 1) or max(rests) == LONGEST_REST
+    pace.kept = [95.0] * 3
+    pace.seen = [100.0] * 3
+    while pace.heads == 0:
+        pace.begin()
+    assert pace.choose(1) == 3 and pace.rest == 0
+    assert TRY_PLAIN > PATIENCE
