@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import InputError
@@ -22,10 +24,11 @@ def stream_completion(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     chat: bool | None = None,
-) -> None:
+) -> Written:
     """Continue `prompt`, or answer it, and give each piece of text to `write` as it comes.
 
     Args:
+        model: or whatever has its `generate`, `device`, `config` and `generation_config`.
         temperature: 0 takes the likeliest token each time.
         chat: put the prompt into the tokenizer's chat template; None does so where it has one.
 
@@ -47,7 +50,19 @@ def stream_completion(
         config.update(top_k=None, top_p=None)
     streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     generate: Any = model.generate
-    generate(**encoded, generation_config=config, streamer=streamer)
+    begun = time.perf_counter()
+    output = generate(**encoded, generation_config=config, streamer=streamer, return_dict_in_generate=True)
+    seconds = time.perf_counter() - begun
+    return Written(ids=output.sequences[0, encoded["input_ids"].shape[1] :].tolist(), seconds=seconds, output=output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """New tokens and the seconds that they took, the prompt's included; `output`: what `generate` gave."""
+
+    ids: list[int]
+    seconds: float
+    output: Any
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import graftlm
 from graftlm.cli import main
 from graftlm.errors import InputError
+from graftlm.multitoken import MultiTokenHeads
 from graftlm.multitoken.config import TuneConfig
 from graftlm.runs import Run
 from graftlm.tasks import TASKS, TaskResult
@@ -260,6 +262,31 @@ def test_generate_writes_the_text_to_stdout_and_repeats_itself(
     assert outputs[0] == outputs[1] != outputs[2]
     assert outputs[3] == outputs[4]
     assert all(output.endswith("\n") for output in outputs)
+
+
+def test_generate_with_heads_writes_the_same_text_and_says_how_much_faster(
+    tmp_path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path / "model", model, tokenizer)
+    MultiTokenHeads.from_model(model, 2).save_pretrained(tmp_path / "heads")
+    arguments = ["generate", folder, "--no-chat", "--prompt", "abc", "--max-new-tokens", "12"]
+    assert call(*arguments) == 0
+    plain = capsys.readouterr().out
+    assert call(*arguments, "--draft", str(tmp_path / "heads"), "--compare") == 0
+    shown = capsys.readouterr()
+    assert shown.out == plain
+    pattern = (
+        r"12 tokens in \d+ passes \((\d+ of \d+ drafted tokens kept|nothing drafted)\): [\d.]+ tokens/s, "
+        r"[\d.]+ times the [\d.]+ without drafts, the same tokens"
+    )
+    assert re.fullmatch(pattern, shown.err.strip().splitlines()[-1])
+    for options, message in (
+        (["--draft", str(tmp_path)], "holds no heads"),
+        (["--compare"], "--compare needs --draft FOLDER"),
+        (["--draft", "heads", "--expert", "expert"], "--draft and --expert exclude each other"),
+    ):
+        assert call(*arguments, *options) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_generate_refuses_a_prompt_that_does_not_fit(

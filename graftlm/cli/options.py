@@ -17,6 +17,9 @@ Antiexpert = Annotated[
     str | None, typer.Option(help="That small model untuned. [default: the base model of an expert that is an adapter]")
 ]
 Alpha = Annotated[float, typer.Option(help="How strongly it steers: 0 not at all, 1 as in the paper.")]
+Draft = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Heads of `graftlm distill` that draft: same text, fewer passes.")
+]
 Probe = Annotated[
     list[str] | None,
     typer.Option(

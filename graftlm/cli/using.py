@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graftlm.cli.app import app
-from graftlm.cli.options import Alpha, Antiexpert, AsJson, Expert
+from graftlm.cli.options import Alpha, Antiexpert, AsJson, Draft, Expert
 from graftlm.console import environment_table, print_table, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json
 from graftlm.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from graftlm.generation import Written
 
 
 @app.command()
@@ -30,6 +33,10 @@ def generate(
     expert: Expert = None,
     antiexpert: Antiexpert = None,
     alpha: Alpha = 1.0,
+    draft: Draft = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="With --draft: write it again without, and say how much faster it is.")
+    ] = False,
 ) -> None:
     """Continue or answer prompts.
 
@@ -44,22 +51,22 @@ def generate(
     from graftlm.generation import stream_completion
     from graftlm.proxy.model import steered
 
+    check_draft(draft, expert)
+    if compare and draft is None:
+        raise InputError("--compare needs --draft FOLDER: there is nothing to compare")
     loaded, tokenizer = steered(model, expert, antiexpert, alpha)
     quicken(loaded)
+    writer = loaded if draft is None else drafted(loaded, draft)
     set_seed(seed)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "chat": chat}
     for number, text in enumerate(prompts, start=1):
         if len(prompts) > 1:
             say(f"[{number}/{len(prompts)}] {text}")
-        stream_completion(
-            loaded,
-            tokenizer,
-            text,
-            lambda piece: print(piece, end="", flush=True),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            chat=chat,
-        )
+        written = stream_completion(writer, tokenizer, text, lambda piece: print(piece, end="", flush=True), **options)
         print()
+        if compare:
+            plain = stream_completion(loaded, tokenizer, text, lambda piece: None, **options)
+            say(compared(written, plain))
 
 
 @app.command()
@@ -92,6 +99,7 @@ def serve(
     expert: Expert = None,
     antiexpert: Antiexpert = None,
     alpha: Alpha = 1.0,
+    draft: Draft = None,
 ) -> None:
     """Answer over HTTP, as OpenAI's API does.
 
@@ -109,12 +117,19 @@ def serve(
         grace_seconds=grace_seconds,
     )
     try:
+        from graftlm.few_rows import quicken
         from graftlm.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: pip install 'graftlm[serve]'") from error
+    check_draft(draft, expert)
     from graftlm.proxy.model import steered
 
-    serve_model(lambda: steered(model, expert, antiexpert, alpha), model, settings)
+    def load() -> tuple[Any, Any]:
+        loaded, tokenizer = steered(model, expert, antiexpert, alpha)
+        quicken(loaded)
+        return (loaded if draft is None else drafted(loaded, draft)), tokenizer
+
+    serve_model(load, model, settings)
 
 
 @app.command()
@@ -127,6 +142,33 @@ def env(as_json: AsJson = False) -> None:
         print(dump_json(facts, indent=2))
     else:
         print_table(environment_table(facts))
+
+
+def check_draft(draft: str | None, expert: str | None) -> None:
+    if draft is not None and expert is not None:
+        raise InputError("--draft and --expert exclude each other: the heads know the model without its expert")
+
+
+def drafted(model: Any, folder: str) -> Any:
+    """The model with the heads in `folder`, which write what it writes."""
+    from graftlm.few_rows import quicken
+    from graftlm.multitoken.speculative import HeadsDecoding
+
+    decoding = HeadsDecoding.load(model, folder)
+    quicken(decoding.heads)
+    return decoding
+
+
+def compared(drafted: Written, plain: Written) -> str:
+    """How the same prompt went with drafts and without."""
+    output, tokens = drafted.output, len(drafted.ids)
+    kept = f"{output.accepted} of {output.drafted} drafted tokens kept" if output.drafted else "nothing drafted"
+    speeds = [len(each.ids) / each.seconds for each in (drafted, plain)]
+    same = ", the same tokens" if drafted.ids == plain.ids else ""
+    return (
+        f"{tokens} tokens in {output.rounds + 1} passes ({kept}): {speeds[0]:.1f} tokens/s, {speeds[0] / speeds[1]:.2f}"
+        f" times the {speeds[1]:.1f} without drafts{same}"
+    )
 
 
 def read_prompts(file: Path) -> list[str]:

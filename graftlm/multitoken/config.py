@@ -24,6 +24,10 @@ class DistillConfig:
     num_heads: int = option(4, "Heads; head k predicts the token k further than the model itself does.")
     depth: int = option(1, "Decoder layers in each head, copied from the model's last ones.")
     copy_layer: int | None = option(None, "First layer to copy into each head (default: the last `depth` layers).")
+    refresh: str | None = option(
+        None,
+        "Folder of heads to align to this model, a tuned one, instead of growing new ones; num_heads and depth stay.",
+    )
     text: str | None = option(None, "Folder of an earlier distillation whose written text is used again.")
     domain_tokens: int = option(45_000, "Tokens that the model writes from the domain's prompts.")
     general_tokens: int = option(10_000, "Tokens that it writes from the general prompts.")

@@ -77,7 +77,11 @@ def distill_heads(
     """
     config = config or DistillConfig()
     set_seed(config.seed)
-    heads = MultiTokenHeads.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
+    if config.refresh is None:
+        heads = MultiTokenHeads.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
+    else:
+        heads = MultiTokenHeads.from_pretrained(config.refresh, model, of_relative=True)
+        heads.belong_to(model)
     kept, held_out = split_held_out(texts, config.held_out, config.seed)
     report = (lambda done, total: progress("hidden states", done, total)) if progress else None
     shared: dict[str, Any] = {

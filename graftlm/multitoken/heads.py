@@ -100,7 +100,12 @@ class MultiTokenHeads(nn.Module):
 
     def belong_to(self, model: nn.Module) -> None:
         """Note in the config that the heads fit `model`, whose unembedding may have been trained since."""
-        self.config = replace(self.config, unembedding_hash=_unembedding_hash(Decoder(model).unembedding))
+        decoder = Decoder(model)
+        self.config = replace(
+            self.config,
+            base_model=str(decoder.model.name_or_path),
+            unembedding_hash=_unembedding_hash(decoder.unembedding),
+        )
 
     @property
     def num_heads(self) -> int:
@@ -150,8 +155,11 @@ class MultiTokenHeads(nn.Module):
                 os.replace(Path(scratch) / name, target / name)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module) -> MultiTokenHeads:
-        """Load heads that were grown on `model` (dtype and device follow it).
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], model: nn.Module, *, of_relative: bool = False
+    ) -> MultiTokenHeads:
+        """Load heads that were grown on `model` (dtype and device follow it), or, `of_relative`, on one of its shape,
+        such as the model that it was tuned from.
 
         Raises InputError for a missing, truncated or pickled file and for heads of another model.
         """
@@ -163,7 +171,7 @@ class MultiTokenHeads(nn.Module):
             ("layer class", config.layer_class, type(decoder.layers[-1]).__name__),
             ("unembedding's hash", config.unembedding_hash, _unembedding_hash(decoder.unembedding)),
         ):
-            if theirs != ours:
+            if theirs != ours and not (of_relative and what == "unembedding's hash"):
                 raise InputError(
                     f"the heads in {folder} belong to another model ({config.base_model}): their {what} is "
                     f"{theirs}, this model's is {ours}; run `graftlm distill` on this model"

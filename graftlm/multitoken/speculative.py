@@ -51,6 +51,10 @@ class HeadsDecoding:
     logits processors, stopping criteria and a streamer, and learns from call to call how much to draft (`pace`). With
     `return_dict_in_generate=True` the output is a SpeculativeOutput.
 
+    A logits processor that chooses tokens by itself may say so with `choose_rows(rows, logits)`: the numbers of some
+    rows and their logits [rows, vocabulary] -> a token each, None for a row that is done. A draft is then kept as long
+    as it is what that chooses, so that the text is the same as without drafts, sampled or not.
+
     `draft_tokens`: draft always so many instead, at most as many as there are heads.
 
     InputError for heads of another model, a model whose layers keep other states than keys and values, and beams.
@@ -73,6 +77,23 @@ class HeadsDecoding:
         layers = sum(parameter.numel() for parameter in heads.layers[0].parameters())
         on_cpu = self.decoder.unembedding.weight.device.type == "cpu"
         self.pace = Pace(heads.num_heads, layers / size, self.decoder.unembedding.weight.numel() / size, on_cpu=on_cpu)
+
+    @classmethod
+    def load(cls, model: Any, folder: str) -> HeadsDecoding:
+        """With the heads in `folder`. InputError where there are none, or those of another model."""
+        return cls(model, MultiTokenHeads.from_pretrained(folder, model))
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.model.device
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def generation_config(self) -> Any:
+        return self.model.generation_config
 
     def generate(self, *inputs: Any, **options: Any) -> Any:
         """As the model's own."""
@@ -182,16 +203,14 @@ class Decoding:
         streamer: Any,
     ) -> None:
         self.method, self.decoder, self.heads = method, method.decoder, method.heads
-        self.processor, self.criteria, self.sample, self.pace, self.streamer = (
-            processor,
-            criteria,
-            sample,
-            pace,
-            streamer,
-        )
+        self.criteria, self.sample, self.pace, self.streamer = criteria, sample, pace, streamer
+        self.chooser = next((each for each in processor if hasattr(each, "choose_rows")), None)
+        others = [each for each in processor if each is not self.chooser]
         self.rows = [
-            Row(ids[None], processors_of_row(processor, number, len(input_ids))) for number, ids in enumerate(input_ids)
+            Row(ids[None], processors_of_row(others, number, len(input_ids))) for number, ids in enumerate(input_ids)
         ]
+        self.plain = not sample and not others
+        """Whether the likeliest token of the logits as they are is chosen."""
         self.live = list(range(len(self.rows)))
         self.cache = DynamicCache()
         self.head_caches = [HeadCache(self.heads.config.copy_layer) for _ in range(self.heads.num_heads)]
@@ -230,7 +249,7 @@ class Decoding:
         chosen = self._choose(logits, draft)
         read = time.perf_counter() - begun
         self.rounds += 1
-        kept = [len(each) - 1 for each in chosen]
+        kept = [max(len(each) - 1, 0) for each in chosen]
         self.drafted, self.accepted = self.drafted + draft.count * len(kept), self.accepted + sum(kept)
         self.pace.learn(len(kept), draft.count, kept, read)
         last = torch.tensor(kept, device=block.device)
@@ -240,7 +259,7 @@ class Decoding:
     def _after(self, chosen: list[list[int]], call: LayerCall, last: Tensor, block: int) -> tuple[Draft, Tensor]:
         """Append what was chosen, let the heads read, forget what was not kept, and draft."""
         for number, tokens in zip(self.live, chosen, strict=True):
-            self._append(self.rows[number], tokens)
+            self._append(number, tokens)
         begun = time.perf_counter()
         alive = torch.tensor([not self.rows[number].done for number in self.live])
         if not bool(alive.any()):
@@ -261,12 +280,16 @@ class Decoding:
             self.pace.learn_heads(len(self.live), len(outputs), time.perf_counter() - begun)
         return draft, first
 
-    def _append(self, row: Row, tokens: Sequence[int]) -> None:
+    def _append(self, number: int, tokens: Sequence[int]) -> None:
+        row = self.rows[number]
+        row.done = not tokens
         for token in tokens:
             row.sequence = torch.cat([row.sequence, row.sequence.new_tensor([[token]])], dim=-1)
             if self.streamer is not None:
                 self.streamer.put(torch.tensor([token]))
-            if bool(self.criteria(row.sequence, None).all()):
+            ended = self.criteria(row.sequence, None)
+            # A criterion that knows the whole batch answers for all of it.
+            if bool(ended[number if len(ended) == len(self.rows) else 0]):
                 row.done = True
                 return
 
@@ -281,7 +304,9 @@ class Decoding:
     def _choose(self, logits: Tensor, draft: Draft | None) -> list[list[int]]:
         """Of each live row the drafted tokens that are kept, and the model's own token after them."""
         drafted = [[] for _ in self.live] if draft is None else draft.tokens.tolist()
-        if not self.sample and not self.processor:
+        if self.chooser is not None:
+            return self._chosen_elsewhere(logits, drafted)
+        if self.plain:
             own = logits.argmax(-1).tolist()
             return [_agreeing(tokens, likeliest) for tokens, likeliest in zip(drafted, own, strict=True)]
         chosen = []
@@ -303,6 +328,31 @@ class Decoding:
             chosen.append(kept)
         return chosen
 
+    def _chosen_elsewhere(self, logits: Tensor, drafted: list[list[int]]) -> list[list[int]]:
+        """Place after place, of the rows whose draft has been right so far."""
+        choose_rows: Any = self.chooser.choose_rows  # type: ignore[union-attr]
+        kept: list[list[int]] = [[] for _ in self.live]
+        going = list(range(len(self.live)))
+        for step in range(logits.shape[1]):
+            scores = logits[going, step]
+            if not self.plain:
+                scores = torch.stack([self._scores(place, kept[place], logits[place, step]) for place in going])
+            chosen: list[int | None] = choose_rows([self.live[place] for place in going], scores)
+            for place, token in zip(going, chosen, strict=True):
+                kept[place] += [] if token is None else [token]
+            going = [
+                place for place, token in zip(going, chosen, strict=True)
+                if token is not None and drafted[place][step : step + 1] == [token]
+            ]  # fmt: skip
+            if not going:
+                break
+        return kept
+
+    def _scores(self, place: int, tokens: Sequence[int], logits: Tensor) -> Tensor:
+        """Processed, of the token after these, which follow a live row."""
+        row = self.rows[self.live[place]]
+        return row.processed(torch.cat([row.sequence, row.sequence.new_tensor([[*tokens]])], dim=-1), logits)
+
     def _run_heads(self, call: LayerCall, last: Tensor) -> list[Tensor]:
         """Outputs [batch, hidden] at the last kept place of each row, of the heads that draft."""
         if self.method.draft_tokens is None:
@@ -322,7 +372,7 @@ class Decoding:
         if count == 0:
             return Draft(first.new_zeros(len(first), 0))
         logits = self.decoder.logits(torch.stack(outputs[:count]))  # [count, batch, vocabulary]
-        if not self.sample and not self.processor:
+        if self.chooser is not None or self.plain:
             return Draft(logits.argmax(-1).t().to(first.device))
         tokens, distributions = [], []
         rows = [self.rows[number] for number in self.live]

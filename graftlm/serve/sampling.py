@@ -74,23 +74,37 @@ class RowSampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[rows, vocabulary] logits, which are changed in place: `generate` has copied them for its processors."""
-        live = [number for number, row in enumerate(self.rows) if not row.done]
-        self.on_step(len(live))
-        tokens = self.choose(scores, live)
-        chosen, scored = tokens.tolist(), self.scored(scores, tokens, live)
-        for number in live:
-            self.rows[number].push(chosen[number], scored.get(number))
-        return scores.scatter_(-1, tokens.unsqueeze(-1), torch.inf)
+        chosen = self.choose_rows(range(len(self.rows)), scores)
+        tokens = torch.tensor([[token or 0] for token in chosen], device=scores.device)
+        return scores.scatter_(-1, tokens, torch.inf)
 
-    def choose(self, scores: Tensor, live: Sequence[int]) -> Tensor:
-        """[rows] int64, the next token of each live row; of the others any, as nobody reads it."""
-        drawn = [number for number in live if self.rows[number].sampling.temperature > 0]
-        if len(drawn) < len(live):
-            tokens = scores.argmax(-1)
+    def choose_rows(self, numbers: Sequence[int], logits: Tensor) -> list[int | None]:
+        """The next token of each of these rows, given its logits [numbers, vocabulary]; None for a row that is done.
+
+        A decoding method that checks drafts (graftlm.multitoken.speculative) calls this for one place after another, as
+        long as the tokens are those that were drafted: what a row draws depends on its own seed, not on the drafts.
+        """
+        places = [place for place, number in enumerate(numbers) if not self.rows[number].done]
+        rows = [self.rows[numbers[place]] for place in places]
+        self.on_step(len(rows))
+        live = logits if len(rows) == len(numbers) else logits[places]
+        tokens = self.choose(live, rows)
+        chosen: list[int | None] = [None] * len(numbers)
+        scored = self.scored(live, tokens, rows)
+        for place, row, token, its in zip(places, rows, tokens.tolist(), scored, strict=True):
+            row.push(token, its)
+            chosen[place] = token
+        return chosen
+
+    def choose(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        """[rows] int64, the next token of each row."""
+        drawn = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
+        if len(drawn) < len(rows):
+            tokens = logits.argmax(-1)
         else:
-            tokens = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+            tokens = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
         if drawn:
-            tokens[drawn] = self.draw(scores[drawn], [self.rows[number] for number in drawn])
+            tokens[drawn] = self.draw(logits[drawn], [rows[place] for place in drawn])
         return tokens
 
     def draw(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -101,17 +115,16 @@ class RowSampler(LogitsProcessor):
             own.exponential_(generator=row.generator)
         return sample(logits, temperature, top_p, race)
 
-    def scored(self, scores: Tensor, tokens: Tensor, live: Sequence[int]) -> dict[int, Scored]:
-        """Log-probabilities by row, of the live rows that want them."""
-        wanted = {number: self.rows[number].sampling.alternatives for number in live}
-        asked = {number: count for number, count in wanted.items() if count is not None}
-        if not asked:
-            return {}
-        found = score(scores[[*asked]], tokens[[*asked]], max(asked.values()))
-        return {
-            number: Scored(logprob=scored.logprob, top=scored.top[:count])
-            for (number, count), scored in zip(asked.items(), found, strict=True)
-        }
+    def scored(self, logits: Tensor, tokens: Tensor, rows: Sequence[Row]) -> list[Scored | None]:
+        """Log-probabilities of the rows that want them."""
+        wanted = {place: row.sampling.alternatives for place, row in enumerate(rows)}
+        asked = {place: count for place, count in wanted.items() if count is not None}
+        found: list[Scored | None] = [None] * len(rows)
+        if asked:
+            scores = score(logits[[*asked]], tokens[[*asked]], max(asked.values()))
+            for (place, count), its in zip(asked.items(), scores, strict=True):
+                found[place] = Scored(logprob=its.logprob, top=its.top[:count])
+        return found
 
 
 class RowStopper(StoppingCriteria):

@@ -15,7 +15,6 @@ import uvicorn
 
 from graftlm.console import say
 from graftlm.errors import InputError
-from graftlm.few_rows import quicken
 from graftlm.serve.app import create_app
 from graftlm.serve.batching import Engine
 from graftlm.serve.settings import ServeSettings
@@ -35,7 +34,6 @@ def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSetting
     """
     with listening(settings) as listener, signals_end_quietly():
         model, tokenizer = load()
-        quicken(model)
         app = create_app(model, tokenizer, name, settings)
         config = uvicorn.Config(
             app,

@@ -237,9 +237,7 @@ def test_held_out_text_shares_no_prompt_with_what_the_heads_learn_from(
 
 @pytest.mark.parametrize("targets", ["soft", "sampled"])
 def test_heads_learn_and_the_model_stays_as_it_was(targets: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    model = tiny_model()
-    with torch.no_grad():  # a model that counts is easy to foresee
-        model.lm_head.weight.copy_(model.model.embed_tokens.weight.roll(1, dims=0) * 60)
+    model = counting_model(1)
     model.lm_head.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -270,6 +268,38 @@ def test_further_epochs_do_not_run_the_model_again(tokenizer: PreTrainedTokenize
         assert len(result.epoch_seconds) == epochs
         calls.append(count)
     assert calls[0] == calls[1] > 0
+
+
+def counting_model(step: int) -> nn.Module:
+    """Writes every `step`th byte; easy to foresee."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight.roll(step, dims=0) * 60)
+    return model
+
+
+def test_heads_are_refreshed_on_a_model_that_was_tuned_since(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model, tuned = counting_model(1), counting_model(3)
+    settings = {"epochs": 6, "tokens_per_batch": 128, "held_out": 0.2}
+    grown = distill_heads(model, tokenizer, texts(model, tokenizer, 2000), DistillConfig(num_heads=2, **settings)).heads
+    grown.save_pretrained(tmp_path / "heads")
+    with pytest.raises(InputError, match="belong to another model"):
+        MultiTokenHeads.from_pretrained(tmp_path / "heads", tuned)
+    written = texts(tuned, tokenizer, 2000)
+    settings |= {"num_heads": 5, "refresh": str(tmp_path / "heads")}  # their number stays
+    untouched = distill_heads(tuned, tokenizer, written, DistillConfig(**{**settings, "epochs": 0}))
+    for name, weight in untouched.heads.state_dict().items():
+        assert torch.equal(weight, grown.state_dict()[name])
+    refreshed = distill_heads(tuned, tokenizer, written, DistillConfig(**settings))
+    assert refreshed.undistilled == untouched.agreement and refreshed.heads.num_heads == 2
+    for k in (0, 1):
+        assert refreshed.agreement["domain"][k] > 0.8 > 0.5 > untouched.agreement["domain"][k]
+    refreshed.heads.save_pretrained(tmp_path / "refreshed")
+    MultiTokenHeads.from_pretrained(tmp_path / "refreshed", tuned)  # they belong to it now
+    with pytest.raises(InputError, match="their hidden size is 32, this model's is 64"):
+        MultiTokenHeads.from_pretrained(tmp_path / "heads", tiny_model(hidden_size=64, head_dim=16), of_relative=True)
 
 
 def test_a_distillation_leaves_heads_text_and_agreement_and_its_text_serves_again(

@@ -12,6 +12,8 @@ from openai import APIError, InternalServerError
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
+from graftlm.multitoken import MultiTokenHeads
+from graftlm.multitoken.speculative import HeadsDecoding
 from graftlm.serve.batching import PATIENCE, Pace
 from tests.serve.conftest import NAME, Watched, ascii_model, eventually, greedy, held, serving
 
@@ -173,3 +175,38 @@ def test_rows_of_unequal_length_are_right_for_other_architectures_too(
         answer = server.complete(prompts, max_tokens=10)
     expected = [greedy(model, tokenizer, tokenizer(prompt)["input_ids"], 10) for prompt in prompts]
     assert [choice.text for choice in answer.choices] == expected
+
+
+@pytest.mark.parametrize("penalty", [None, 1.4])
+def test_heads_that_draft_change_no_text(
+    tokenizer: PreTrainedTokenizerFast, pool: ThreadPoolExecutor, penalty: float | None
+) -> None:
+    """Greedy and sampled rows, log-probabilities and stop texts, alone and together; the heads are right at times."""
+    model = ascii_model(tokenizer)
+    model.generation_config.repetition_penalty = penalty
+    decoding = HeadsDecoding(model, MultiTokenHeads.from_model(model, 3), draft_tokens=3)
+    kinds: list[dict[str, Any]] = [
+        {"prompt": "a", "max_tokens": 20, "temperature": 0},
+        {"prompt": "some prompt", "max_tokens": 25, "temperature": 0.5, "seed": 1},
+        {"prompt": "x" * 40, "max_tokens": 9, "temperature": 0, "logprobs": 2},
+        {"prompt": "many", "max_tokens": 12, "n": 3, "temperature": 0.7, "seed": 3, "top_p": 0.9},
+        {"prompt": "one", "max_tokens": 1, "temperature": 0},
+    ]
+
+    def answers(served: Any, together: bool) -> list[Any]:
+        with serving(served, tokenizer, max_batch_size=8 if together else 1) as server:
+            if together:
+                return [each.result() for each in [pool.submit(server.complete, **kind) for kind in kinds]]
+            return [server.complete(**kind) for kind in kinds]
+
+    plain = answers(model, False)
+    stop = plain[1].choices[0].text[6:8]
+    kinds.append({**kinds[1], "stop": [stop]})
+    plain.append(answers(model, False)[-1])
+    for together in (False, True):
+        for found, expected in zip(answers(decoding, together), plain, strict=True):
+            for one, other in zip(found.choices, expected.choices, strict=True):
+                assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+                if other.logprobs:
+                    assert one.logprobs.token_logprobs == pytest.approx(other.logprobs.token_logprobs, abs=1e-4)
+            assert found.usage == expected.usage
