@@ -1,4 +1,4 @@
-"""Verbs that use a model: generate, serve; and env."""
+"""Verbs that use a model: generate, serve, export; and env."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftlm.cli.app import app
-from graftlm.cli.options import Alpha, Antiexpert, AsJson, Draft, Expert
+from graftlm.cli.options import Alpha, Antiexpert, AsJson, Draft, Expert, Overwrite, check_output_folder
 from graftlm.console import environment_table, print_table, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json
@@ -130,6 +130,37 @@ def serve(
         return (loaded if draft is None else drafted(loaded, draft)), tokenizer
 
     serve_model(load, model, settings)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder that the heads belong to.")],
+    *,
+    heads: Annotated[str, typer.Option(metavar="FOLDER", help="Heads of `graftlm distill`.")],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for config.json and model.safetensors.")],
+    verifier: Annotated[
+        str | None, typer.Option(help="Where the engine finds the model. [default: MODEL]", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
+    ] = False,
+) -> None:
+    """Write the first head as a speculator that vLLM reads.
+
+    The format is EAGLE-3 as the library speculators has it; it covers one head, so an engine drafts one token. An
+    adapter is to be merged first: engines draft for whole models.
+    """
+    check_output_folder(output, "config.json", overwrite)
+    from graftlm.models import load_model
+    from graftlm.multitoken.export import export_eagle3
+    from graftlm.multitoken.heads import MultiTokenHeads
+
+    loaded, _ = load_model(model, trust_remote_code=trust_remote_code)
+    if hasattr(loaded, "merge_and_unload"):
+        loaded = loaded.merge_and_unload()  # what the engine will serve; its unembedding is the same
+    export_eagle3(loaded, MultiTokenHeads.from_pretrained(heads, loaded), output, verifier or model)
+    say(f"speculator: {output}, one token a draft, for {verifier or model}")
 
 
 @app.command()
