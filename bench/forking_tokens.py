@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from intervals import difference, mean, spread
 
 from graftlm import load_model
 from graftlm.console import say
@@ -155,15 +156,6 @@ def train_and_measure(arm: str, seed: int, start: Path, arguments: argparse.Name
     write_text(folder / RESULT, dump_json(found))
 
 
-def difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Of mean pass@1 over the seeds, with a 95 % bootstrap interval over the held-out problems."""
-    first, second = (np.mean([np.mean(run["sampled"], axis=1) for run in group], axis=0) for group in (ours, theirs))
-    change = first - second
-    draws = np.random.default_rng(0).integers(len(change), size=(2000, len(change)))
-    low, high = np.quantile(change[draws].mean(axis=1), [0.025, 0.975])
-    return float(change.mean()), float(low), float(high)
-
-
 def table(document: dict[str, Any]) -> str:
     """Markdown: the start model, then each arm with mean, range and number of seeds."""
     start, every = document["start"], document["runs"]
@@ -184,7 +176,9 @@ def table(document: dict[str, Any]) -> str:
         beside = (
             ""
             if arm == "all tokens" or not common
-            else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference(common, others))
+            else "{:+.3f} [{:+.3f}, {:+.3f}]".format(
+                *difference(*([np.mean(run["sampled"], axis=1) for run in those] for those in (common, others)))
+            )
         )
         cells = [
             spread([mean(run["sampled"]) for run in group]), beside, spread([passed(run) for run in group]),
@@ -194,17 +188,9 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def mean(values: Any) -> float:
-    return float(np.mean(values))
-
-
 def passed(run: dict[str, Any]) -> float:
     """Share of problems that any of the samples solves."""
     return mean([max(samples) for samples in run["sampled"]])
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from intervals import difference, mean, spread
 
 from graftlm import load_model
 from graftlm.console import plain_lines, prefixed, say
@@ -188,9 +188,8 @@ def table(document: dict[str, Any]) -> str:
             if not group:
                 continue
             seeds = {run["seed"] for run in group} & {run["seed"] for run in groups[WHOLE]}
-            change = "" if arm == WHOLE or not seeds else "{:+.3f} [{:+.3f}, {:+.3f}]".format(
-                *difference(*([run for run in those if run["seed"] in seeds] for those in (group, groups[WHOLE])))
-            )  # fmt: skip
+            ours, theirs = ([run["right"] for run in those if run["seed"] in seeds] for those in (group, groups[WHOLE]))
+            change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference(ours, theirs)) if seeds and arm != WHOLE else ""
             name = {"exact": "greedy pruning", "no chain": "answers alone"}.get(arm.mode, arm.mode)
             lines.append(
                 f"| {'whole chains' if arm == WHOLE else name} | {arm.keep:g} | {len(group)} | "
@@ -203,23 +202,6 @@ def table(document: dict[str, Any]) -> str:
 
 def order(arm: Arm) -> tuple[bool, bool, float, str]:
     return arm != WHOLE, arm.mode != "exact", -arm.keep, arm.mode
-
-
-def difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Of mean accuracy over the seeds, with a 95 % bootstrap interval over the held-out problems."""
-    first, second = (np.mean([run["right"] for run in group], axis=0) for group in (ours, theirs))
-    change = first - second
-    draws = np.random.default_rng(0).integers(len(change), size=(2000, len(change)))
-    low, high = np.quantile(change[draws].mean(axis=1), [0.025, 0.975])
-    return float(change.mean()), float(low), float(high)
-
-
-def mean(values: Any) -> float:
-    return float(np.mean(values))
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
 def main() -> None:

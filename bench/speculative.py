@@ -134,9 +134,11 @@ def measure(
             "times_quick": rates["heads"] / rates["quick"],
             "tokens_per_pass": totals["tokens"] / totals["passes"] / batch, "differing": gaps,
         }  # fmt: skip
-        say(f"batch {batch}: " + ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items()) + " tokens/s; "
-            f"{found[str(batch)]['tokens_per_pass']:.2f} tokens a pass, {totals['accepted']} of {totals['drafted']} drafts "
-            f"kept, {len(gaps)} of {len(prompts)} texts differ")  # fmt: skip
+        kept = f"{totals['accepted']} of {totals['drafted']} drafts kept"
+        say(
+            f"batch {batch}: {', '.join(f'{name} {rate:.1f}' for name, rate in rates.items())} tokens/s; "
+            f"{found[str(batch)]['tokens_per_pass']:.2f} tokens a pass, {kept}, {len(gaps)} of {len(prompts)} texts differ"
+        )
     return found
 
 

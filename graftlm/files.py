@@ -6,7 +6,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,16 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {error.strerror}; its content is untouched") from error
+
+
+@contextmanager
+def written_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A scratch folder for files of these names, which in the end replace those in `folder`, unless there is an error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+        yield Path(scratch)
+        for name in names:
+            os.replace(Path(scratch) / name, folder / name)
 
 
 def append_line(path: Path, line: str) -> None:

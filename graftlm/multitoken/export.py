@@ -15,8 +15,6 @@ mix in the next token's embedding) cover none of the heads.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graftlm.errors import InputError
+from graftlm.files import written_together
 from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.heads import CONFIG_FILE, WEIGHTS_FILE, MultiTokenHeads
 
@@ -75,12 +74,9 @@ def export_eagle3(model: Any, heads: MultiTokenHeads, folder: Path, verifier: st
         },
         "dtype": str(decoder.unembedding.weight.dtype).removeprefix("torch."),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
-        save_file(eagle3_weights(decoder, heads), Path(scratch) / WEIGHTS_FILE, metadata={"format": "pt"})
-        (Path(scratch) / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(scratch) / name, folder / name)
+    with written_together(folder, (WEIGHTS_FILE, CONFIG_FILE)) as scratch:
+        save_file(eagle3_weights(decoder, heads), scratch / WEIGHTS_FILE, metadata={"format": "pt"})
+        (scratch / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
 COPIED = (

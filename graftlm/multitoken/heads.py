@@ -19,7 +19,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from graftlm.errors import InputError
+from graftlm.files import written_together
 from graftlm.multitoken.decoder import Decoder, LayerCall, plain_model
 
 WEIGHTS_FILE = "model.safetensors"
@@ -141,18 +141,14 @@ class MultiTokenHeads(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> None:
         """Write `model.safetensors` and `config.json` into `folder`, each replaced atomically."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict() if state_dict is None else state_dict
-        with tempfile.TemporaryDirectory(dir=target, prefix=".heads-") as scratch:
+        with written_together(Path(folder), (WEIGHTS_FILE, CONFIG_FILE)) as scratch:
             save_file(
                 {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
-                Path(scratch) / WEIGHTS_FILE,
+                scratch / WEIGHTS_FILE,
                 metadata={"format": "pt"},
             )
-            (Path(scratch) / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", "utf-8")
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                os.replace(Path(scratch) / name, target / name)
+            (scratch / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", "utf-8")
 
     @classmethod
     def from_pretrained(

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from graftlm.errors import InputError
+from graftlm.files import written_together
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.encoding import Encoding
 from graftlm.pruning.features import ChainFeatures, chain_features
@@ -114,12 +114,9 @@ class Surrogate:
 
     def save(self, folder: Path) -> None:
         """`model.safetensors` and `config.json`, each replaced as a whole."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".surrogate-") as scratch:
-            save_file(self.network.state_dict(), Path(scratch) / WEIGHTS_FILE, metadata={"format": "pt"})
-            (Path(scratch) / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", "utf-8")
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                os.replace(Path(scratch) / name, folder / name)
+        with written_together(folder, (WEIGHTS_FILE, CONFIG_FILE)) as scratch:
+            save_file(self.network.state_dict(), scratch / WEIGHTS_FILE, metadata={"format": "pt"})
+            (scratch / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n", "utf-8")
 
 
 def load_surrogate(folder: str | os.PathLike[str]) -> Surrogate:
