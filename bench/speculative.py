@@ -137,7 +137,7 @@ def measure(
         kept = f"{totals['accepted']} of {totals['drafted']} drafts kept"
         say(
             f"batch {batch}: {', '.join(f'{name} {rate:.1f}' for name, rate in rates.items())} tokens/s; "
-            f"{found[str(batch)]['tokens_per_pass']:.2f} tokens a pass, {kept}, {len(gaps)} of {len(prompts)} texts differ"
+            f"{found[str(batch)]['tokens_per_pass']:.2f} tokens a pass, {kept}, {len(gaps)}/{len(prompts)} texts differ"
         )
     return found
 

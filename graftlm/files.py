@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def written_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A scratch folder for files of these names, which in the end replace those in `folder`, unless there is an error."""
+    """A scratch folder for these files, which replace those in `folder` in the end, unless there is an error."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
         yield Path(scratch)

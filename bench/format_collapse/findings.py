@@ -12,7 +12,7 @@ from problems import FORMATS
 COLLAPSED = 0.9  # share of the largest format from which a run counts as collapsed
 ALIVE = 0.01  # a minority share above this counts as alive
 PLAIN, STRONG = "grpo beta 0", "grpo beta 0.01"
-GUARDED = ("grpo within-format", "grpo format-divergence")
+GUARDED = ("grpo within-format", "grpo format-divergence", "grpo format-divergence-0.1")
 Found = dict[str, Any]
 Cell = tuple[str, str, str]
 """Scale, mixture and arm."""

@@ -48,6 +48,7 @@ QUICK_PROBLEMS, FULL_PROBLEMS = 96, 64
 QUICK_STEPS = {STEPS // 8, STEPS // 4, STEPS // 2, STEPS * 3 // 4}  # besides every end of an epoch
 GUARDS: dict[str, Guard | None] = {
     "none": None, "within-format": WithinFormat(), "format-divergence": FormatDivergence(0.3),
+    "format-divergence-0.1": FormatDivergence(0.1),  # added when the price of 0.3 was known
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from graftlm.console import say
 
 ARMS = (
     {"beta": 0.0}, {"algorithm": "expert-iteration"}, {"beta": 0.01}, {"guard": "within-format"},
-    {"guard": "format-divergence"}, {"beta": 0.001},
+    {"guard": "format-divergence"}, {"beta": 0.001}, {"guard": "format-divergence-0.1"},
 )  # fmt: skip
 SEEDS = 3
 
