@@ -197,23 +197,22 @@ def guards(cells: dict[Cell, list[Found]]) -> list[str]:
     """
     lines = []
     for arm in GUARDED:
-        kept = compared(cells, arm, minority)
-        if not kept:
+        bases = [place for place in places(cells) if (*place, arm) in cells and (*place, PLAIN) in cells]
+        if not bases:
             continue
-        pairs = beside(cells, arm, entropy, epoch)
-        costs = compared(cells, arm, lambda m: m["pass_at_1"], epoch)
-        good = sum(ours >= 2 * theirs and cost >= -0.01 for (ours, theirs), cost in zip(pairs, costs, strict=True))
-        each = "; ".join(
-            f"{' '.join(place)} {ours:.2f} to {theirs:.2f} nats, pass@1 {100 * cost:+.1f}"
-            for place, (ours, theirs), cost in zip(
-                [place for place in places(cells) if (*place, arm) in cells and (*place, PLAIN) in cells],
-                pairs, costs, strict=True,
+        parts = []
+        for name, at in (("after epoch 1", epoch), ("at the end", end)):
+            entropies = beside(cells, arm, entropy, at)
+            costs = compared(cells, arm, lambda m: m["pass_at_1"], at)
+            good = sum(a >= 2 * b and cost >= -0.01 for (a, b), cost in zip(entropies, costs, strict=True))
+            each = "; ".join(
+                f"{' '.join(place)} {ours:.2f} to {theirs:.2f}, {100 * cost:+.1f}"
+                for place, (ours, theirs), cost in zip(bases, entropies, costs, strict=True)
             )
-        )  # fmt: skip
+            parts.append(f"{name} {each} (twice the entropy for at most a point in {good} of {len(bases)})")
         lines.append(
-            f"- Guard `{arm.removeprefix('grpo ')}` against none: entropy of the shares after epoch 1 {each}; at least "
-            f"twice the entropy for at most a point in {good} of {len(kept)}. At the end, points: share of all formats "
-            f"but the largest {spread(kept, 1)}, pass@1 {spread(compared(cells, arm, lambda m: m['pass_at_1']), 1)}, "
-            f"pass@64 {spread(compared(cells, arm, lambda m: m['pass_at_k']), 1)}."
+            f"- Guard `{arm.removeprefix('grpo ')}` to none, entropy of the shares in nats, pass@1 in points: "
+            f"{'. '.join(parts)}. pass@64 at the end "
+            f"{spread(compared(cells, arm, lambda m: m['pass_at_k']), 1)} points."
         )
     return lines
