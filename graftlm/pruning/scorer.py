@@ -84,6 +84,8 @@ class Scorer:
         """[time - 1, hidden], final, of all tokens but the last."""
         self.log_probs = torch.zeros(0, dtype=torch.float64)
         """[time], of each token that counts for the objective, in nats; 0 for the others."""
+        self.following: dict[int, float] = {}
+        """Of units: log P of the token after it, if the unit were not there, in nats; only what still holds."""
         self.best: Best | None = None
         """Of the units scored since the last deletion the one with the highest score."""
         self._read(0)
@@ -109,7 +111,7 @@ class Scorer:
         """The objective [len(units)] in nats without each of `units`, which are in their order; float64."""
         every = self.spans()
         spans = [every[unit] for unit in units]
-        before, following = self._unchanged(spans)
+        before, following = self._unchanged(units, spans)
         ends = len(self.ids) - 1
         lengths = [ends - start if self.cache is not None else ends for start, _ in spans]
         groups = cheapest_groups(lengths, self.batch_tokens, PASS_COST.get(self.device.type, OTHER_PASS_COST))
@@ -120,15 +122,17 @@ class Scorer:
         """`scores` as if no token but the one after the unit noticed; takes no pass."""
         every = self.spans()
         spans = [every[unit] for unit in units]
-        before, following = self._unchanged(spans)
+        before, following = self._unchanged(units, spans)
         after = torch.cat([self.log_probs.flip(0).cumsum(0).flip(0), self.log_probs.new_zeros(1)])
         return before + following + after[[self._first_of_rest(stop) for _, stop in spans]]
 
     @torch.no_grad()
     def delete(self, unit: int) -> None:
         """For good; without a pass where no other unit scored as high since the last deletion."""
-        start, stop = span = self.spans()[unit]
+        every = self.spans()
+        start, stop = span = every[unit]
         self.left.remove(unit)
+        self.following = {other: found for other, found in self.following.items() if every[other][1] < start}
         if self.cache is not None:
             self.cache.crop(start - (len(self.ids) - 1))
         self.ids = torch.cat([self.ids[:start], self.ids[stop:]])
@@ -170,15 +174,22 @@ class Scorer:
         tolerance = 1e-3 if self.hidden.dtype in (torch.float32, torch.float64) else 0.5
         return bool(torch.allclose(self.log_probs, whole, rtol=tolerance, atol=tolerance))
 
-    def _unchanged(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """Of each span: what the tokens before it add to the objective, and what the one after it does without it."""
+    def _unchanged(self, units: Sequence[int], spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
+        """Of each unit: what the tokens before it add to the objective, and what the one after it does without it."""
         before = torch.cat([self.log_probs.new_zeros(1), self.log_probs.cumsum(0)])[[start for start, _ in spans]]
-        following = torch.zeros_like(before)
-        counts = [place for place, (_, stop) in enumerate(spans) if stop >= self._first_target()]
-        if counts:
-            previous, after = [spans[place][0] - 1 for place in counts], [spans[place][1] for place in counts]
-            following[counts] = self._log_probs(self.hidden[previous], self.ids[after])
-        return before, following
+        counting = [
+            (unit, span) for unit, span in zip(units, spans, strict=True)
+            if span[1] >= self._first_target() and unit not in self.following
+        ]  # fmt: skip
+        if counting:
+            previous, after = ([span[0] - 1 for _, span in counting], [span[1] for _, span in counting])
+            found = self._log_probs(self.hidden[previous], self.ids[after])
+            self.following |= dict(zip((unit for unit, _ in counting), found.tolist(), strict=True))
+        following = [
+            self.following[unit] if stop >= self._first_target() else 0.0
+            for unit, (_, stop) in zip(units, spans, strict=True)
+        ]
+        return before, before.new_tensor(following)
 
     def _score_group(self, spans: Sequence[Span], before: Tensor, following: Tensor) -> Tensor:
         """The objective [len(spans)] without each span, in one pass from where the first one starts."""

@@ -29,7 +29,7 @@ NEIGHBOURS = 2
 MARGIN = 1.0
 """Nats."""
 AT_ONCE = 3
-FEW = 16
+FEW = 8
 
 
 def screened_order(scorer: Scorer, protected: Collection[int], on_step: OnStep | None = None) -> Deletions:
