@@ -109,9 +109,13 @@ def rows_of(kind: str, arm: Arm, folder: Path, arguments: argparse.Namespace) ->
     path = folder / kind / f"{arm.mode}-{arm.keep:g}-rows.jsonl".replace(" ", "-")
     if path.exists():
         return path
-    if arm == NO_CHAIN:
+    if arm in (WHOLE, NO_CHAIN):  # nothing is to be ranked
         rows = read_json_lines(folder / kind / "train.jsonl")
-        lines = ({"prompt": row["prompt"], "completion": f" {row['answer'].strip()}"} for row in rows)
+        lines = (
+            {"prompt": row["prompt"],
+             "completion": row["chain"] + row["answer"] if arm == WHOLE else f" {row['answer'].strip()}"}
+            for row in rows
+        )  # fmt: skip
         write_text(path, "".join(dump_json(line) + "\n" for line in lines))
         return path
     ranks = ranked(kind, arm.mode, folder, arguments)
@@ -210,6 +214,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/results/pruning"))
     parser.add_argument("--kinds", nargs="+", default=["weekdays", "gsm-symbolic"])
     parser.add_argument("--minutes", type=float, default=50, help="start no further student after so long")
+    parser.add_argument("--first", type=int, help="train so many students only")
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
@@ -219,7 +224,7 @@ def main() -> None:
     begun = time.monotonic()
     for kind in arguments.kinds:
         prepare(kind, arguments.folder, arguments)
-    every = list(jobs(arguments))
+    every = list(jobs(arguments))[: arguments.first]
     for number, (seed, kind, arm) in enumerate(every, start=1):
         if time.monotonic() - begun > 60 * arguments.minutes:
             say(f"time is up before student {number}; call again to go on")
