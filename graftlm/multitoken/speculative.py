@@ -73,6 +73,8 @@ class HeadsDecoding:
             )
         self.slides = DynamicSlidingWindowLayer in kinds
         self.draft_tokens = draft_tokens
+        self.drafted = self.accepted = 0
+        """Tokens proposed in all calls so far, and of them kept."""
         size = sum(parameter.numel() for parameter in self.decoder.model.parameters())
         layers = sum(parameter.numel() for parameter in heads.layers[0].parameters())
         on_cpu = self.decoder.unembedding.weight.device.type == "cpu"
@@ -124,6 +126,7 @@ class HeadsDecoding:
         decoding = Decoding(self, input_ids, inputs.get("attention_mask"), logits_processor, stopping_criteria, sample,
                             pace, streamer)  # fmt: skip
         decoding.finish()
+        self.drafted, self.accepted = self.drafted + decoding.drafted, self.accepted + decoding.accepted
         pad = generation_config.pad_token_id
         sequences = torch.nn.utils.rnn.pad_sequence(
             [row.sequence[0] for row in decoding.rows], batch_first=True, padding_value=0 if pad is None else int(pad)
@@ -372,7 +375,7 @@ class Decoding:
         if count == 0:
             return Draft(first.new_zeros(len(first), 0))
         logits = self.decoder.logits(torch.stack(outputs[:count]))  # [count, batch, vocabulary]
-        if self.chooser is not None or self.plain:
+        if self.plain:
             return Draft(logits.argmax(-1).t().to(first.device))
         tokens, distributions = [], []
         rows = [self.rows[number] for number in self.live]

@@ -46,6 +46,8 @@ class Engine:
         self.drain_until: float | None = None
         self.thread = threading.Thread(target=self._work, name="graftlm-engine", daemon=True)
         metrics.watch(lambda: len(self.waiting), lambda: self.active_count)
+        if hasattr(model, "drafted"):
+            metrics.watch_drafts(lambda: model.drafted, lambda: model.accepted)
 
     @property
     def draining(self) -> bool:

@@ -40,6 +40,13 @@ class Metrics:
         self.queue_length = Gauge("graftlm_queue_length", "Sequences that wait.", registry=registry)
         self.active = Gauge("graftlm_active_sequences", "Sequences that are being written.", registry=registry)
 
+    def watch_drafts(self, drafted: Callable[[], float], accepted: Callable[[], float]) -> None:
+        """Of a model whose heads draft; read whenever they are asked for."""
+        for name, what, count in (
+            ("drafted", "Tokens that heads proposed.", drafted), ("accepted", "Of them kept.", accepted)
+        ):  # fmt: skip
+            Gauge(f"graftlm_{name}_tokens", what, registry=self.registry).set_function(count)
+
     def watch(self, waiting: Callable[[], float], active: Callable[[], float]) -> None:
         """Read both gauges off the engine whenever they are asked for."""
         self.queue_length.set_function(waiting)

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 from openai import APIError, InternalServerError
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
@@ -182,7 +183,9 @@ def test_heads_that_draft_change_no_text(
     tokenizer: PreTrainedTokenizerFast, pool: ThreadPoolExecutor, penalty: float | None
 ) -> None:
     """Greedy and sampled rows, log-probabilities and stop texts, alone and together; the heads are right at times."""
-    model = ascii_model(tokenizer)
+    model = ascii_model(tokenizer, initializer_range=0.05)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(8)
     model.generation_config.repetition_penalty = penalty
     decoding = HeadsDecoding(model, MultiTokenHeads.from_model(model, 3), draft_tokens=3)
     kinds: list[dict[str, Any]] = [
@@ -196,8 +199,12 @@ def test_heads_that_draft_change_no_text(
     def answers(served: Any, together: bool) -> list[Any]:
         with serving(served, tokenizer, max_batch_size=8 if together else 1) as server:
             if together:
-                return [each.result() for each in [pool.submit(server.complete, **kind) for kind in kinds]]
-            return [server.complete(**kind) for kind in kinds]
+                found = [each.result() for each in [pool.submit(server.complete, **kind) for kind in kinds]]
+            else:
+                found = [server.complete(**kind) for kind in kinds]
+            if served is decoding:
+                assert 0 < server.metric("graftlm_accepted_tokens") < server.metric("graftlm_drafted_tokens")
+            return found
 
     plain = answers(model, False)
     stop = plain[1].choices[0].text[6:8]
