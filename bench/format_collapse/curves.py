@@ -32,7 +32,7 @@ def rollout_curves(runs: Sequence[dict[str, Any]]) -> tuple[dict[str, Points], d
         for line in found.get("rollouts", []):
             for form in FORMATS:
                 counts[line["step"]][form] += line["counts"][form]
-                correct[line["step"]][form] += round((line["accuracy"][form] or 0.0) * line["counts"][form])
+                correct[line["step"]][form] += line["correct"][form]
     steps = sorted(counts)
     shares = {form: [(step, counts[step][form] / counts[step].total()) for step in steps] for form in FORMATS}
     accuracy = {
@@ -58,7 +58,7 @@ def plot(title: str, curves: dict[str, Points], y_label: str) -> Markup:
     x_top = max((points[-1][0] for points in curves.values() if points), default=1)
     drawn = line_plot(title, ends, lines, x_top=x_top or 1, y_top=1.0, x_label="optimizer step", y_label=y_label)
     head, _, rest = drawn.partition(">")
-    return Markup(f"{head.replace('0 0 440', '0 0 530')}>{element('style', Markup(STYLE))}{rest}\n")
+    return Markup(f"{head}>{element('style', Markup(STYLE))}{rest}\n")
 
 
 def write_plots(

@@ -105,6 +105,20 @@ def describe(tasks: Sequence[Problem], completions: Sequence[Sequence[str]]) -> 
     }
 
 
+def condensed(history: Sequence[dict[str, Any]], every: int = 4) -> list[dict[str, Any]]:
+    """Of a FormatMonitor's history: completions and correct ones of each format, `every` rollout batches together."""
+    lines = []
+    for place in range(0, len(history), every):
+        together = history[place : place + every]
+        counts = {form: sum(line["counts"][form] for line in together) for form in FORMATS}
+        correct = {
+            form: sum(round((line["accuracy"][form] or 0.0) * line["counts"][form]) for line in together)
+            for form in FORMATS
+        }
+        lines.append({"step": together[0]["step"], "counts": counts, "correct": correct})
+    return lines
+
+
 def measure(model: Any, tokenizer: Any, tasks: Sequence[Problem], *, each: int, **options: Any) -> dict[str, Any]:
     """What `describe` finds in fresh samples of the held-out `tasks`."""
     return describe(tasks, sample(model, tokenizer, [task.prompt for task in tasks], each=each, **options))

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from measurement import NEW_TOKENS, measure, sample, some_problems
+from measurement import NEW_TOKENS, condensed, measure, sample, some_problems
 from pretrain import MIXTURES, SCALES, descend, load, pretrain
 from problems import FORMATS, Problem, format_of, read_answer
 from transformers import PrinterCallback, TrainerCallback
@@ -108,7 +108,6 @@ def reward(prompts: list[str], completions: list[str], answer: list[int], **_: A
 def grpo(run: Run, model: Any, tokenizer: Any, tasks: list[Problem], shares: dict[str, float], record: Record) -> None:
     formats = [Format(name, lambda text, name=name: format_of(text) == name) for name in FORMATS]
     monitor = FormatMonitor(formats, guard=GUARDS[run.guard], start_shares=shares)
-    record.found["rollouts"] = monitor.history
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             folder, learning_rate=LEARNING_RATE[run.scale], lr_scheduler_type="constant", max_steps=STEPS * EPOCHS,
@@ -124,6 +123,7 @@ def grpo(run: Run, model: Any, tokenizer: Any, tasks: list[Problem], shares: dic
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    record.found["rollouts"] = condensed(monitor.history)
 
 
 def expert_iteration(run: Run, model: Any, tokenizer: Any, tasks: list[Problem], record: Record) -> None:
