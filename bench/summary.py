@@ -1,0 +1,212 @@
+"""All side-by-side measurements on one page, drawn from what the benches have written; no number is typed by hand.
+
+    .venv/bin/python bench/summary.py                      writes bench/results/summary.md and a plot per area
+    .venv/bin/python bench/summary.py --readme README.md   also the table between the marks there
+
+An area whose bench has not run is named as missing. Each row says how many times the peer's speed ours is, and how many
+times the physical limit's time ours takes, both measured in the peer's own run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from graftlm.console import say
+from graftlm.files import write_text
+from graftlm.report.markup import Markup, element, join
+
+RESULTS = Path("bench/results")
+MARKS = ("<!-- bench/summary.py -->", "<!-- end -->")
+
+
+class Row(NamedTuple):
+    """`times_peer`: of the peer's speed; `times_limit`: of the limit's time; `note`: what else was measured."""
+
+    what: str
+    peer: str
+    times_peer: float | None
+    times_limit: float | None = None
+    note: str = ""
+
+
+class Area(NamedTuple):
+    """`limit`: what the physical limit is; `file`: what the bench has written; `command`: what runs it."""
+
+    name: str
+    title: str
+    limit: str
+    file: str
+    command: str
+    rows: Callable[[dict[str, Any]], Iterator[Row]]
+
+
+def multitoken(found: dict[str, Any]) -> Iterator[Row]:
+    arms = found["arms"]
+    for batch, words in (
+        ("half", "half supervised"),
+        ("quarter", "a quarter supervised"),
+        ("varied", "32 to 128 tokens"),
+    ):
+        ours, theirs, plain = (arms[f"{batch}/{arm}"] for arm in ("graftlm-4", "reference-4", "trl-next-token"))
+        seconds = min(ours["seconds"])
+        note = f"{ours['peak_bytes'] / theirs['peak_bytes']:.2f} of its memory"
+        yield Row(f"step, K = 4, {words}", "caft-llm", min(theirs["seconds"]) / seconds,
+                  seconds / min(ours["bound_seconds"]), note)  # fmt: skip
+        yield Row(f"the same beside a next-token step, {words}", "TRL", min(plain["seconds"]) / seconds)
+
+
+def proxy(found: dict[str, Any]) -> Iterator[Row]:
+    for each in found["plain"]:
+        limit = each["times_limit"]["plain, quick"]
+        yield Row(f"batch {each['batch_size']}", "the authors' loop", each["times_three_models"]["plain"], limit,
+                  "" if each["same_tokens"] else "not the same tokens")  # fmt: skip
+        yield Row(
+            f"batch {each['batch_size']}", "that loop with our products", each["times_three_models"]["plain, quick"]
+        )
+    for each in found["speculative"]:
+        kept = f"{each['acceptance_rate']:.0%} of the drafts kept"
+        yield Row(f"speculative, {each['prompts']}", "plain proxy decoding", each["times_plain"], None, kept)
+
+
+def speculative(found: dict[str, Any]) -> Iterator[Row]:
+    best = found["heads"] + 1
+    for kind, batches in found["results"].items():
+        for batch, each in batches.items():
+            note = (
+                f"{each['tokens_per_pass']:.2f} of at most {best} tokens a pass; {len(each['differing'])} texts differ"
+            )
+            yield Row(f"{kind}, batch {batch}", "transformers' generate", each["times_generate"]["heads"], None, note)
+            yield Row(f"{kind}, batch {batch}", "generate with our products", each["times_quick"])
+
+
+def forking(found: dict[str, Any]) -> Iterator[Row]:
+    yield Row("GRPO step", "TRL", 1 / found["times_trl"], None,
+              f"the mask takes {found['mask_share']:.2%}, the format monitor {found['monitor_share']:.4%}")  # fmt: skip
+
+
+def pruning(found: dict[str, Any]) -> Iterator[Row]:
+    summary = found["summary"]
+    for mode, times in summary["times_plain"].items():
+        spearman = summary["spearman_mean"].get(mode)
+        note = (
+            f"{summary['same_choice']} of {summary['steps_compared']} choices the same"
+            if spearman is None
+            else f"Spearman with exact {spearman:.2f}, least {summary['spearman_least'][mode]:.2f}"
+        )
+        yield Row(f"{mode}, {summary['chains']} chains", "the plain algorithm", times, None, note)
+
+
+def audit(found: dict[str, Any]) -> Iterator[Row]:
+    yield Row(f"ranking {found['pairs']} candidates", "lm-eval", found["times_lm_eval"], found["times_limit"],
+              f"values at most {found['largest_difference_nats']:.0e} nats apart")  # fmt: skip
+
+
+def server(found: dict[str, Any]) -> Iterator[Row]:
+    yield Row(f"{found['requests']} requests of {found['clients']} clients", "the same offline, in batches",
+              found["server_over_offline"], None, f"{found['replies']['identical']} replies identical")  # fmt: skip
+
+
+AREAS = (
+    Area("multitoken", "Multi-token step", "the step's necessary matrix products", "multitoken_step.json",
+         "bench/multitoken_step.py", multitoken),
+    Area("proxy", "Proxy-tuned decoding", "one forward of each model, with the same products", "proxy/decoding.json",
+         "bench/proxy_decoding.py", proxy),
+    Area("speculative", "Drafting heads", "all drafts right", "speculative.json", "bench/speculative.py", speculative),
+    Area("forking", "Forking tokens", "", "forking/step.json", "bench/forking_step.py", forking),
+    Area("pruning", "Pruning", "", "pruning/speed.json", "bench/pruning_speed.py", pruning),
+    Area("audit", "Audit", "one forward over the prompts", "audit.json", "bench/audit.py", audit),
+    Area("server", "Server", "", "serve_load.json", "bench/serve_load.py", server),
+)  # fmt: skip
+
+
+def table(rows: list[Row]) -> list[str]:
+    lines = ["| what | beside | times its speed | time, of the limit | |", "|---|---|--:|--:|---|"]
+    for row in rows:
+        speed, limit = (f"{value:.2f}×" if value is not None else "" for value in (row.times_peer, row.times_limit))
+        lines.append(f"| {row.what} | {row.peer} | {speed} | {limit} | {row.note} |")
+    return lines
+
+
+def plot(title: str, rows: list[Row]) -> str:
+    """A bar for each ratio to a peer, on a logarithmic scale; those below 1 point to the left, in red."""
+    from math import log10
+
+    drawn, left, width, height = [], 330, 300, 24
+    ratios = [row for row in rows if row.times_peer is not None]
+    reach = max(max(abs(log10(row.times_peer or 1)) for row in ratios), log10(2))
+    low = min(0.0, *(log10(row.times_peer or 1) for row in ratios))
+    scale = width / (reach - low)
+
+    def x(value: float) -> float:
+        return round(left + scale * (log10(value) - low), 1)
+
+    for place, row in enumerate(ratios):
+        value, y = row.times_peer or 1.0, 30 + height * place
+        start, end = sorted((x(1), x(value)))
+        colour = "#0f8a6d" if value >= 1 else "#b3261e"
+        drawn += [
+            element("text", f"{row.what}, {row.peer}", x=left - 10, y=y + 13, text_anchor="end"),
+            element("rect", x=start, y=y, width=max(round(end - start, 1), 1), height=16, fill=colour),
+            element("text", f"{value:.2f}×", x=end + 6, y=y + 13),
+        ]
+    bottom = 30 + height * len(ratios)
+    drawn.append(element("line", x1=x(1), x2=x(1), y1=20, y2=bottom, stroke="#777"))
+    drawn.append(element("text", "as fast", x=x(1), y=14, text_anchor="middle"))
+    style = element("style", Markup("text { font: 12px sans-serif; fill: #555; }"))
+    described = "; ".join(f"{row.what}, {row.peer}: {row.times_peer:.2f}" for row in ratios)
+    return str(
+        element(
+            "svg", element("title", title), element("desc", described), style, join(drawn),
+            xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {left + width + 70} {bottom + 10}", role="img",
+        )
+    ) + "\n"  # fmt: skip
+
+
+def summarised(results: Path) -> tuple[list[str], list[Row]]:
+    """The page's lines, and the first row of each area that has one."""
+    lines, first, losing = [], [], []
+    for area in AREAS:
+        path = results / area.file
+        lines += [f"## {area.title}", ""]
+        if not path.exists():
+            lines += [f"Not measured yet: `{area.command}`.", ""]
+            continue
+        rows = list(area.rows(json.loads(path.read_text("utf-8"))))
+        write_text(results / f"summary-{area.name}.svg", plot(area.title, rows))
+        lines += [*table(rows), "", f"![{area.title}](summary-{area.name}.svg)", ""]
+        lines += [f"The limit: {area.limit}.", ""] if any(row.times_limit for row in rows) else []
+        lines += [f"`{area.command}`, [figures]({area.file})", ""]
+        first.append(rows[0]._replace(what=f"{area.title}: {rows[0].what}"))
+        losing += [f"- {area.title}: {row.what} has {row.times_peer:.2f} times the speed of {row.peer}."
+                   for row in rows if row.times_peer is not None and row.times_peer < 1]  # fmt: skip
+    head = [
+        "# Beside others and the limit", "",
+        "Each area's peer and limit are measured in the same run, on two cores without a GPU.", "",
+        "## Where graftlm loses", "",
+    ]  # fmt: skip
+    return [*head, *(losing or ["Nowhere that was measured."]), "", *lines], first
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path, help=f"file with the marks {' and '.join(MARKS)}")
+    arguments = parser.parse_args()
+    lines, first = summarised(arguments.results)
+    write_text(arguments.results / "summary.md", "\n".join(lines))
+    if arguments.readme:
+        text = arguments.readme.read_text("utf-8")
+        before, found, rest = text.partition(MARKS[0])
+        _, ended, after = rest.partition(MARKS[1])
+        if not found or not ended:
+            raise SystemExit(f"{arguments.readme} has not both marks, {' and '.join(MARKS)}")
+        write_text(arguments.readme, before + "\n".join([MARKS[0], *table(first), MARKS[1]]) + after)
+    say(f"written: {arguments.results / 'summary.md'}")
+
+
+if __name__ == "__main__":
+    main()
