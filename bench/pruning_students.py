@@ -39,6 +39,8 @@ from graftlm.tasks.reasoning import Reasoning, prompt_of
 
 MODEL = "smollm2-135m"
 ANSWER = "\nThe answer is "
+FURTHEST = 20
+"""Days; with 100 the student does not learn it from so few rows."""
 LONGEST = 45
 """Tokens of a chain of GSM-Symbolic."""
 NEW_TOKENS = 72
@@ -73,9 +75,8 @@ def weekday_chain(entry: dict[str, Any]) -> str:
 def problems(kind: str, split: Any, count: int, tokenizer: Any) -> list[dict[str, str]]:
     """prompt, chain and answer; no question of one split stands in another."""
     if kind == "weekdays":
-        entries = Reasoning("reasoning-gym:calendar_arithmetic", {"tasks": ["weekday_offset"]}).problems(
-            split, 3 * count
-        )
+        options = {"tasks": ["weekday_offset"], "offset_upper_bound": FURTHEST}
+        entries = Reasoning("reasoning-gym:calendar_arithmetic", options).problems(split, 3 * count)
         made = [(entry["question"], weekday_chain(entry), entry["answer"]) for entry in entries]
     else:
         entries = Reasoning("reasoning-gym:gsm_symbolic").problems(split, 25 * count)
