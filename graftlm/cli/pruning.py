@@ -13,6 +13,7 @@ from graftlm.cli.app import app
 from graftlm.cli.options import Overwrite, parse_numbers
 from graftlm.console import print_table, reported_progress, say
 from graftlm.provenance import command_line
+from graftlm.pruning.choices import THINK_TAGS
 
 Data = Annotated[
     str,
@@ -90,7 +91,7 @@ def prune(
     settings: dict[str, Any] = {"pruner": pruner, "objective": objective, "granularity": granularity, "seed": seed}
     ranking = Ranking(
         **settings, mode="surrogate" if surrogate is not None and mode == "exact" else mode,  # type: ignore[arg-type]
-        protect=tuple(protect or (THINK_TAG,)), surrogate=None if surrogate is None else str(surrogate),
+        protect=tuple(protect or (THINK_TAGS,)), surrogate=None if surrogate is None else str(surrogate),
         llmlingua_model=llmlingua_model,
     )  # fmt: skip
     cut = Cut(keep=tuple(parse_numbers("--keep", keep)), keep_in_prompt=keep_in_prompt, seed=seed)
@@ -135,7 +136,7 @@ def prune_fit(
     from graftlm.pruning.fit import fit
     from graftlm.pruning.rows import Ranking
 
-    ranking = Ranking(pruner=pruner, objective=objective, seed=seed)  # type: ignore[arg-type]
+    ranking = Ranking(pruner=pruner, objective=objective, protect=(THINK_TAGS,), seed=seed)  # type: ignore[arg-type]
     with resumable(), reported_progress() as progress:
         surrogate = fit(
             data, output, ranking, other=other, chains=chains, answer_start=answer_start, batch_tokens=batch_tokens,
@@ -145,16 +146,13 @@ def prune_fit(
     say(f"surrogate: {output}")
 
 
-THINK_TAG = r"</?think>"
-
-
 @contextmanager
 def resumable() -> Iterator[None]:
     """An interrupt says how to go on."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        words = [word for word in command_line().split(" ") if word not in ("--resume", "--overwrite")]
+        words = [word for word in command_line().split(" ") if word != "--resume"]
         raise KeyboardInterrupt(f"continue with: {' '.join(words)} --resume") from interrupt
 
 

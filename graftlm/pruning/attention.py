@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import decoder_layers, plain_model
+from graftlm.tasks.generation import has_virtual_tokens
 
 
 @torch.no_grad()
@@ -20,6 +21,8 @@ def pass_with_attention(model: Any, ids: list[int], on_layer: Callable[[Tensor],
 
     InputError where the model does not show them.
     """
+    if has_virtual_tokens(model):
+        raise InputError("pruning does not take prompt or prefix tuning: their tokens are in no text")
     plain = plain_model(model)
     shown = 0
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ from graftlm.pruning.scorer import Scorer
 LLMLINGUA2 = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
 
 
-def random_scores(count: int, seed: int) -> list[float]:
-    generator = random.Random(seed)
+def random_scores(count: int, seed: int, text: str) -> list[float]:
+    """Others for each text."""
+    generator = random.Random(f"{seed} {text}")
     return [generator.random() for _ in range(count)]
 
 
@@ -55,14 +57,7 @@ def keep_probabilities(encoding: Encoding, text: str, scorer_model: str) -> list
 
     InputError where that model cannot be loaded.
     """
-    from transformers import AutoModelForTokenClassification, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(scorer_model)
-        classifier = AutoModelForTokenClassification.from_pretrained(scorer_model).eval()
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"mode llmlingua2 needs the model {scorer_model}, which cannot be loaded: {reason}") from None
+    tokenizer, classifier = token_classifier(scorer_model)
     # Two positions less: those of RoBERTa start at 2.
     longest = min(512, int(classifier.config.max_position_embeddings) - 2)
     windows = tokenizer(
@@ -74,6 +69,18 @@ def keep_probabilities(encoding: Encoding, text: str, scorer_model: str) -> list
         for probability, (start, stop) in zip(probabilities, offsets, strict=True):
             kept[start:stop] = float(probability)
     return [float(kept[token.start : max(token.stop, token.start + 1)].mean()) for token in encoding.chain]
+
+
+@lru_cache(maxsize=1)
+def token_classifier(name: str) -> tuple[Any, Any]:
+    """Tokenizer and model, loaded once for all chains. InputError where they cannot be."""
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name), AutoModelForTokenClassification.from_pretrained(name).eval()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"mode llmlingua2 needs the model {name}, which cannot be loaded: {reason}") from None
 
 
 def order_of(scores: Sequence[float], units: Sequence[Sequence[int]], protected: set[int]) -> list[int]:

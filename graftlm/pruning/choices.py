@@ -11,6 +11,10 @@ Granularity = Literal["token", "word"]
 Mode = Literal["exact", "screened", "surrogate", "random", "surprisal", "attention", "truncation", "llmlingua2"]
 
 
+THINK_TAGS = r"</?think>"
+"""What goes last unless something else is asked for."""
+
+
 def check_choice(name: str, value: str, choices: Any) -> None:
     """InputError where `value` is none of a Literal's."""
     allowed = get_args(choices)

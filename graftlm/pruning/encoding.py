@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from graftlm.errors import InputError
 from graftlm.tasks.generation import encode_prompt
 
@@ -65,6 +67,8 @@ def encode_chain(tokenizer: PreTrainedTokenizerBase, question: Question, chain: 
     for name, text in (("chain", chain), ("answer", answer)):
         if not text:
             raise InputError(f"the {name} is empty: give at least one token")
+    if any("\ud800" <= letter <= "\udfff" for letter in chain + answer + str(question)):
+        raise InputError("the text has half a character (a lone surrogate): repair or remove it")
     prompt, prompt_ids, options = _encode_question(tokenizer, question)
     joint = _joint(tokenizer, prompt, prompt_ids, chain, answer, options)
     for ids, offsets, answer_ids in filter(None, (joint, _apart(tokenizer, chain, answer))):
@@ -96,10 +100,12 @@ def protected_tokens(chain: Sequence[ChainToken], text: str, answer: str, protec
 
     InputError for an expression that is none.
     """
+    from graftlm.pruning.solutions import bare_answer
+
     check_patterns(protect)
     found = set()
     for each in protect:
-        pattern = {"numbers": NUMBER, "answer": re.escape(answer.strip())}.get(each, each)
+        pattern = {"numbers": NUMBER, "answer": re.escape(bare_answer(answer))}.get(each, each)
         for match in re.finditer(pattern, text):
             start, stop = match.span()
             found |= {i for i, token in enumerate(chain) if token.start < stop and start < token.stop}
@@ -126,7 +132,10 @@ def _encode_question(tokenizer: PreTrainedTokenizerBase, question: Question) -> 
     if not tokenizer.chat_template:
         raise InputError("the question is a list of messages, but the tokenizer has no chat template: give its text")
     messages: list[dict[str, Any]] = [dict(message) for message in question]
-    prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    try:
+        prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:
+        raise InputError(f"the tokenizer's chat template refuses the messages: {error}") from error
     options = {"add_special_tokens": False}
     return prompt, list(tokenizer(prompt, **options)["input_ids"]), options
 

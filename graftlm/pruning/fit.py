@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from graftlm.console import Report, prefixed
 from graftlm.errors import InputError
-from graftlm.files import read_json_lines
+from graftlm.files import dump_json, plain, read_json_lines, remove, write_text
 from graftlm.models import load_model
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.encoding import encode_chain
-from graftlm.pruning.features import chain_features
-from graftlm.pruning.rows import COLUMN, Cut, Ranking, prune_rows
+from graftlm.pruning.features import ChainFeatures, chain_features
+from graftlm.pruning.rows import COLUMN, Cut, Ranking, prune_rows, read_rows, what_rows_depend_on
 from graftlm.pruning.surrogate import CONFIG_FILE, RankedChain, Surrogate, fit_surrogate
 
+FINISHED_FILE = "finished.json"
+"""What each finished file of exact ranks was made with."""
 HELD_OUT = 0.2  # share of the chains that the network is not fitted to
 Rows = Sequence[Mapping[str, Any]]
 
@@ -53,15 +56,28 @@ def fit(
     if (output / CONFIG_FILE).exists() and not overwrite:
         raise InputError(f"--output {output} holds a surrogate; give another, or --overwrite")
 
+    finished = output / FINISHED_FILE
+    if overwrite and not resume:
+        remove(finished)
+    cut = Cut(keep=(1.0,), importance=False)
+
     def exact(source: str, name: str, count: int) -> Rows:
         path = output / f"{name}.jsonl"
-        if resume and path.exists():
+        depends_on = plain(what_rows_depend_on(ranking, cut, answer_start, read_rows(source, limit=count)))
+        known = json.loads(finished.read_text("utf-8")) if finished.exists() else {}
+        if resume and path.exists() and name in known:
+            if differing := [each for each in depends_on if depends_on[each] != known[name].get(each)]:
+                raise InputError(
+                    f"{path} was made with another {', '.join(differing)}; give the same to go on, or --overwrite alone"
+                )
             return read_json_lines(path)
-        return prune_rows(
-            source, path, ranking, Cut(keep=(1.0,)), limit=count, answer_start=answer_start, batch_tokens=batch_tokens,
+        rows = prune_rows(
+            source, path, ranking, cut, limit=count, answer_start=answer_start, batch_tokens=batch_tokens,
             trust_remote_code=trust_remote_code, resume=resume, overwrite=overwrite,
             progress=None if progress is None else prefixed(progress, source),
         ).rows  # fmt: skip
+        write_text(finished, dump_json({**known, name: depends_on}, indent=1) + "\n")
+        return rows
 
     rows = exact(data, "exact", chains)
     others = [] if other is None else exact(other, "other", max(1, round(HELD_OUT * chains)))
@@ -78,12 +94,14 @@ def fit(
 
 
 def ranked_chain(model: Any, tokenizer: Any, row: Mapping[str, Any]) -> RankedChain:
-    """A row that mode exact has ranked, with the features of its chain."""
+    """A row that mode exact has ranked, with the features of its tokens; those that were protected are left out."""
     pruning = row[COLUMN]
     encoding = encode_chain(tokenizer, pruning["question"], pruning["chain"], pruning["answer"])
     found = chain_features(model, encoding, pruning["ranking"]["objective"])
-    deletions = torch.tensor(pruning["single_deletions"], dtype=torch.float64)
-    return RankedChain(found, deletions, torch.tensor(pruning["ranks"]))
+    scored = [place for place, value in enumerate(pruning["single_deletions"]) if value is not None]
+    deletions = torch.tensor([pruning["single_deletions"][place] for place in scored], dtype=torch.float64)
+    known = ChainFeatures(found.features[scored], found.estimates[scored], found.value)
+    return RankedChain(known, deletions, torch.tensor([pruning["ranks"][place] for place in scored]))
 
 
 def measure(surrogate: Surrogate, chains: Sequence[RankedChain]) -> dict[str, Any]:

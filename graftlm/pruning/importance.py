@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graftlm.errors import InputError
 from graftlm.tasks.generation import encode_prompt
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def importance(
     Args:
         row: `prompt` and `completion`, text or messages.
         spans, ranks: characters and rank of each of the chain's tokens, which cover it.
+
+    InputError where the chat template does not leave the completion as it is.
     """
     highest = max(ranks)
     worth: list[float] = []  # of each character of the chain
@@ -49,7 +52,9 @@ def _completion_spans(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]
         head = str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
         whole = str(tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
         prompt_ids, completion = list(tokenizer(head, **options)["input_ids"]), completion[-1]["content"]
-        begin = whole.index(completion, len(head) if whole.startswith(head) else 0)
+        begin = whole.find(completion, len(head) if whole.startswith(head) else 0)
+        if begin < 0:
+            raise InputError("the chat template changes the completion, so that no rank belongs to its tokens")
     encoded = tokenizer(whole, return_offsets_mapping=True, **options)
     if list(encoded["input_ids"][: len(prompt_ids)]) == prompt_ids:
         offsets = encoded["offset_mapping"][len(prompt_ids) :]

@@ -23,7 +23,11 @@ class Partial:
         if not resume or not self.path.exists():
             return
         drop_partial_line(self.path)
-        for head, *lines in filter(None, [read_json_lines(self.path)]):
+        try:
+            found = read_json_lines(self.path)
+        except ValueError as error:
+            raise InputError(f"{self.path} is damaged ({error}); --overwrite starts anew") from error
+        for head, *lines in filter(None, [found]):
             if differing := [name for name in self._head if self._head[name] != head.get(name)]:
                 raise InputError(
                     f"{self.path} was made with another {', '.join(differing)}; give the same to go on, or --overwrite"
@@ -47,14 +51,22 @@ def check_output_file(output: Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError(f"--output {output}: the name must end in {' or '.join(ENDINGS)}")
     if output.is_dir():
         raise InputError(f"--output {output} is a folder; give a file")
+    if output.parent.exists() and not output.parent.is_dir():
+        raise InputError(f"--output {output}: {output.parent} is no folder")
     if overwrite:
         return
-    if output.exists():
-        raise InputError(f"--output {output} exists; give another, or --overwrite")
+    for path in (output, *companions(output)):
+        if path.exists():
+            raise InputError(f"{path} exists; give another --output, or --overwrite")
     if partial_file(output).exists() and not resume:
         raise InputError(
             f"{partial_file(output)} holds rows of an earlier call: --resume goes on, --overwrite starts anew"
         )
+
+
+def companions(output: Path) -> tuple[Path, Path]:
+    """The page, and the rows that were left out."""
+    return output.with_suffix(".html"), output.with_suffix(".failed.jsonl")
 
 
 def partial_file(output: Path) -> Path:
@@ -70,11 +82,16 @@ def write_rows(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     from pyarrow import parquet
 
     temporary = output.with_name(f".{output.name}.tmp")
+    names = dict.fromkeys(name for row in rows for name in row)  # or only the first row's would count
     try:
-        parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), temporary)
+        whole = [{name: row.get(name) for name in names} for row in rows]
+        parquet.write_table(pyarrow.Table.from_pylist(whole), temporary)
         os.replace(temporary, output)
     except pyarrow.ArrowException as error:
-        raise InputError(f"{output}: the rows do not fit Parquet's columns ({error}); write .jsonl instead") from error
+        raise InputError(
+            f"{output}: the rows do not fit Parquet's columns ({error}); rename {partial_file(output).name} to that of "
+            "a .jsonl file, and --resume with that as --output"
+        ) from error
     except OSError as error:
         raise OSError(f"{output} cannot be written: {error.strerror}; its content is untouched") from error
     finally:

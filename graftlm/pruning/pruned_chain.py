@@ -49,16 +49,19 @@ class PrunedChain:
 
 def kept_text(chain: str, spans: Sequence[tuple[int, int]], ranks: Sequence[int], keep: float) -> str:
     """`PrunedChain.text` of a chain whose tokens have these characters and ranks."""
+    return "".join(
+        chain[spans[group[0]][0] : max(spans[place][1] for place in group)] for group in kept_groups(spans, ranks, keep)
+    )
+
+
+def kept_groups(spans: Sequence[tuple[int, int]], ranks: Sequence[int], keep: float) -> list[list[int]]:
+    """Positions of the tokens that are kept, those together that cannot be told apart in the text."""
     if not 0 < keep <= 1:
         raise InputError(f"keep is {keep}: give a share above 0 and at most 1")
     count = math.ceil(keep * len(spans) - 1e-9)  # 0.07 * 100 is 7.000000000000001
     order = sorted(range(len(ranks)), key=lambda place: (ranks[place], place))
     kept = set(order[len(order) - count :])
-    return "".join(
-        chain[spans[group[0]][0] : max(spans[place][1] for place in group)]
-        for group in _inseparable(spans, ranks)
-        if not kept.isdisjoint(group)
-    )
+    return [group for group in _inseparable(spans, ranks) if not kept.isdisjoint(group)]
 
 
 def _inseparable(spans: Sequence[tuple[int, int]], ranks: Sequence[int]) -> list[list[int]]:

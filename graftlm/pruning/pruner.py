@@ -128,7 +128,7 @@ def _scores(
     if surrogate is not None and mode == "surrogate":
         return surrogate.scores(model, encoding, objective)
     if mode == "random":
-        return baselines.random_scores(count, seed)
+        return baselines.random_scores(count, seed, chain)
     if mode == "surprisal":
         single = [[token.id] for token in encoding.chain]
         return baselines.surprisal_scores(Scorer(model, encoding.question, single, encoding.answer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,11 @@ from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.choices import Granularity, Mode, Objective, check_choice
 from graftlm.pruning.encoding import check_patterns, encode_chain
 from graftlm.pruning.importance import importance
-from graftlm.pruning.partial import Partial, check_output_file, write_rows
+from graftlm.pruning.partial import Partial, check_output_file, companions, write_rows
 from graftlm.pruning.pruned_chain import kept_text
 from graftlm.pruning.pruner import prune_chain
 from graftlm.pruning.solutions import Solution, solution_of
+from graftlm.rows import TOKEN_COLUMNS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from graftlm.pruning.surrogate import Surrogate
 
 COLUMN = "pruning"
+SURROGATE_WEIGHTS = "model.safetensors"
 Ranked = dict[str, Any]
 """spans, ranks, log_likelihoods, single_deletions."""
 
@@ -55,13 +58,27 @@ class Ranking:
         if (self.mode == "surrogate") != (self.surrogate is not None):
             raise InputError("--mode surrogate and --surrogate FOLDER, which graftlm prune fit makes, go together")
 
+    def provenance(self) -> dict[str, Any]:
+        """What the ranks depend on, without what this mode does not read; a surrogate by its content."""
+        found: dict[str, Any] = plain(asdict(self))
+        if self.surrogate is not None:
+            found["surrogate"] = f"{self.surrogate} {fingerprint(Path(self.surrogate))}"
+        found["seed"] = self.seed if self.mode == "random" else None
+        found["llmlingua_model"] = self.llmlingua_model if self.mode == "llmlingua2" else None
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What is made of the ranks. `keep`: of several shares each row gets one, drawn at random."""
+    """What is made of the ranks.
+
+    `keep`: of several shares each row gets one, drawn at random. `importance`: whether rows that are kept whole get
+    that column.
+    """
 
     keep: tuple[float, ...] = (0.7,)
     keep_in_prompt: bool = False
+    importance: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,13 +131,8 @@ def prune_rows(
     """
     check_output_file(output, resume=resume, overwrite=overwrite)
     check_answer_start(answer_start)
-    source = [(place, _plain(place, row)) for place, row in islice(read_source(data, split), limit)]
-    if not source:
-        raise InputError(f"data {data!r} (split {split!r}) has no rows")
-    depends_on = {
-        "ranking": asdict(ranking), "keep": asdict(cut), "answer start": answer_start,
-        "data": data_fingerprint(row for _, row in source),
-    }  # fmt: skip
+    source = read_rows(data, split, limit)
+    depends_on = what_rows_depend_on(ranking, cut, answer_start, source)
     partial = Partial(output, depends_on, resume=resume)
     ranker = Ranker.load(ranking, batch_tokens, trust_remote_code)
     jobs = [Job.of(place, row, ranker.tokenizer, answer_start) for place, row in source]
@@ -146,8 +158,31 @@ def prune_rows(
     return Pruned(rows=rows, failed=failed, agreement=agreement)
 
 
+def read_rows(data: str, split: str = "train", limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """(place, row); InputError without any."""
+    source = [(place, _plain(place, row)) for place, row in islice(read_source(data, split), limit)]
+    if not source:
+        raise InputError(f"data {data!r} (split {split!r}) has no rows")
+    return source
+
+
+def what_rows_depend_on(
+    ranking: Ranking, cut: Cut, answer_start: str | None, source: Sequence[tuple[str, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    return {
+        "ranking": ranking.provenance(), "keep": plain(asdict(cut)), "answer start": answer_start,
+        "data": data_fingerprint(row for _, row in source),
+    }  # fmt: skip
+
+
 def failed_file(output: Path) -> Path:
-    return output.with_suffix(".failed.jsonl")
+    return companions(output)[1]
+
+
+def fingerprint(surrogate: Path) -> str:
+    """Of a surrogate's weights; "" where there are none."""
+    path = surrogate / SURROGATE_WEIGHTS
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
 
 
 def check_answer_start(pattern: str | None) -> None:
@@ -193,6 +228,7 @@ class Ranker:
     ranking: Ranking
     surrogate: Surrogate | None
     batch_tokens: int
+    provenance: dict[str, Any]
 
     @classmethod
     def load(cls, ranking: Ranking, batch_tokens: int, trust_remote_code: bool) -> Ranker:
@@ -201,7 +237,7 @@ class Ranker:
 
         surrogate = None if ranking.surrogate is None else load_surrogate(Path(ranking.surrogate))
         model, tokenizer = load_model(ranking.pruner, trust_remote_code=trust_remote_code)
-        return cls(model, tokenizer, ranking, surrogate, batch_tokens)
+        return cls(model, tokenizer, ranking, surrogate, batch_tokens, ranking.provenance())
 
     def rank(self, solution: Solution, on_step: Callable[[int], None] | None = None) -> Ranked:
         """InputError where this chain cannot be ranked."""
@@ -230,23 +266,24 @@ def _finished(job: Job, ranker: Ranker, cut: Cut, keep: float, on_step: Callable
     solution = job.solution
     if solution is None:
         return {"place": job.place, "failed": job.wrong}
-    provenance = plain({**asdict(ranker.ranking), "graftlm": __version__})
-    before = job.row.get(COLUMN) or {}
+    provenance = {**ranker.provenance, "graftlm": __version__}
+    before = job.row.get(COLUMN)
+    before = before if isinstance(before, Mapping) else {}
     try:
         if _same_kind(before.get("ranking"), provenance):
             ranked = {name: before[name] for name in ("spans", "ranks", "log_likelihoods", "single_deletions")}
             provenance = before["ranking"]
         else:
             ranked = ranker.rank(solution, on_step)
+        chain = kept_text(solution.chain, ranked["spans"], ranked["ranks"], keep)
+        end = ranker.tokenizer.eos_token or ""
+        made = solution.row(chain, f"{end}{keep:g}{end}" if cut.keep_in_prompt else "")
+        if cut.importance and set(cut.keep) == {1.0}:
+            made["importance"] = importance(ranker.tokenizer, made, ranked["spans"], ranked["ranks"])
     except InputError as error:
         return {"place": job.place, "failed": _placed(job.place, error)}
-    chain = kept_text(solution.chain, ranked["spans"], ranked["ranks"], keep)
-    mark = f"{ranker.tokenizer.eos_token or ''}{keep:g}{ranker.tokenizer.eos_token or ''}" if cut.keep_in_prompt else ""
-    made = solution.row(chain, mark)
-    if set(cut.keep) == {1.0}:
-        made["importance"] = importance(ranker.tokenizer, made, ranked["spans"], ranked["ranks"])
     pruning = {**asdict(solution), "keep": keep, **ranked, "ranking": provenance}
-    kept = {name: value for name, value in job.row.items() if name != "importance"}
+    kept = {name: value for name, value in job.row.items() if name not in TOKEN_COLUMNS}  # of the whole completion
     return {"row": {**kept, **made, COLUMN: pruning}}
 
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftlm.errors import InputError
+from graftlm.pruning.choices import THINK_TAGS
 from graftlm.pruning.encoding import Question
-from graftlm.rows import canonical_rows, column, text
+from graftlm.rows import canonical_rows, describe, text
 
-ANSWER_STARTS = (r"</think>", r"####", r"(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is\b|:)", r"\$*\\boxed\b")
+ANSWER_STARTS = (r"</think>", r"####", r"(?i:\**(?:the )?(?:final )?answer\**(?: is\b|:))", r"\$*\\boxed\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,13 @@ def solution_of(row: Mapping[str, Any], place: str, *, answer_start: str | None 
     if row.get("chain") is not None and row.get("answer") is not None:
         chain = text(row, "chain", place)
         question = _question(row, place, chain, chat)
-        return _checked(question, chain, _joined(chain, str(row["answer"])), place)
-    if "question" in row and "answer" in row and "completion" not in row and "messages" not in row:
+        answer = _answer_text(row["answer"], place)
+        return _checked(question, chain, _space(chain, answer) + answer, place)
+    if "question" in row and "answer" in row and row.get("completion") is None and row.get("messages") is None:
         whole = text(row, "answer", place)
         question = _question(row, place, whole, chat)
     else:
-        converted = list(canonical_rows([(place, row)]))
+        converted = list(canonical_rows([(place, {name: value for name, value in row.items() if value is not None})]))
         if not converted or "completion" not in converted[-1]:
             raise InputError(f"{place} is text without a question; pruning needs a question and a completion")
         question, whole = converted[-1]["prompt"], converted[-1]["completion"]
@@ -81,33 +83,51 @@ def solution_of(row: Mapping[str, Any], place: str, *, answer_start: str | None 
 def find_answer(whole: str, answer_start: str | None = None) -> int | None:
     """Where the final answer starts, with the white space before it; None where it is not found."""
     for pattern in ANSWER_STARTS if answer_start is None else (answer_start,):
-        *_, last = (None, *re.finditer(rf"\s*(?:{pattern})", whole))
+        *_, last = (None, *re.finditer(pattern, whole))
         if last is not None:
-            return last.start()
+            return len(whole[: last.start()].rstrip())
     return None
 
 
+def bare_answer(answer: str) -> str:
+    """An answer without the words and signs that lead to it: "5" of "#### 5" and of "The answer is 5."."""
+    start = re.compile("|".join(ANSWER_STARTS))
+    while match := start.match(answer := answer.strip(" \t\r\n*:")):
+        answer = answer[match.end() :]
+    return answer.strip(" \t\r\n*$.{}")
+
+
 def _question(row: Mapping[str, Any], place: str, following: str, chat: bool) -> Question:
-    if row.get("messages") is not None:
-        conversation = {"prompt": row["messages"], "completion": [{"role": "assistant", "content": following}]}
-        return next(canonical_rows([(place, conversation)]))["prompt"]
-    if row.get("prompt") is not None:
-        prompt = column(row, "prompt", place)
-        return prompt + _space(prompt, following) if isinstance(prompt, str) else prompt
+    for name in ("messages", "prompt"):
+        asked = row.get(name)
+        if isinstance(asked, str):
+            return asked + _space(asked, following)
+        if asked is not None:
+            conversation = {"prompt": asked, "completion": [{"role": "assistant", "content": following}]}
+            messages = next(canonical_rows([(place, conversation)]))["prompt"]
+            while messages and messages[-1]["role"] == "assistant":  # the solution itself, which is in other columns
+                messages = messages[:-1]
+            if not messages:
+                raise InputError(f"{place}: column {name!r} asks nothing; remove the row or fill it")
+            return messages
     question = text(row, "question", place)
     return [{"role": "user", "content": question}] if chat else question + _space(question, following)
 
 
 def _checked(question: Question, chain: str, answer: str, place: str) -> Solution:
     asked = question if isinstance(question, str) else question[-1]["content"]
-    for name, value in (("question", asked), ("chain", chain), ("answer", answer)):
+    for name, value in (("question", asked), ("chain", re.sub(THINK_TAGS, "", chain)), ("answer", answer)):
         if not value.strip():
             raise InputError(f"{place}: the {name} is empty; remove the row or fill it")
     return Solution(question=question, chain=chain, answer=answer)
 
 
-def _joined(chain: str, answer: str) -> str:
-    return _space(chain, answer) + answer
+def _answer_text(answer: Any, place: str) -> str:
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)  # as a table makes of a whole number beside a missing one
+    if not isinstance(answer, (str, int, float)):
+        raise InputError(f"{place}: column 'answer' is {describe(answer)}, but text or a number is expected")
+    return str(answer)
 
 
 def _space(before: str, after: str) -> str:

@@ -107,7 +107,8 @@ class Surrogate:
         return found.estimates + residual, rank
 
     def scores(self, model: Any, encoding: Encoding, objective: Objective) -> list[float]:
-        """Of each chain token its predicted rank. InputError for another objective or model than it was fitted to."""
+        """Of each chain token its predicted rank. InputError for another objective, or a model that gives other
+        features, than it was fitted to."""
         if objective != self.config.objective:
             raise InputError(f"the surrogate was fitted to the objective {self.config.objective}, not {objective}")
         return self.predict(chain_features(model, encoding, objective))[1].tolist()

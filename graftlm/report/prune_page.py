@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from graftlm.files import write_text
 from graftlm.provenance import versions
 from graftlm.pruning.categories import CATEGORIES, categories_of_tokens, survival
+from graftlm.pruning.pruned_chain import kept_groups
 from graftlm.pruning.rows import COLUMN, Pruned
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
@@ -43,7 +43,7 @@ def prune_verdict(pruned: Pruned) -> list[str]:
     """What was cut, what survives, and how far the ranks can be trusted, in sentences."""
     chains = [each[COLUMN] for each in pruned.rows]
     tokens = [len(chain["ranks"]) for chain in chains]
-    kept = [math.ceil(chain["keep"] * count - 1e-9) for chain, count in zip(chains, tokens, strict=True)]
+    kept = [len(_kept(chain)) for chain in chains]
     shares = sorted({chain["keep"] for chain in chains})
     lines = [
         f"{len(chains)} of {len(chains) + len(pruned.failed)} rows: their chains have {_mean(tokens):.0f} tokens on "
@@ -165,8 +165,7 @@ def _shaded(rows: Sequence[Mapping[str, Any]]) -> Markup:
 def _tokens(chain: Mapping[str, Any]) -> Markup:
     ranks, names = chain["ranks"], _categories(chain)
     highest = max(ranks)
-    order = sorted(range(len(ranks)), key=lambda place: (ranks[place], place))
-    kept = set(order[len(order) - math.ceil(chain["keep"] * len(order) - 1e-9) :])
+    kept = _kept(chain)
     parts, reached = [], 0
     for place, (start, stop) in enumerate(chain["spans"]):
         text = chain["chain"][max(start, reached) : stop]
@@ -176,6 +175,12 @@ def _tokens(chain: Mapping[str, Any]) -> Markup:
             style = f"--worth:{ranks[place] / highest:.2f}"
             parts.append(element("span", text, title=title, style=style, class_=None if place in kept else "gone"))
     return join(parts)
+
+
+def _kept(chain: Mapping[str, Any]) -> set[int]:
+    """Positions of the tokens that are in the file."""
+    groups = kept_groups(chain["spans"], chain["ranks"], chain["keep"])
+    return {place for group in groups for place in group}
 
 
 def _mean(values: Sequence[float]) -> float:

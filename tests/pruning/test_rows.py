@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from pyarrow import parquet
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from graftlm.cli import main
 from graftlm.datasets import load_rows
@@ -236,9 +236,110 @@ def test_a_file_without_rows_that_can_be_pruned_is_refused(pruner: str, tmp_path
 def test_what_is_there_is_kept(data: str, pruner: str, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("mine", "utf-8")
-    with pytest.raises(InputError, match=r"out.jsonl exists; give another, or --overwrite"):
+    with pytest.raises(InputError, match=r"out.jsonl exists; give another --output, or --overwrite"):
         pruned(data, output, pruner)
     assert output.read_text("utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["out.html", "out.failed.jsonl"])
+def test_files_beside_the_output_are_kept_too(data: str, pruner: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine", "utf-8")
+    with pytest.raises(InputError, match=f"{name} exists"):
+        pruned(data, tmp_path / "out.jsonl", pruner)
+    assert (tmp_path / name).read_text("utf-8") == "mine"
+
+
+def test_rows_of_every_wrong_kind_are_listed_and_the_good_one_is_pruned(
+    tokenizer: PreTrainedTokenizerBase, pruner: str, tmp_path: Path
+) -> None:
+    refusing = PreTrainedTokenizerFast.from_pretrained(pruner)
+    refusing.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    refusing.save_pretrained(pruner)
+    chain = {"chain": "2+2", "answer": "4"}
+    wrong = [
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "Q"}], **chain},
+        {"prompt": [], **chain},
+        {"prompt": 5, **chain},
+        {"prompt": [{"role": "assistant", "content": "2+2\n4"}], **chain},
+        {"question": "Q", "chain": "half \ud83d", "answer": "4"},
+        {"question": "Q", "chain": "2+2", "answer": ["4"]},
+        {"question": "Q", "answer": "<think>\n\n</think>\n\n4"},
+    ]
+    good = {**SOLUTIONS[0], "pruning": "light"}
+    found = pruned(write(tmp_path / "mixed.jsonl", [*wrong, good]), tmp_path / "out.jsonl", pruner, "truncation")
+    assert len(found.rows) == 1 and len(found.failed) == len(wrong)
+    reasons = " | ".join(reason for _, reason in found.failed)
+    for part in ("no system turns", "asks nothing", "5", "half a character", "'answer' is ['4']", "the chain is empty"):
+        assert part in reasons
+
+
+@pytest.mark.parametrize("change", ["{{ m.content | trim }}", "{{ m.content.split('=')[-1] }}"])
+def test_a_template_that_changes_the_completion_fails_its_row_and_no_fit(
+    tokenizer: PreTrainedTokenizerBase, data: str, pruner: str, tmp_path: Path, change: str
+) -> None:
+    changing = PreTrainedTokenizerFast.from_pretrained(pruner)
+    changing.chat_template = tokenizer.chat_template.replace("{{ m.content }}", change)
+    changing.save_pretrained(pruner)
+    whole = write(tmp_path / "spaced.jsonl", [{**SOLUTIONS[0], "answer": " a = b \n#### 5 "}, SOLUTIONS[1]])
+    if "trim" in change:
+        assert len(pruned(whole, tmp_path / "one.jsonl", pruner, "truncation", keep=1.0).failed) == 1
+    output = tmp_path / "out.jsonl"
+    found = prune_rows(whole, output, Ranking(pruner=pruner, mode="truncation"), Cut(keep=(1.0,), importance=False))
+    assert len(found.rows) == 2 and not found.failed
+
+
+def test_parquet_keeps_columns_that_the_first_row_has_not(pruner: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "some.jsonl", [SOLUTIONS[0], {**SOLUTIONS[1], "source": "s", "difficulty": 3}])
+    pruned(data, tmp_path / "out.parquet", pruner, "truncation")
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["source"], row["difficulty"]) for row in table] == [(None, None), ("s", 3)]
+
+
+def test_the_answer_is_protected_whatever_leads_to_it(pruner: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", [{"question": "Q", "answer": "so 27 it is then\n#### 27"}])
+    ranking = Ranking(pruner=pruner, mode="truncation", protect=("answer",))
+    (row,) = prune_rows(data, tmp_path / "out.jsonl", ranking, Cut(keep=(0.1,))).rows
+    assert row["completion"][0]["content"].startswith("27")
+
+
+def test_the_solution_does_not_get_into_the_prompt(pruner: str, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "x y\n4"}]
+    data = write(tmp_path / "data.jsonl", [{"messages": turns, "chain": "x y", "answer": "4"}])
+    (row,) = pruned(data, tmp_path / "out.jsonl", pruner, "truncation", keep=1.0).rows
+    assert row["prompt"] == turns[:1] and row["completion"] == turns[1:]
+
+
+def test_random_deletions_differ_from_row_to_row(pruner: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", [{"question": "Q", "answer": f"{letter * 12}\n#### 1"} for letter in "abc"])
+    first, second, third = (row[COLUMN]["ranks"] for row in pruned(data, tmp_path / "out.jsonl", pruner, "random").rows)
+    assert first != second != third != first
+
+
+def test_another_seed_cuts_anew_but_ranks_no_exact_chain_anew(
+    data: str, pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned(data, tmp_path / "first.jsonl", pruner)
+    monkeypatch.setattr(rows, "prune_chain", None)
+    ranking, cut = Ranking(pruner=pruner, seed=3), Cut(keep=(0.5, 0.7), seed=3)
+    assert len(prune_rows(str(tmp_path / "first.jsonl"), tmp_path / "again.jsonl", ranking, cut).rows) == 2
+
+
+def test_words_that_are_in_the_file_are_not_struck_through(pruner: str, tmp_path: Path, browser: Any) -> None:
+    data = write(tmp_path / "data.jsonl", [{"question": "Q", "answer": "First we multiply everything.\n#### 4"}])
+    output = tmp_path / "out.jsonl"
+    options = ["--mode", "truncation", "--granularity", "word", "--keep", "0.5"]
+    assert run("prune", data, "--pruner", pruner, "--output", str(output), *options) == 0
+    (row,) = read_json_lines(output)
+    view = browser.new_page()
+    view.goto((tmp_path / "out.html").as_uri())
+    kept = view.evaluate(
+        "[...document.querySelectorAll('.chain span[title]:not(.gone)')].map(s => s.textContent).join('')"
+    )
+    view.close()
+    assert kept == row["completion"][0]["content"].removesuffix("\n#### 4") == "First we multiply"
 
 
 def test_how_far_a_mode_agrees_with_exact_is_said(

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from graftlm.errors import InputError
 from graftlm.multitoken.token_weights import align_token_weights
 from graftlm.pruning.importance import importance
-from graftlm.pruning.solutions import Solution, find_answer, solution_of
+from graftlm.pruning.solutions import Solution, bare_answer, find_answer, solution_of
 
 USER = [{"role": "user", "content": "How many?"}]
 ASSISTANT = {"role": "assistant", "content": "2 + 2 is 4. The answer is 4"}
@@ -22,7 +22,9 @@ CUT = Solution(question=USER, chain="2 + 2 is 4.", answer=" The answer is 4")
          Solution(question="How many?\n", chain="2 + 2 is 4.", answer="\n#### 4")),
         ({"question": "How many?", "answer": "2 + 2 is 4.\n#### 4"}, True,
          Solution(question=USER, chain="2 + 2 is 4.", answer="\n#### 4")),
-        ({"question": "How many?", "chain": "2 + 2", "answer": 4}, False,
+        ({"question": "How many?", "answer": "2 + 2 is 4.\n#### 4", "completion": None, "messages": None}, True,
+         Solution(question=USER, chain="2 + 2 is 4.", answer="\n#### 4")),
+        ({"question": "How many?", "chain": "2 + 2", "answer": 4.0}, False,
          Solution(question="How many?\n", chain="2 + 2", answer="\n4")),
         ({"prompt": "How many? ", "chain": "2 + 2", "answer": " is 4"}, True,
          Solution(question="How many? ", chain="2 + 2", answer=" is 4")),
@@ -53,6 +55,9 @@ def test_of_several_turns_the_last_is_pruned() -> None:
         ("Answer: x</think> so\n#### 7", None, "</think> so\n#### 7"),
         ("thus $\\boxed{4}$", None, " $\\boxed{4}$"),
         ("thus 4 = four", "= f", " = four"),
+        ("thus 4. ANSWER: 4", "(?i)answer:", " ANSWER: 4"),
+        ("thus **Answer:** 4", None, " **Answer:** 4"),
+        ("so it is." + " " * 50_000 + "The answer is 4", None, " " * 50_000 + "The answer is 4"),
     ],
 )
 def test_the_answer_starts_at_the_last_match_of_the_first_pattern(
@@ -78,6 +83,15 @@ def test_the_answer_starts_at_the_last_match_of_the_first_pattern(
 def test_a_row_without_one_of_them_is_refused_by_its_place(row: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         solution_of(row, "row 3")
+
+
+@pytest.mark.parametrize(
+    ("answer", "bare"),
+    [("\n#### 5", "5"), (" The answer is 5.", "5"), ("</think>\n\n**Answer:** 1,250", "1,250"),
+     ("$\\boxed{x+1}$", "x+1"), ("Monday", "Monday"), ("the final answer is: no", "no")],
+)  # fmt: skip
+def test_an_answer_without_what_leads_to_it(answer: str, bare: str) -> None:
+    assert bare_answer(answer) == bare
 
 
 def test_a_shorter_chain_goes_back_into_a_row() -> None:

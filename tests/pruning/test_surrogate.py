@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from graftlm.pruning import prune_chain
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.features import PER_LAYER, SCALARS, ChainFeatures, chain_features
-from graftlm.pruning.fit import measure, pearson
+from graftlm.pruning.fit import measure, pearson, ranked_chain
 from graftlm.pruning.rows import COLUMN
 from graftlm.pruning.scorer import Scorer
 from graftlm.pruning.surrogate import RankedChain, fit_surrogate, load_surrogate
@@ -174,17 +175,57 @@ def test_fit_ranks_exactly_measures_held_out_chains_and_prune_takes_it(
         )
 
 
-def test_an_interrupted_fit_goes_on_from_the_chains_it_has(pruner: str, tmp_path: Path) -> None:  # noqa: F811
+def test_an_interrupted_fit_goes_on_from_the_chains_it_has_and_takes_no_others(
+    pruner: str,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     solutions = [{"question": "Q", "answer": f"{n}+{n} = {2 * n} pens.\n#### {2 * n}"} for n in range(3, 8)]
-    data, folder = write(tmp_path / "data.jsonl", solutions), tmp_path / "surrogate"
-    given = ["prune", "fit", data, "--pruner", pruner, "--output", str(folder), "--chains", "5"]
-    assert run(*given) == 0
-    config = (folder / "config.json").read_text("utf-8")
-    lines = (folder / "exact.jsonl").read_bytes()
-    (folder / "config.json").unlink()
-    assert run(*given) == 2  # exact.jsonl is there
-    assert run(*given, "--resume") == 0
-    assert (folder / "config.json").read_text("utf-8") == config and (folder / "exact.jsonl").read_bytes() == lines
+    data, other = write(tmp_path / "data.jsonl", solutions), write(tmp_path / "other.jsonl", SOLUTIONS[:1])
+    folder, whole = tmp_path / "surrogate", tmp_path / "whole"
+    given = ["prune", "fit", data, "--pruner", pruner, "--chains", "5", "--other", other, "--output"]
+    assert run(*given, str(whole)) == 0
+    ranked: list[Any] = []
+
+    def ranks_three(*texts: Any, **options: Any) -> Any:
+        ranked.append(texts)
+        if len(ranked) in (4, 7):
+            raise KeyboardInterrupt
+        return prune_chain(*texts, **options)
+
+    monkeypatch.setattr("graftlm.pruning.rows.prune_chain", ranks_three)
+    assert run(*given, str(folder)) == 130  # in the fourth chain
+    assert "--resume" in capsys.readouterr().err and not (folder / "exact.jsonl").exists()
+    assert run(*given, str(folder), "--resume") == 130  # then in the other data
+    assert (folder / "exact.jsonl").exists() and not (folder / "config.json").exists()
+    changed = write(tmp_path / "changed.jsonl", solutions[1:])
+    for wrong, message in (
+        (["--objective", "answer"], "made with another ranking"), (["--chains", "4"], "made with another data")
+    ):  # fmt: skip
+        assert run(*given, str(folder), "--resume", *wrong) == 2 and message in capsys.readouterr().err
+    assert run("prune", "fit", changed, *given[3:], str(folder), "--resume") == 2
+    assert run(*given, str(folder), "--resume") == 0
+    assert len(ranked) == 4 + 3 + 1  # of 5 and 1 chains, two twice
+    assert json.loads((folder / "config.json").read_text("utf-8")) == json.loads(
+        (whole / "config.json").read_text("utf-8")
+    )
+    assert run("prune", "fit", changed, *given[3:], str(folder), "--overwrite") == 0
+    assert json.loads((folder / "config.json").read_text("utf-8"))["measured"].keys() == {changed, other}
+
+
+def test_tokens_that_are_protected_are_not_fitted_to(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = tiny_model(initializer_range=0.3)
+    pruned = prune_chain(model, tokenizer, "Q", "<think>2+2", "</think>4", protect="</?think>")
+    row = {
+        COLUMN: {"question": "Q", "chain": "<think>2+2", "answer": "</think>4", "ranks": pruned.ranks,
+                 "single_deletions": pruned.single_deletions, "ranking": {"objective": "joint"}},
+    }  # fmt: skip
+    chain = ranked_chain(model, tokenizer, row)
+    assert (
+        len(chain.ranks) == len(chain.single_deletions) == len(chain.found.features) == len(chain.found.estimates) == 3
+    )
+    assert chain.single_deletions.isfinite().all()
 
 
 def test_pearson_is_zero_where_nothing_varies() -> None:
