@@ -104,7 +104,7 @@ def measure(
     found: dict[str, Any] = {}
     for batch in arguments.batches:
         seconds = dict.fromkeys(writers, 0.0)
-        totals = {"tokens": 0, "passes": 0, "drafted": 0, "accepted": 0}
+        totals = {"tokens": 0, "passes": 0, "rows": 0, "drafted": 0, "accepted": 0}
         gaps: list[float] = []
         texts = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
         for number, rows in enumerate(texts):
@@ -124,6 +124,7 @@ def measure(
             plain, drafted = outputs["generate"].sequences, outputs["heads"]
             totals["tokens"] += int((plain[:, width:] != pad).sum())
             totals["passes"] += drafted.rounds + 1
+            totals["rows"] += (drafted.rounds + 1) * len(rows)
             totals["drafted"] += drafted.drafted
             totals["accepted"] += drafted.accepted
             gaps += differing_gaps(model, plain, drafted.sequences, inputs["attention_mask"])
@@ -132,7 +133,7 @@ def measure(
             "prompts": len(prompts), **totals, "seconds": seconds, "tokens_per_second": rates,
             "times_generate": {name: rate / rates["generate"] for name, rate in rates.items()},
             "times_quick": rates["heads"] / rates["quick"],
-            "tokens_per_pass": totals["tokens"] / totals["passes"] / batch, "differing": gaps,
+            "tokens_per_pass": totals["tokens"] / totals["rows"], "differing": gaps,
         }  # fmt: skip
         kept = f"{totals['accepted']} of {totals['drafted']} drafts kept"
         say(

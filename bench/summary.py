@@ -115,7 +115,7 @@ AREAS = (
          "bench/multitoken_step.py", multitoken),
     Area("proxy", "Proxy-tuned decoding", "one forward of each model, with the same products", "proxy/decoding.json",
          "bench/proxy_decoding.py", proxy),
-    Area("speculative", "Drafting heads", "all drafts right", "speculative.json", "bench/speculative.py", speculative),
+    Area("speculative", "Drafting heads", "", "speculative.json", "bench/speculative.py", speculative),
     Area("forking", "Forking tokens", "", "forking/step.json", "bench/forking_step.py", forking),
     Area("pruning", "Pruning", "", "pruning/speed.json", "bench/pruning_speed.py", pruning),
     Area("audit", "Audit", "one forward over the prompts", "audit.json", "bench/audit.py", audit),
@@ -136,7 +136,7 @@ def plot(title: str, rows: list[Row]) -> str:
     from math import log10
 
     drawn, left, width, height = [], 330, 300, 24
-    ratios = [row for row in rows if row.times_peer is not None]
+    ratios = [row for row in rows if row.times_peer is not None] or [Row(title, "nothing", 1.0)]
     reach = max(max(abs(log10(row.times_peer or 1)) for row in ratios), log10(2))
     low = min(0.0, *(log10(row.times_peer or 1) for row in ratios))
     scale = width / (reach - low)

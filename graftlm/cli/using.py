@@ -45,6 +45,7 @@ def generate(
     prompts = [*(prompt or []), *(read_prompts(file) if file is not None else [])]
     if not prompts:
         raise InputError("there is no prompt; give --prompt TEXT or --file FILE")
+    import torch
     from transformers import set_seed
 
     from graftlm.few_rows import quicken
@@ -65,7 +66,8 @@ def generate(
         written = stream_completion(writer, tokenizer, text, lambda piece: print(piece, end="", flush=True), **options)
         print()
         if compare:
-            plain = stream_completion(loaded, tokenizer, text, lambda piece: None, **options)
+            with torch.random.fork_rng():  # the next prompt's text does not depend on this
+                plain = stream_completion(loaded, tokenizer, text, lambda piece: None, **options)
             say(compared(written, plain))
 
 
@@ -158,7 +160,11 @@ def export(
 
     loaded, _ = load_model(model, trust_remote_code=trust_remote_code)
     if hasattr(loaded, "merge_and_unload"):
-        loaded = loaded.merge_and_unload()  # what the engine will serve; its unembedding is the same
+        if verifier is None:
+            raise InputError(
+                f"{model} is an adapter, which engines do not draft for: merge it, and give the result as --verifier"
+            )
+        loaded = loaded.merge_and_unload()
     export_eagle3(loaded, MultiTokenHeads.from_pretrained(heads, loaded), output, verifier or model)
     say(f"speculator: {output}, one token a draft, for {verifier or model}")
 

@@ -257,6 +257,8 @@ def distill(config: DistillConfig, run: Run, progress: Callable[[str, int, int],
     model, tokenizer = load_model(config.model, trust_remote_code=config.trust_remote_code)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    if config.refresh is not None:  # a wrong folder is noticed before the long writing
+        MultiTokenHeads.from_pretrained(config.refresh, model, of_relative=True)
     texts = collect_texts(model, tokenizer, config, run.folder, progress)
     if run.resumed:
         run.rewind(-1)

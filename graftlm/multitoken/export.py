@@ -46,7 +46,7 @@ def export_eagle3(model: Any, heads: MultiTokenHeads, folder: Path, verifier: st
         raise InputError(f"EAGLE-3 has no {heads.config.layer_class}: only heads of {names} can be exported")
     if heads.config.depth != 1:
         raise InputError(f"EAGLE-3 has one layer, these heads have {heads.config.depth}")
-    if getattr(config, "sliding_window", None) and kind == "llama":
+    if getattr(config, "sliding_window", None):
         raise InputError("EAGLE-3's layer sees all of the text, this model's only a window of it")
     if decoder.logit_scale != 1 or decoder.logit_softcap is not None:
         raise InputError("EAGLE-3 knows no scale or cap of the logits, which this model has")

@@ -104,6 +104,7 @@ class MultiTokenHeads(nn.Module):
         self.config = replace(
             self.config,
             base_model=str(decoder.model.name_or_path),
+            base_revision=getattr(decoder.model.config, "_commit_hash", None),
             unembedding_hash=_unembedding_hash(decoder.unembedding),
         )
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 ROW_COST = {True: 0.2, False: 0.03}
 """What one more row adds to a pass of the model, in passes, on a CPU and elsewhere, until it is measured."""
+PROCESSING_COST = {True: 0.15, False: 0.02}
+"""What processing the logits of one more row adds, where tokens are sampled."""
 PRIOR_RATE, PRIOR_WEIGHT = 0.6, 4.0
-MEMORY = 200.0
+MEMORY = 40.0
 """Drafts that a rate remembers."""
 SMOOTHING = 0.2
 """Of the newest measurement of a time, in its moving average."""
@@ -36,6 +38,7 @@ class Pace:
         """(batch, heads) -> seconds to run the heads and to draft."""
         self.heads = count
         self.resting = self.rest = 0
+        self.rested = False
         self.rounds = self.idle = 0
 
     def fresh(self) -> Pace:
@@ -44,12 +47,18 @@ class Pace:
 
     def begin(self) -> None:
         """A call begins. Where the last ones gained nothing from the heads, most do without them."""
+        if self.heads and self.rounds > PATIENCE:  # they were worth their while to the last call's end
+            self.rest = 0
         self.rounds = self.idle = 0
         if self.resting > 0:
             self.resting -= 1
-            self.heads = 0
-        else:
-            self.heads = self.count
+            self.heads, self.rested = 0, True
+            return
+        self.heads = self.count
+        if self.rested:  # what was learnt before may not hold of this text
+            self.rested = False
+            self.kept, self.seen = [PRIOR_RATE * PRIOR_WEIGHT] * self.count, [PRIOR_WEIGHT] * self.count
+            self.reads = {key: seconds for key, seconds in self.reads.items() if key[1] == 0}
 
     def rate(self, head: int) -> float:
         """How often the draft of a head is kept when it is reached."""
@@ -87,8 +96,6 @@ class Pace:
             self.heads = 0
             self.rest = min(LONGEST_REST, 2 * self.rest + 1)
             self.resting = self.rest
-        elif found:
-            self.rest = 0
         return found
 
     def speed(self, batch: int, drafted: int, *, heads: int) -> float:
@@ -110,7 +117,8 @@ class Pace:
 
     def _cost(self, batch: int, drafted: int) -> float:
         """Of a pass, in passes over one row."""
-        return 1 + ROW_COST[self.on_cpu] * (batch * (1 + drafted) - 1)
+        row = ROW_COST[self.on_cpu] + (0.0 if self.timed else PROCESSING_COST[self.on_cpu])
+        return 1 + row * (batch * (1 + drafted) - 1)
 
     def _head_seconds(self, batch: int, heads: int) -> float:
         if heads == 0:

@@ -21,6 +21,7 @@ Source: blockwise parallel decoding (arXiv 1811.03115), with heads as in CAFT (a
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, LogitsProcessorList
+from transformers import Cache, DynamicCache, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from graftlm.errors import InputError
@@ -36,6 +37,7 @@ from graftlm.multitoken.decoder import Decoder, LayerCall, plain_model
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.pace import Pace
 from graftlm.speculation import SpeculativeOutput, decoding_arguments, kept_or_drawn
+from graftlm.tasks.generation import has_virtual_tokens
 
 WASTE = 0.25
 """Share of a batch's cache that may be hidden before it is taken out."""
@@ -61,7 +63,12 @@ class HeadsDecoding:
     """
 
     def __init__(self, model: Any, heads: MultiTokenHeads, *, draft_tokens: int | None = None) -> None:
+        if has_virtual_tokens(model):
+            raise InputError("heads do not draft for prompt or prefix tuning: they never see its virtual tokens")
         self.model, self.decoder = model, Decoder(model)
+        rope = getattr(self.decoder.config, "rope_parameters", None) or {}
+        if (kind := rope.get("rope_type")) in ("dynamic", "longrope"):
+            raise InputError(f"rope of type {kind} moves what was read as the text grows: decode it without heads")
         self.heads = heads.to(self.decoder.unembedding.weight.device, self.decoder.unembedding.weight.dtype).eval()
         if draft_tokens is not None and not 0 <= draft_tokens <= heads.num_heads:
             raise InputError(f"draft_tokens is {draft_tokens}: give 0 to {heads.num_heads}, the number of heads")
@@ -71,7 +78,10 @@ class HeadsDecoding:
             raise InputError(
                 f"{type(self.decoder.model).__name__} cannot forget tokens ({names}): decode it without heads"
             )
-        self.slides = DynamicSlidingWindowLayer in kinds
+        takes_positions = "position_ids" in inspect.signature(self.decoder.model.forward).parameters
+        windows = DynamicSlidingWindowLayer in kinds or hasattr(self.decoder.config, "attention_types")
+        self.counts_columns = windows or not takes_positions
+        """Whether the distance of two tokens is that of their columns in the cache."""
         self.draft_tokens = draft_tokens
         self.drafted = self.accepted = 0
         """Tokens proposed in all calls so far, and of them kept."""
@@ -99,7 +109,7 @@ class HeadsDecoding:
 
     def generate(self, *inputs: Any, **options: Any) -> Any:
         """As the model's own."""
-        return self.model.generate(*inputs, **decoding_arguments(self, options))
+        return self.model.generate(*inputs, **decoding_arguments(self, options, self.generation_config))
 
     @torch.no_grad()
     def __call__(
@@ -117,20 +127,29 @@ class HeadsDecoding:
             raise InputError("drafting heads take one beam: leave out num_beams")
         if plain_model(model) is not self.decoder.model:
             raise InputError("these heads draft for another model than generate was called on")
+        known = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+        if unknown := [name for name, value in inputs.items() if name not in known and value is not None]:
+            raise InputError(f"heads draft from tokens alone: leave out {unknown[0]}")
+        if not input_ids.shape[1]:
+            raise InputError("heads draft from tokens: give input_ids with at least one")
         past = inputs.get("past_key_values")
         if isinstance(past, Cache) and past.get_seq_length():
             raise InputError("drafting heads read the whole prompt themselves: leave out past_key_values")
         sample = bool(generation_config.do_sample)
         pace = self.pace.fresh() if sample else self.pace
         pace.begin()
-        decoding = Decoding(self, input_ids, inputs.get("attention_mask"), logits_processor, stopping_criteria, sample,
-                            pace, streamer)  # fmt: skip
+        decoding = Decoding(
+            self, input_ids, inputs.get("attention_mask"), inputs.get("position_ids"), logits_processor,
+            stopping_criteria, sample, pace, streamer,
+        )  # fmt: skip
         decoding.finish()
         self.drafted, self.accepted = self.drafted + decoding.drafted, self.accepted + decoding.accepted
-        pad = generation_config.pad_token_id
+        ends = generation_config.eos_token_id
+        pads = [generation_config.pad_token_id, *(ends if isinstance(ends, list) else [ends]), 0]
         sequences = torch.nn.utils.rnn.pad_sequence(
-            [row.sequence[0] for row in decoding.rows], batch_first=True, padding_value=0 if pad is None else int(pad)
-        )
+            [row.sequence[0] for row in decoding.rows], batch_first=True,
+            padding_value=int(next(pad for pad in pads if pad is not None)),
+        )  # fmt: skip
         if streamer is not None:
             streamer.end()
         if not generation_config.return_dict_in_generate:
@@ -154,11 +173,23 @@ class Row:
         return scores[0]
 
 
+STATEFUL = (
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor", "EncoderNoRepeatNGramLogitsProcessor",
+    "SynthIDTextWatermarkLogitsProcessor",
+)  # fmt: skip
+"""Logits processors that no draft can be tried on."""
+
+
 def processors_of_row(processors: Sequence[Any], row: int, batch: int) -> LogitsProcessorList:
-    """What knows of each row how long its padding or what its prompt is, cut to one row."""
+    """What knows of each row its number, padding or prompt, cut to one row. InputError for STATEFUL ones."""
     found = LogitsProcessorList()
     for each in processors:
+        if type(each).__name__ in STATEFUL:
+            raise InputError(f"{type(each).__name__} keeps a state from token to token: decode without heads")
         own = copy.copy(each)
+        if isinstance(own, PrefixConstrainedLogitsProcessor):
+            allowed = own._prefix_allowed_tokens_fn
+            own._prefix_allowed_tokens_fn = lambda _, ids, allowed=allowed: allowed(row, ids)
         for name in ("prompt_ignore_length", "encoder_input_ids"):
             value = getattr(own, name, None)
             if isinstance(value, Tensor) and len(value) == batch:
@@ -199,6 +230,7 @@ class Decoding:
         method: HeadsDecoding,
         input_ids: Tensor,
         attention_mask: Tensor | None,
+        position_ids: Tensor | None,
         processor: Any,
         criteria: Any,
         sample: bool,
@@ -219,10 +251,13 @@ class Decoding:
         self.head_caches = [HeadCache(self.heads.config.copy_layer) for _ in range(self.heads.num_heads)]
         self.drafting = self.pace.heads if method.draft_tokens is None else method.draft_tokens
         """Heads that still draft: the first so many. One that has missed a pass has lost its place."""
+        if sample and method.draft_tokens is None and pace.choose(len(self.rows)) == 0:
+            self.drafting = pace.heads = 0  # nothing will be learnt that changes this
         visible = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
-        first = int(visible.sum(1).max())
-        self.prompt, self.visible = input_ids[:, -first:], visible[:, :0].bool()
-        self.prompt_mask = visible[:, -first:].bool()
+        first = int(visible.any(0).nonzero()[0])
+        positions = (visible.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids.to(input_ids.device)
+        self.prompt, self.prompt_positions = input_ids[:, first:], positions.expand_as(input_ids)[:, first:]
+        self.prompt_mask, self.visible = visible[:, first:].bool(), visible[:, :0].bool()
         self.limit = getattr(self.decoder.config, "max_position_embeddings", None)
         self.drafted = self.accepted = self.rounds = 0
 
@@ -233,10 +268,12 @@ class Decoding:
             draft, first = self._round(first, draft)
 
     def _start(self) -> tuple[Draft, Tensor]:
-        positions = (self.prompt_mask.cumsum(1) - 1).clamp(min=0)
+        positions = self.prompt_positions
         hidden, call = self._read(self.prompt, self.prompt_mask, positions)
-        last = torch.full((len(self.live),), self.prompt.shape[1] - 1)
+        last = torch.full((len(self.live),), self.prompt.shape[1] - 1, device=self.prompt.device)
         self.position = positions[:, -1] + 1
+        if self.cache.get_seq_length() != self.prompt.shape[1]:
+            raise InputError(f"{type(self.decoder.model).__name__} keeps no plain cache: leave the heads out")
         logits = self.decoder.logits_of_normed(hidden[:, -1:])
         chosen = self._choose(logits, None)
         return self._after(chosen, call, last, block=self.prompt.shape[1])
@@ -253,7 +290,7 @@ class Decoding:
         read = time.perf_counter() - begun
         self.rounds += 1
         kept = [max(len(each) - 1, 0) for each in chosen]
-        self.drafted, self.accepted = self.drafted + draft.count * len(kept), self.accepted + sum(kept)
+        self.drafted += draft.count * len(kept)
         self.pace.learn(len(kept), draft.count, kept, read)
         last = torch.tensor(kept, device=block.device)
         self.position = self.position + last + 1
@@ -262,7 +299,7 @@ class Decoding:
     def _after(self, chosen: list[list[int]], call: LayerCall, last: Tensor, block: int) -> tuple[Draft, Tensor]:
         """Append what was chosen, let the heads read, forget what was not kept, and draft."""
         for number, tokens in zip(self.live, chosen, strict=True):
-            self._append(number, tokens)
+            self.accepted += min(self._append(number, tokens), max(len(tokens) - 1, 0))
         begun = time.perf_counter()
         alive = torch.tensor([not self.rows[number].done for number in self.live])
         if not bool(alive.any()):
@@ -283,10 +320,11 @@ class Decoding:
             self.pace.learn_heads(len(self.live), len(outputs), time.perf_counter() - begun)
         return draft, first
 
-    def _append(self, number: int, tokens: Sequence[int]) -> None:
+    def _append(self, number: int, tokens: Sequence[int]) -> int:
+        """Returns how many of them there was room for."""
         row = self.rows[number]
         row.done = not tokens
-        for token in tokens:
+        for count, token in enumerate(tokens, start=1):
             row.sequence = torch.cat([row.sequence, row.sequence.new_tensor([[token]])], dim=-1)
             if self.streamer is not None:
                 self.streamer.put(torch.tensor([token]))
@@ -294,7 +332,8 @@ class Decoding:
             # A criterion that knows the whole batch answers for all of it.
             if bool(ended[number if len(ended) == len(self.rows) else 0]):
                 row.done = True
-                return
+                return count
+        return len(tokens)
 
     def _read(self, block: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, LayerCall]:
         """Final hidden states of a block [batch, time], which the cache is extended by, and what the heads read."""
@@ -337,7 +376,7 @@ class Decoding:
         kept: list[list[int]] = [[] for _ in self.live]
         going = list(range(len(self.live)))
         for step in range(logits.shape[1]):
-            scores = logits[going, step]
+            scores = logits[going, step].float()
             if not self.plain:
                 scores = torch.stack([self._scores(place, kept[place], logits[place, step]) for place in going])
             chosen: list[int | None] = choose_rows([self.live[place] for place in going], scores)
@@ -406,7 +445,7 @@ class Decoding:
         self.visible[:, self.visible.shape[1] - len(places) :] &= places <= last[:, None]
         hidden = 1 - float(self.visible.sum(1).max()) / self.visible.shape[1]
         uneven = not bool(self.visible[:, -1].all())
-        if hidden > WASTE or (uneven and self.method.slides):
+        if hidden > WASTE or (uneven and self.method.counts_columns):
             self._compact(caches)
 
     def _compact(self, caches: Sequence[Cache]) -> None:

@@ -148,7 +148,7 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
             from graftlm.proxy.speculative import speculative_decoding
             from graftlm.speculation import decoding_arguments
 
-            kwargs = decoding_arguments(speculative_decoding, kwargs)
+            kwargs = decoding_arguments(speculative_decoding, kwargs, self.generation_config)
         return super().generate(*args, **kwargs)
 
     def forward(

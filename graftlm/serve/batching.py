@@ -140,7 +140,7 @@ class Engine:
 
         def leave() -> bool:
             nonlocal left
-            left = self._should_leave(rows, pace)
+            left = left or self._should_leave(rows, pace)  # asked for each row where heads draft
             return left
 
         self.model.generate(

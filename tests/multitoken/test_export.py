@@ -96,6 +96,7 @@ def test_the_speculator_drafts_what_head_1_drafts(architecture: str, tmp_path: P
     [
         ("gpt2", {}, 1, "EAGLE-3 has no GPT2Block: only heads of LlamaDecoderLayer"),
         ("mistral", {"sliding_window": 8}, 1, "only a window of it"),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, 1, "only a window of it"),
         ("llama", {"attention_bias": True}, 1, "has no self_attn.q_proj.bias"),
         ("llama", {}, 2, "EAGLE-3 has one layer, these heads have 2"),
     ],
