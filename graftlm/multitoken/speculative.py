@@ -57,7 +57,8 @@ class HeadsDecoding:
     rows and their logits [rows, vocabulary] -> a token each, None for a row that is done. A draft is then kept as long
     as it is what that chooses, so that the text is the same as without drafts, sampled or not.
 
-    `draft_tokens`: draft always so many instead, at most as many as there are heads.
+    `draft_tokens`: draft always so many instead, at most as many as there are heads. The heads given are moved to the
+    model's device and dtype.
 
     InputError for heads of another model, a model whose layers keep other states than keys and values, and beams.
     """
