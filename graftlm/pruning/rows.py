@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from graftlm.console import Report
 from graftlm.datasets import data_fingerprint, read_source
 from graftlm.errors import InputError
 from graftlm.files import dump_json, plain, remove, write_text
+from graftlm.models import load_model
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.choices import Granularity, Mode, Objective, check_choice
 from graftlm.pruning.encoding import check_patterns, encode_chain
@@ -24,15 +24,13 @@ from graftlm.pruning.partial import Partial, check_output_file, companions, writ
 from graftlm.pruning.pruned_chain import kept_text
 from graftlm.pruning.pruner import prune_chain
 from graftlm.pruning.solutions import Solution, solution_of
+from graftlm.pruning.surrogate import Surrogate, fingerprint, load_surrogate
 from graftlm.rows import TOKEN_COLUMNS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from graftlm.pruning.surrogate import Surrogate
-
 COLUMN = "pruning"
-SURROGATE_WEIGHTS = "model.safetensors"
 Ranked = dict[str, Any]
 """spans, ranks, log_likelihoods, single_deletions."""
 
@@ -179,12 +177,6 @@ def failed_file(output: Path) -> Path:
     return companions(output)[1]
 
 
-def fingerprint(surrogate: Path) -> str:
-    """Of a surrogate's weights; "" where there are none."""
-    path = surrogate / SURROGATE_WEIGHTS
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
-
-
 def check_answer_start(pattern: str | None) -> None:
     try:
         re.compile(pattern or "")
@@ -232,9 +224,6 @@ class Ranker:
 
     @classmethod
     def load(cls, ranking: Ranking, batch_tokens: int, trust_remote_code: bool) -> Ranker:
-        from graftlm.models import load_model
-        from graftlm.pruning.surrogate import load_surrogate
-
         surrogate = None if ranking.surrogate is None else load_surrogate(Path(ranking.surrogate))
         model, tokenizer = load_model(ranking.pruner, trust_remote_code=trust_remote_code)
         return cls(model, tokenizer, ranking, surrogate, batch_tokens, ranking.provenance())
