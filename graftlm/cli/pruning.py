@@ -85,8 +85,9 @@ def prune(
     The rows come out with shorter completions, the rank of each token, and a page that shows which tokens and which
     kinds of words survive. `graftlm tune` reads them.
     """
-    from graftlm.pruning.rows import Cut, Ranking, failed_file, prune_rows
-    from graftlm.report import prune_verdict, write_prune_report
+    from graftlm.pruning.partial import companions
+    from graftlm.pruning.rows import Cut, Ranking, prune_rows
+    from graftlm.report import write_prune_report
 
     settings: dict[str, Any] = {"pruner": pruner, "objective": objective, "granularity": granularity, "seed": seed}
     ranking = Ranking(
@@ -101,14 +102,13 @@ def prune(
             batch_tokens=batch_tokens, trust_remote_code=trust_remote_code, resume=resume, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
-    page = output.with_suffix(".html")
-    write_prune_report(page, pruned, title=f"{output.name}: {data} pruned by {pruner}")
-    for line in prune_verdict(pruned):
+    page, failed = companions(output)
+    for line in write_prune_report(page, pruned, title=f"{output.name}: {data} pruned by {pruner}"):
         print(line)
-    for place, reason in pruned.failed[:5]:
-        say(f"left out: {reason if reason.startswith(place) else f'{place}: {reason}'}")
+    for _, reason in pruned.failed[:5]:
+        say(f"left out: {reason}")
     if pruned.failed:
-        say(f"all {len(pruned.failed)} that are left out: {failed_file(output)}")
+        say(f"all {len(pruned.failed)} that are left out: {failed}")
     say(f"rows: {output}; report: {page}")
 
 

@@ -67,16 +67,13 @@ def _attention(weights: Tensor, first: int, last: int) -> Tensor:
     answer, from the token after it, from itself and from the head that looks at it most; and the entropy of where it
     looks, nats."""
     chain = slice(first, last)
-    count, heads = last - first, weights.shape[0]
     later = torch.tril(weights[:, chain, chain], diagonal=-1).sum(1)  # [heads, chain]
     answered = weights[:, last:, chain].sum(1)
     places = torch.arange(first, last, device=weights.device)
     following = weights[:, (places + 1).clamp(max=weights.shape[1] - 1), places].mean(0)
     itself = weights[:, places, places].mean(0)
     looks = -torch.xlogy(weights[:, chain], weights[:, chain]).sum(-1).mean(0)
-    found = [later.mean(0), answered.mean(0), following, itself, (later + answered).amax(0), looks]
-    assert len(found) == PER_LAYER and found[0].shape == (count,) and heads
-    return torch.stack(found, dim=1)
+    return torch.stack([later.mean(0), answered.mean(0), following, itself, (later + answered).amax(0), looks], dim=1)
 
 
 def _copies(ids: Tensor, first: int, last: int) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from torch import Tensor
 from graftlm.console import Report, prefixed
 from graftlm.errors import InputError
 from graftlm.files import dump_json, plain, read_json_lines, remove, write_text
-from graftlm.models import load_model
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.features import ChainFeatures, chain_features
-from graftlm.pruning.rows import COLUMN, Cut, Ranking, prune_rows, read_rows, what_rows_depend_on
+from graftlm.pruning.partial import refuse_other
+from graftlm.pruning.rows import COLUMN, Cut, Ranker, Ranking, prune_rows, read_rows, what_rows_depend_on
 from graftlm.pruning.surrogate import CONFIG_FILE, RankedChain, Surrogate, fit_surrogate
 
 FINISHED_FILE = "finished.json"
@@ -60,20 +61,18 @@ def fit(
     if overwrite and not resume:
         remove(finished)
     cut = Cut(keep=(1.0,), importance=False)
+    load_ranker = cache(lambda: Ranker.load(ranking, batch_tokens, trust_remote_code))
 
     def exact(source: str, name: str, count: int) -> Rows:
         path = output / f"{name}.jsonl"
         depends_on = plain(what_rows_depend_on(ranking, cut, answer_start, read_rows(source, limit=count)))
         known = json.loads(finished.read_text("utf-8")) if finished.exists() else {}
         if resume and path.exists() and name in known:
-            if differing := [each for each in depends_on if depends_on[each] != known[name].get(each)]:
-                raise InputError(
-                    f"{path} was made with another {', '.join(differing)}; give the same to go on, or --overwrite alone"
-                )
+            refuse_other(path, depends_on, known[name], "--overwrite alone")
             return read_json_lines(path)
         rows = prune_rows(
-            source, path, ranking, cut, limit=count, answer_start=answer_start, batch_tokens=batch_tokens,
-            trust_remote_code=trust_remote_code, resume=resume, overwrite=overwrite,
+            source, path, ranking, cut, limit=count, answer_start=answer_start, resume=resume, overwrite=overwrite,
+            load_ranker=load_ranker,
             progress=None if progress is None else prefixed(progress, source),
         ).rows  # fmt: skip
         write_text(finished, dump_json({**known, name: depends_on}, indent=1) + "\n")
@@ -82,7 +81,7 @@ def fit(
     rows = exact(data, "exact", chains)
     others = [] if other is None else exact(other, "other", max(1, round(HELD_OUT * chains)))
     count = max(1, round(HELD_OUT * len(rows)))
-    model, tokenizer = load_model(ranking.pruner, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_ranker().model, load_ranker().tokenizer
     ranked = [ranked_chain(model, tokenizer, row) for row in rows]
     surrogate = fit_surrogate(ranked[:-count], ranking.pruner, ranking.objective, ranking.seed)
     measured = {data: measure(surrogate, ranked[-count:])}

@@ -28,10 +28,7 @@ class Partial:
         except ValueError as error:
             raise InputError(f"{self.path} is damaged ({error}); --overwrite starts anew") from error
         for head, *lines in filter(None, [found]):
-            if differing := [name for name in self._head if self._head[name] != head.get(name)]:
-                raise InputError(
-                    f"{self.path} was made with another {', '.join(differing)}; give the same to go on, or --overwrite"
-                )
+            refuse_other(self.path, self._head, head)
             self.lines, self._begun = lines, True
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -43,6 +40,12 @@ class Partial:
 
     def remove(self) -> None:
         remove(self.path)
+
+
+def refuse_other(path: Path, now: Mapping[str, Any], before: Mapping[str, Any], otherwise: str = "--overwrite") -> None:
+    """InputError where what a file depends on was another when it was made; it names what differs."""
+    if differing := [name for name in now if now[name] != before.get(name)]:
+        raise InputError(f"{path} was made with another {', '.join(differing)}; give the same to go on, or {otherwise}")
 
 
 def check_output_file(output: Path, *, resume: bool, overwrite: bool) -> None:

@@ -109,6 +109,7 @@ def prune_rows(
     trust_remote_code: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    load_ranker: Callable[[], Ranker] | None = None,
     progress: Report | None = None,
 ) -> Pruned:
     """Prune the rows of `data` (graftlm/pruning/solutions.py says which) and write them to `output`.
@@ -117,11 +118,12 @@ def prune_rows(
     `importance`. The column `pruning` has the question, chain and answer as they were, the share kept, the characters
     (`spans`) and the rank of each token of the chain, `log_likelihoods` and `single_deletions` as in `PrunedChain`
     where the mode computes them, and how the ranks came about. A row that comes with ranks of the same kind is not
-    ranked again. A row that fails is left out and listed in `failed_file(output)`.
+    ranked again. A row that fails is left out and listed in `companions(output)`.
 
     Args:
         output: .jsonl or .parquet; `resume` goes on from what an interrupted call left beside it.
         answer_start: where the answer starts in a completion, a regular expression.
+        load_ranker: gives the pruner instead of loading it here, for several files.
         check: so many rows are ranked by mode exact too, to tell how far the mode agrees with it.
 
     Raises:
@@ -132,7 +134,7 @@ def prune_rows(
     source = read_rows(data, split, limit)
     depends_on = what_rows_depend_on(ranking, cut, answer_start, source)
     partial = Partial(output, depends_on, resume=resume)
-    ranker = Ranker.load(ranking, batch_tokens, trust_remote_code)
+    ranker = Ranker.load(ranking, batch_tokens, trust_remote_code) if load_ranker is None else load_ranker()
     jobs = [Job.of(place, row, ranker.tokenizer, answer_start) for place, row in source]
     draw = random.Random(cut.seed)
     keeps = [draw.choice(cut.keep) for _ in jobs]
@@ -147,11 +149,12 @@ def prune_rows(
         raise InputError(f"none of {len(source)} rows can be pruned; the first: {failed[0][1]}")
     agreement = [] if ranking.mode == "exact" else _agreement(rows, ranker, check, progress)
     write_rows(output, rows)
+    _, left_out = companions(output)
     if failed:
         lines = (dump_json({"row": place, "reason": reason}) for place, reason in failed)
-        write_text(failed_file(output), "".join(f"{line}\n" for line in lines))
+        write_text(left_out, "".join(f"{line}\n" for line in lines))
     else:
-        remove(failed_file(output))
+        remove(left_out)
     partial.remove()
     return Pruned(rows=rows, failed=failed, agreement=agreement)
 
@@ -171,10 +174,6 @@ def what_rows_depend_on(
         "ranking": ranking.provenance(), "keep": plain(asdict(cut)), "answer start": answer_start,
         "data": data_fingerprint(row for _, row in source),
     }  # fmt: skip
-
-
-def failed_file(output: Path) -> Path:
-    return companions(output)[1]
 
 
 def check_answer_start(pattern: str | None) -> None:

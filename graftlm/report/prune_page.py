@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,31 @@ Chains = Sequence[Mapping[str, Any]]
 """The column `pruning` of each row."""
 
 
-def write_prune_report(path: Path, pruned: Pruned, *, title: str) -> None:
-    """Write the page to `path`, whole or not at all (OSError names the file)."""
+def write_prune_report(path: Path, pruned: Pruned, *, title: str) -> list[str]:
+    """Write the page to `path`, whole or not at all (OSError names the file); returns its verdict."""
     chains = [each[COLUMN] for each in pruned.rows]
-    found = category_survival(chains)
+    names = [
+        categories_of_tokens(chain["chain"], [(start, stop) for start, stop in chain["spans"]]) for chain in chains
+    ]
+    found = survival([chain["ranks"] for chain in chains], names, SHARES)
+    verdict = prune_verdict(pruned, found)
     sections = [
-        verdict_section(prune_verdict(pruned)),
-        _survival(chains, found),
+        verdict_section(verdict),
+        _survival(names, found),
         _likelihood(chains),
-        _shaded(pruned.rows),
+        _shaded(chains, names),
         facts_section({"settings": chains[0]["ranking"], "versions": versions()}),
         data_section("survival", {"kept": SHARES, "survival": found}),
     ]
     write_text(path, page(title, sections))
+    return verdict
 
 
-def prune_verdict(pruned: Pruned) -> list[str]:
-    """What was cut, what survives, and how far the ranks can be trusted, in sentences."""
+def prune_verdict(pruned: Pruned, found: Mapping[str, Sequence[float]]) -> list[str]:
+    """What was cut, what survives, and how far the ranks can be trusted, in sentences.
+
+    found: share of each category's tokens that is kept at each of SHARES.
+    """
     chains = [each[COLUMN] for each in pruned.rows]
     tokens = [len(chain["ranks"]) for chain in chains]
     kept = [len(_kept(chain)) for chain in chains]
@@ -51,7 +60,7 @@ def prune_verdict(pruned: Pruned) -> list[str]:
     ]
     wanted = 0.7 if max(shares) == 1 else shares[0]
     at = min(SHARES, key=lambda share: abs(share - wanted))
-    survived = {name: values[SHARES.index(at)] for name, values in category_survival(chains).items()}
+    survived = {name: values[SHARES.index(at)] for name, values in found.items()}
     if len(survived) > 1:
         order = sorted(survived, key=lambda name: -survived[name])
         lines.append(
@@ -67,16 +76,7 @@ def prune_verdict(pruned: Pruned) -> list[str]:
     return lines
 
 
-def category_survival(chains: Chains) -> dict[str, list[float]]:
-    """Share of each category's tokens that is kept at each of SHARES."""
-    return survival([chain["ranks"] for chain in chains], [_categories(chain) for chain in chains], SHARES)
-
-
-def _categories(chain: Mapping[str, Any]) -> list[str]:
-    return categories_of_tokens(chain["chain"], [(start, stop) for start, stop in chain["spans"]])
-
-
-def _survival(chains: Chains, found: Mapping[str, Sequence[float]]) -> Markup:
+def _survival(names: Sequence[Sequence[str]], found: Mapping[str, Sequence[float]]) -> Markup:
     deleted = [round(100 * (1 - share)) for share in SHARES]
     lines = [
         Line(
@@ -90,7 +90,7 @@ def _survival(chains: Chains, found: Mapping[str, Sequence[float]]) -> Markup:
         "Survival of each category", shown, lines, x_top=deleted[-1], y_top=1.0, x_label="% of the chain deleted",
         y_label="share of the category kept",
     )  # fmt: skip
-    counts = _counts(chains)
+    counts = Counter(name for each in names for name in each)
     rows = [
         row(name, [cell("tokens", str(counts[name])),
                    *(cell(f"{share:.0%}", f"{found[name][SHARES.index(share)]:.0%}") for share in SHOWN_SHARES)])
@@ -107,14 +107,6 @@ def _survival(chains: Chains, found: Mapping[str, Sequence[float]]) -> Markup:
         note="Columns are the share of a chain that is kept: a category with a higher share than that is kept longer "
         "than others. A token belongs to the word in which most of its characters lie.",
     )
-
-
-def _counts(chains: Chains) -> dict[str, int]:
-    counts = dict.fromkeys(CATEGORIES, 0)
-    for chain in chains:
-        for name in _categories(chain):
-            counts[name] += 1
-    return counts
 
 
 def _likelihood(chains: Chains) -> Markup | None:
@@ -141,17 +133,18 @@ def _likelihood(chains: Chains) -> Markup | None:
     )
 
 
-def _shaded(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _shaded(chains: Chains, names: Sequence[Sequence[str]]) -> Markup:
     shown = []
-    for each in rows[:CHAINS]:
-        chain = each[COLUMN]
+    for chain, categories in zip(chains[:CHAINS], names, strict=False):
         question = chain["question"]
         text = question if isinstance(question, str) else question[-1]["content"]
         shown.append(
             element(
                 "article",
                 element("p", text.strip(), class_="note"),
-                element("p", _tokens(chain), element("span", chain["answer"], class_="answer"), class_="chain"),
+                element(
+                    "p", _tokens(chain, categories), element("span", chain["answer"], class_="answer"), class_="chain"
+                ),
             )
         )
     return section(
@@ -162,8 +155,8 @@ def _shaded(rows: Sequence[Mapping[str, Any]]) -> Markup:
     )
 
 
-def _tokens(chain: Mapping[str, Any]) -> Markup:
-    ranks, names = chain["ranks"], _categories(chain)
+def _tokens(chain: Mapping[str, Any], names: Sequence[str]) -> Markup:
+    ranks = chain["ranks"]
     highest = max(ranks)
     kept = _kept(chain)
     parts, reached = [], 0
