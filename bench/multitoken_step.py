@@ -62,12 +62,10 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
     """graftlm's step (objective multi-token, --num-heads) or TRL's next-token step (--num-heads 0)."""
     import numpy as np
     import torch
-    from datasets import Dataset
     from measure import measure_step, resident_bytes
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
+    from multitoken_trainer import multitoken_trainer
 
-    from graftlm import MultiTokenConfig, MultiTokenHeads, MultiTokenTrainer, load_model
+    from graftlm import load_model
 
     torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model)
@@ -77,24 +75,10 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
     baseline = resident_bytes()
     stored = np.load(arguments.batch)
     batch = {name: torch.from_numpy(stored[name]) for name in stored}
-    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    settings: dict[str, Any] = {
-        "model": model,
-        "processing_class": tokenizer,
-        "train_dataset": Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}]),
-        "peft_config": LoraConfig(r=RANK, lora_alpha=16, target_modules=linear, task_type="CAUSAL_LM"),
-    }
-    common: dict[str, Any] = {"report_to": "none", "gradient_checkpointing": False, "bf16": False}
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.num_heads:
-            heads = MultiTokenHeads.from_model(model, arguments.num_heads)
-            trainer: Any = MultiTokenTrainer(args=MultiTokenConfig(folder, **common), heads=heads, **settings)
-        else:
-            trainer = SFTTrainer(args=SFTConfig(folder, **common), **settings)
-        trainer.state.max_steps = 1000
-        trainer.create_optimizer()
-        if arguments.recompute_every:  # as `train` does for gradient_checkpointing_kwargs={"every_n_layers": n}
-            model.activation_checkpointing_enable(every_n_layers=arguments.recompute_every)
+        trainer, heads = multitoken_trainer(
+            model, tokenizer, num_heads=arguments.num_heads, recompute_every=arguments.recompute_every, folder=folder
+        )
         losses: list[float] = []
         supervised = (batch["labels"][:, 1:] != -100).sum()
 
@@ -111,7 +95,7 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
             seconds += result["seconds"]
             if not arguments.memory_only:
                 bound.append(multiply(needed))
-    heads_bytes = 4 * sum(p.numel() for p in heads.parameters()) if arguments.num_heads else 0
+    heads_bytes = 4 * sum(p.numel() for p in heads.parameters()) if heads is not None else 0
     result |= {"seconds": seconds, "losses": losses, "heads_bytes": heads_bytes}
     if bound:
         result["flops"] = sum(flops(shape) * count for shape, count in needed)
