@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from graftlm.auditing.pair import ModelPair
 from graftlm.auditing.result import LayerDrift
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import decoder_layers, plain_model
+from graftlm.multitoken.decoder import backbone_of, decoder_layers, plain_model
 
 POSITIONS = 512  # at most so many of a batch go into the Gram matrices, spread evenly
 
@@ -89,7 +89,7 @@ def _outputs(model: nn.Module, ids: Tensor, mask: Tensor) -> list[Tensor]:
     """The output of each decoder layer [batch, time, hidden]; the unembedding is not run."""
     plain: Any = plain_model(model)
     with _collected(decoder_layers(plain)) as outputs:
-        plain.base_model(
+        backbone_of(plain)(
             input_ids=ids.to(plain.device), attention_mask=mask.to(plain.device), use_cache=False
         )  # fmt: skip
     return outputs

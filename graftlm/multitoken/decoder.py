@@ -76,6 +76,15 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     raise InputError(f"{type(plain).__name__} is not supported: it has no list of {count} decoder layers")
 
 
+def backbone_of(model: nn.Module) -> Any:
+    """The part of a causal LM that gives the final hidden states: all but its unembedding."""
+    plain = plain_model(model)
+    if plain.base_model is not plain:
+        return plain.base_model
+    layers = decoder_layers(plain)  # Llama4ForCausalLM calls itself its base model
+    return next(child for child in plain.children() if any(module is layers for module in child.modules()))
+
+
 class Decoder:
     """The parts of a causal LM, by reference.
 
@@ -154,7 +163,7 @@ class Decoder:
         Returns the final (normed) hidden states [batch, time, hidden] and the call of `layers[layer]`.
         """
         with self.capture(layer) as calls:
-            output = self.model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None)
+            output = backbone_of(self.model)(**inputs, past_key_values=cache, use_cache=cache is not None)
         first, *others = calls
         return output.last_hidden_state, replace(first, following=tuple(c.without_hidden_states() for c in others))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import decoder_layers, plain_model
+from graftlm.multitoken.decoder import backbone_of, decoder_layers, plain_model
 from graftlm.tasks.generation import has_virtual_tokens
 
 
@@ -41,7 +41,7 @@ def pass_with_attention(model: Any, ids: list[int], on_layer: Callable[[Tensor],
             if type(module).__name__.endswith("Attention")
         ]
         try:
-            output = plain.base_model(input_ids=torch.tensor([ids], device=plain.device), use_cache=False)
+            output = backbone_of(plain)(input_ids=torch.tensor([ids], device=plain.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

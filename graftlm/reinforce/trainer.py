@@ -31,7 +31,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from graftlm.config import option
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import plain_model
+from graftlm.multitoken.decoder import backbone_of, plain_model
 from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
 
 Scope = Literal["rollout", "micro-batch", "response"]
@@ -301,7 +301,7 @@ def only_completions_unembedded(model: nn.Module, plain: Any, logits_to_keep: in
 
     handles = [
         model.register_forward_pre_hook(cut_labels, with_kwargs=True),
-        plain.base_model.register_forward_hook(cut_hidden_states),
+        backbone_of(plain).register_forward_hook(cut_hidden_states),
     ]
     try:
         yield

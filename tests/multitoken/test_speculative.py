@@ -10,14 +10,14 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy.stats import chisquare
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
 from graftlm.multitoken import MultiTokenHeads
 from graftlm.multitoken.pace import LONGEST_REST, PATIENCE, TRY_PLAIN, Pace
 from graftlm.multitoken.speculative import HeadsDecoding
 from graftlm.speculation import SpeculativeOutput
-from tests.conftest import ARCHITECTURES, tiny_model
+from tests.conftest import ARCHITECTURES, VOCABULARY, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 GREEDY = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 258}
@@ -88,6 +88,25 @@ def test_a_window_that_is_shorter_than_the_text_slides_alike(architecture: str) 
         for rows in ([PROMPTS[2]], PROMPTS):
             accepted += both(model, heads, padded(rows), 3, **GREEDY).accepted
     assert accepted > 10
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("llama4_text", {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2,
+                         "intermediate_size": 64, "intermediate_size_mlp": 64, "num_local_experts": 2, "head_dim": 8,
+                         "attention_chunk_size": 8}),
+        ("gpt_neo", {"hidden_size": 32, "num_heads": 4, "num_layers": 2, "attention_types": [[["global", "local"], 1]],
+                     "window_size": 8}),
+        ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256}),
+    ],
+)  # fmt: skip
+def test_experts_chunks_local_windows_and_alibi(architecture: str, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, vocab_size=VOCABULARY, **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    heads = MultiTokenHeads.from_model(model, 3)
+    assert sum(both(model, heads, padded(rows), 3, **GREEDY).accepted for rows in ([PROMPTS[2]], PROMPTS)) > 10
 
 
 def test_heads_that_are_right_take_a_fraction_of_the_passes() -> None:
