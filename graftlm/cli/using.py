@@ -148,7 +148,7 @@ def export(
         bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
     ] = False,
 ) -> None:
-    """Write the first head as a speculator that vLLM reads.
+    """Write the first head as an EAGLE-3 speculator, for vLLM.
 
     The format is EAGLE-3 as the library speculators has it; it covers one head, so an engine drafts one token. An
     adapter is to be merged first: engines draft for whole models.
