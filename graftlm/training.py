@@ -119,6 +119,8 @@ def last_checkpoint(folder: Path) -> str | None:
 def save_model(trainer: Any, folder: Path) -> None:
     """Write the tuned model beside `folder`, then put it in place at once."""
     partial = folder.with_name(f".{folder.name}.partial")
+    if "ref" in getattr(trainer.model, "peft_config", {}):  # TRL's copy of the adapter that the training began with
+        trainer.accelerator.unwrap_model(trainer.model).delete_adapter("ref")
     if trainer.args.should_save:
         shutil.rmtree(partial, ignore_errors=True)
     trainer.save_model(str(partial))

@@ -29,7 +29,10 @@ class ReinforceConfig:
         "answer, math-verify, regex:PATTERN, molecule-formula, reasoning-gym:NAME, or module:function of yours "
         "(default: the data set's own).",
     )
-    reward_seconds: float = option(5.0, "Time that the reward of one completion may take; after it the reward is 0.")
+    reward_seconds: float = option(
+        5.0,
+        "Time that the reward of one completion may take (of n in one call of yours: sqrt(n) times it); then it is 0.",
+    )
     overlong_buffer: int = option(0, "Last tokens of the longest completion in which its reward falls by up to 1.")
     formats: dict[str, str] = option({}, "Formats to watch, as name=regular expression; the first that matches counts.")
     guard: Literal["none", "within-format", "divergence"] = option(
@@ -88,7 +91,11 @@ class ReinforceConfig:
         require(self.guard_coefficient > 0, "guard_coefficient", self.guard_coefficient, "it must be positive")
         require(0 < self.forking_fraction <= 1, "forking_fraction", self.forking_fraction, "it must lie in (0, 1]")
         require(self.beta >= 0, "beta", self.beta, "it cannot be negative")
-        require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "must be positive")
+        for name in ("lora_rank", "lora_alpha", "learning_rate", "epsilon", "epsilon_high", "epochs"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        for name in ("max_steps", "save_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be positive, or left out")
         require(self.num_generations >= 2, "num_generations", self.num_generations, "there must be two to compare")
         require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "must be positive")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be positive")

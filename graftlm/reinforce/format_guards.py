@@ -5,9 +5,11 @@ With r_i the reward of a completion of format f, and shares measured over the ro
     WithinFormat       r_i − mean(r of format f) + mean(r)          formats do not compete, only completions within them
     FormatDivergence   r_i − c · ln(share_f / start_f)              the policy gradient of c · KL(shares ‖ start shares)
 
-The second has the policy gradient of −KL: ∇ Σ_f p_f ln(p_f/q_f) = E[∇ ln π · (ln(p_f/q_f) + 1)], whose constant falls
-out in the advantage. Where GRPO divides by a group's standard deviation (`scale_rewards="group"`), a group whose
-rewards are all alike is driven by the guard alone; `scale_rewards="batch"` or `"none"` keeps its size.
+The first makes the formats' means alike over the batch. GRPO then subtracts each prompt's mean, so that a format which
+has most of the hard prompts is still favoured a little on the easy ones. The second has the policy gradient of −KL:
+∇ Σ_f p_f ln(p_f/q_f) = E[∇ ln π · (ln(p_f/q_f) + 1)], whose constant falls out in the advantage. Where GRPO divides by
+a group's standard deviation (`scale_rewards="group"`), a group whose rewards are all alike is driven by the guard
+alone; `scale_rewards="batch"` or `"none"` keeps its size.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class FormatMonitor(TrainerCallback):
             zip(known, self.guard.shaped(given, [rows[place][0] for place in known], self._start()), strict=True)
         )
         if log is not None and given:
-            log("reward_unshaped", sum(given) / len(given))
+            log("guard/shift", (sum(values.values()) - sum(given)) / len(given))
         first = PartialState().process_index * own
         return [values.get(place, rows[place][1]) for place in range(first, first + own)]
 

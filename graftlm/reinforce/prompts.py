@@ -66,7 +66,13 @@ def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def checked(place: str, prompt: Any) -> Any:
     """Text or a non-empty list of messages; InputError names the row."""
-    messages = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "content" in m for m in prompt)
+    messages = (
+        isinstance(prompt, list)
+        and prompt
+        and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in prompt)
+    )
     if not messages and not (isinstance(prompt, str) and prompt.strip()):
-        raise InputError(f"{place}: its prompt is {str(prompt)[:80]!r}, but text or messages are expected")
+        raise InputError(
+            f"{place}: its prompt is {str(prompt)[:80]!r}, but text or messages (role and content) are expected"
+        )
     return prompt

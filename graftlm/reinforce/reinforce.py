@@ -201,7 +201,11 @@ def step_cells(line: dict[str, Any]) -> dict[str, str]:
     cells = {"reward": f"{reward_of(line):.3f}"}
     if line.get("entropy") is not None:
         cells["token entropy"] = f"{line['entropy']:.2f}"
-    shares = {name.split("/")[1]: value for name, value in line.items() if name.endswith("/share")}
+    shares = {
+        name.removeprefix("formats/").removesuffix("/share"): value
+        for name, value in line.items()
+        if name.endswith("/share")
+    }
     return cells | {name: f"{share:.0%}" for name, share in shares.items()}
 
 

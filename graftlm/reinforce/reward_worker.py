@@ -31,6 +31,7 @@ Reply = tuple[str, Any]
 """("values", one float for each sample, or the text of what is no finite number), or (kind of failure, message)."""
 
 START_SECONDS = 120.0  # to import what the reward needs
+LONGEST_WAIT = 1e6  # what the system's poll takes, in seconds
 FLOAT32_MAX = 3.4028234e38  # the trainer's rewards are float32
 MESSAGE_LENGTH = 500
 
@@ -74,7 +75,7 @@ class Worker:
     def receive(self, seconds: float) -> Reply:
         """The next reply. A worker that gives none within `seconds`, or dies, is stopped."""
         try:
-            if self._connection.poll(seconds):
+            if self._connection.poll(min(seconds, LONGEST_WAIT)):
                 return self._connection.recv()
         except (EOFError, OSError):
             self.stop()

@@ -66,6 +66,7 @@ class Reward:
         self._load, self._select, self._batched = load, select, batched
         self._seconds, self._log = seconds, log
         self._worker: Worker | None = None
+        self._started = False
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """One finite number for each completion. InputError: a column is missing, or the worker cannot load it."""
@@ -96,11 +97,16 @@ class Reward:
 
         All samples in one call have √count times the limit of one: between what one may take and what all may.
         """
+        too_slow = ""
         if self._batched and count > 1:
             [reply] = self._replies(columns, count, size=count, seconds=self._seconds * count**0.5)
             if reply[0] == "values":
                 return [outcome(value) for value in reply[1]]
+            too_slow = reply[1] if reply[0] == "time-out" else ""
         replies = self._replies(columns, count, size=1, seconds=self._seconds)
+        if too_slow and not any(kind == "time-out" for kind, _ in replies):  # no single sample was at fault
+            self._batched = False
+            say(f"reward {self.__name__}: {too_slow} for {count} samples in one call; from now on one by one")
         return [outcome(reply[1][0]) if reply[0] == "values" else reply for reply in replies]
 
     def _replies(self, columns: Mapping[str, Any], count: int, *, size: int, seconds: float) -> list[Reply]:
@@ -110,7 +116,14 @@ class Reward:
             while (start := len(received) * size) < count:
                 if self._worker is None or not self._worker.alive:
                     self.close()
-                    self._worker = Worker(self._load)
+                    try:
+                        self._worker = Worker(self._load)
+                    except (InputError, RuntimeError) as error:
+                        if not self._started:
+                            raise
+                        left = -(-(count - start) // size)
+                        return [*received, *[("exception", f"it does not start again: {error}")] * left]
+                    self._started = True
                 self._worker.send(rows(columns, count, start, count), count - start, size)
                 while len(received) * size < count:
                     received.append(self._worker.receive(seconds))
@@ -160,7 +173,8 @@ def reward_function(spec: str | Function, *, seconds: float = 5.0, log: Path | N
     - a callable that can be pickled, as those of a module can.
 
     Args:
-        seconds: how long one sample may take; one call with n samples of your own function √n times that.
+        seconds: how long one sample may take. Your own function gets all n samples in one call, which may take √n times
+            that; where it takes longer though no single one does, it gets them one by one from then on.
         log: a JSON-lines file that each sample that failed is added to.
 
     Raises:
@@ -202,7 +216,10 @@ def _built_in(spec: str, name: str, argument: str, seconds: float, log: Path | N
 def _own(spec: str, function: Function, load: Callable[[], Function], seconds: float, log: Path | None) -> Reward:
     if not callable(function):
         raise InputError(f"reward {spec!r} is a {type(function).__name__}, not a function")
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions in C
+        raise InputError(f"reward {spec!r} does not tell its parameters: wrap it in a function of your own") from None
     for name in NOT_SENT:
         if name in signature.parameters and signature.parameters[name].default is inspect.Parameter.empty:
             raise InputError(f"reward {spec!r} takes {name!r}, which its own process cannot have: give it a default")

@@ -133,9 +133,14 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         if self._scored is not None and "old_per_token_logps" in output:
             return self._scored
         steps = self._recorded or []
+        if self.accelerator.num_processes > 1:  # with sharded weights a process goes on until the last one is done
+            steps = steps[: mask.shape[1]]
         # One recorded step for each token of the longest completion, or these are not what was sampled from.
         padding = mask.shape[1] - len(steps)
-        if steps and 0 <= padding < (self.pad_to_multiple_of or 1) and len(steps[0]) == len(mask):
+        usable = bool(steps) and 0 <= padding < (self.pad_to_multiple_of or 1) and len(steps[0]) == len(mask)
+        # A pass over sharded weights needs all processes, or none.
+        agreed = self.accelerator.reduce(torch.tensor(float(usable), device=mask.device), "sum")
+        if int(agreed) == self.accelerator.num_processes:
             return torch.nn.functional.pad(torch.stack(steps, dim=1), (0, padding))
         return self._entropy_now(output)
 

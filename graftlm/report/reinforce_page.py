@@ -69,8 +69,8 @@ def fate(before: float, after: float) -> str:
 
 
 def reward_of(line: Mapping[str, Any]) -> float:
-    """As it was given, before a guard shaped it."""
-    return float(line["reward_unshaped"] if line.get("reward_unshaped") is not None else line["reward"])
+    """As it was given, before a guard shaped it; all reward functions together."""
+    return float(line["reward"]) - float(line.get("guard/shift") or 0.0)
 
 
 def ends(lines: Steps, value: Callable[[Mapping[str, Any]], float]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from trl import GRPOTrainer
 from graftlm.errors import InputError
 from graftlm.reinforce.format_guards import FormatDivergence, WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor, divergence, entropy, final_answer
+from graftlm.report.reinforce_page import reward_of
 from tests.reinforce.training import TRL_WARNING, trainer
 
 pytestmark = pytest.mark.filterwarnings(TRL_WARNING)
@@ -136,6 +137,15 @@ def test_a_guard_reshapes_what_the_trainer_gets_but_not_what_is_measured() -> No
     monitor = FormatMonitor([PROGRAM, PROSE], guard=WithinFormat())
     got = watch(monitor, ["a"] * 4, ["def 7", "def 7", "The answer is 7", "The answer is"])
     assert got == pytest.approx([0.75, 0.75, 1.25, 0.25])
+    logged: dict[str, float] = {}
+    completions = ["def 7", "def 7", "The answer is 7", "The answer is"]
+    state = SimpleNamespace(global_step=0)
+    guarded = FormatMonitor([PROGRAM, PROSE], guard=FormatDivergence(), start_shares={"program": 0.25, "prose": 0.75})
+    shaped = guarded.watch(right)(
+        prompts=["a"] * 4, completions=completions, trainer_state=state, log_metric=logged.__setitem__
+    )
+    assert sum(shaped) / 4 != 0.75  # what pages and tables show is the reward that was given
+    assert reward_of({"reward": sum(shaped) / 4, **logged}) == pytest.approx(0.75)
     assert monitor.history[0]["accuracy"]["program"] == 1.0 and monitor.history[0]["pass_at_1"] == 0.75
 
 

@@ -172,6 +172,10 @@ def test_what_cannot_be_run_is_named(
         ({"formats": {"seven": 7}}, "--formats seven is 7"),
         ({"overlong_buffer": 6}, "--overlong-buffer is 6"),
         ({"num_generations": 1}, "--num-generations is 1"),
+        ({"max_steps": 0}, "--max-steps is 0"),
+        ({"save_steps": -2}, "--save-steps is -2"),
+        ({"learning_rate": -1.0}, "--learning-rate is -1"),
+        ({"epochs": 0.0}, "--epochs is 0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(settings: dict[str, Any], culprit: str, tmp_path: Path) -> None:
@@ -186,6 +190,9 @@ def test_rows_without_a_prompt_are_named(tmp_path: Path) -> None:
         load_prompts(str(path), rows=1)
     path.write_text('{"prompt": " "}\n')
     with pytest.raises(InputError, match="its prompt is ' '"):
+        load_prompts(str(path), rows=1)
+    path.write_text('{"prompt": [{"content": "1 + 1"}]}\n')
+    with pytest.raises(InputError, match=r"text or messages \(role and content\)"):
         load_prompts(str(path), rows=1)
     path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": "x"}\n')
     with pytest.raises(InputError, match=r"column 'answer' of .* values of several kinds"):
@@ -262,6 +269,22 @@ def test_kill_9_then_resume_writes_the_same_rollouts_and_ends_with_the_same_weig
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     for name in ("formats.jsonl", "model/adapter_model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+def test_an_adapter_is_trained_on_and_saved_without_the_copy_that_it_is_held_against(
+    model_folder: Path,  # noqa: F811
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    first = run(config(model_folder, data, tmp_path / "first"))
+    second = run(config(first / "model", data, tmp_path / "second", beta=0.1))
+    names = {path.name for path in (second / "model").iterdir()}
+    assert "adapter_model.safetensors" in names and "ref" not in names
+
+
+def test_formats_are_told_apart_by_their_whole_name() -> None:
+    line = {"reward": 1.0, "formats/a/b/share": 0.2, "formats/a/c/share": 0.8}
+    assert step_cells(line) == {"reward": "1.000", "a/b": "20%", "a/c": "80%"}
 
 
 def test_the_live_table_shows_reward_entropy_and_formats_step_by_step() -> None:

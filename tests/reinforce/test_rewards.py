@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import re
 import signal
@@ -280,6 +281,49 @@ def test_a_batch_that_hangs_costs_the_limit_of_the_batch_and_of_its_culprit(own:
     assert time.monotonic() - begin < 0.3 * 4**0.5 + 0.3 + 3
 
 
+def test_samples_that_are_too_slow_for_one_call_are_scored_one_by_one_from_then_on(
+    own: Own, make: Make, capsys: pytest.CaptureFixture[str]
+):
+    module = own("""
+        import time
+
+        def slow(completions, **columns):
+            time.sleep(0.3 * len(completions))
+            return [1.0] * len(completions)
+    """)
+    reward = make(f"{module}:slow", seconds=0.5)
+    assert score(reward, ["a"] * 4) == [1] * 4  # one call of four has 1 s and needs 1.2
+    process = process_id(reward)
+    assert (
+        "reward slow: no value after 1 s for 4 samples in one call; from now on one by one" in capsys.readouterr().err
+    )
+    assert score(reward, ["a"] * 4) == [1] * 4 and process_id(reward) == process
+    assert sum(reward.failures.values()) == 0
+
+
+def test_a_reward_that_cannot_be_loaded_again_counts_as_zero(own: Own, make: Make, tmp_path: Path):
+    module = own(f"""
+        import os
+        from pathlib import Path
+
+        imports = Path({str(tmp_path / "imports")!r})
+        imports.write_text((imports.read_text() if imports.exists() else "") + "|")
+        if len(imports.read_text()) > 2:  # once in the trainer, once in the process
+            raise ImportError("gone")
+
+        def f(completions, **columns):
+            return [1.0 if text == "good" else os._exit(3) for text in completions]
+    """)
+    reward = make(f"{module}:f")
+    assert score(reward, ["good", "good"]) == [1, 1]
+    assert score(reward, ["good", "bad", "good"]) == [0, 0, 0]
+    assert reward.failures["exception"] == 3
+
+
+def test_a_limit_may_be_as_long_as_one_likes(make: Make):
+    assert score(make("answer", seconds=math.inf), ["7"], answer=["7"]) == [1]
+
+
 def test_a_search_that_backtracks_for_ever_is_limited_in_time(make: Make):
     reward = make("regex:(a+)+$", seconds=0.5)
     begin = time.monotonic()
@@ -487,6 +531,7 @@ def test_names_are_short_for_metrics():
         ("reasoning_gim:countdown", "did you mean 'reasoning-gym:NAME'?"),
         ("json:dump_", "reward 'json:dump_': module 'json' has no 'dump_'; did you mean 'dump'?"),
         ("json:__name__", "reward 'json:__name__' is a str, not a function"),
+        ("builtins:max", "reward 'builtins:max' does not tell its parameters"),
     ],
 )
 def test_a_bad_spec_is_one_clear_line(spec: str, message: str):

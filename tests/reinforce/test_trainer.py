@@ -245,16 +245,20 @@ def test_another_config_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path:
 
 @pytest.mark.slow
 def test_two_processes_keep_the_tokens_of_one(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Greedy rollouts, so that both write the same; the entropies' top is over the tokens of both."""
+    """Greedy rollouts, so that both write the same; the entropies' top is over the tokens of both, and a guard shapes
+    the rewards by the formats of both."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    kept = []
+    kept, logs = [], []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        settings = {"tokenizer": str(tmp_path / "tokenizer"), "output_dir": str(folder), "max_steps": 1, "top_k": 1,
+        settings = {"tokenizer": str(tmp_path / "tokenizer"), "output_dir": str(folder), "max_steps": 1, "top_k": 1, "guarded": True,
                     "per_device_train_batch_size": 8 // processes, "ddp_backend": "gloo"}  # fmt: skip
         torchrun(processes, settings, "tests.reinforce.training")
         kept.append(json.loads((folder / "chosen.json").read_text()))
+        logs.append(json.loads((folder / "log.json").read_text())[0])
     assert kept[0] == kept[1] and kept[0][0]
+    names = ["reward", "reward_std", "guard/shift", "formats/ascii/share", "formats/entropy", "pass_at_1"]
+    assert [logs[0][name] for name in names] == pytest.approx([logs[1][name] for name in names], abs=1e-6)
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from graftlm.reinforce.format_guards import WithinFormat
+from graftlm.reinforce.formats import Format, FormatMonitor
 from graftlm.reinforce.trainer import MASK, ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer, loss_mask
 from tests.conftest import tiny_model
 from tests.multitoken.training import Kill
@@ -112,10 +114,21 @@ def trainer(
 
 
 def train(
-    tokenizer: Any, output_dir: str, *, kill_at: int | None = None, resume: bool = False, **settings: Any
+    tokenizer: Any,
+    output_dir: str,
+    *,
+    kill_at: int | None = None,
+    resume: bool = False,
+    guarded: bool = False,
+    **settings: Any,
 ) -> GRPOTrainer:
     """Train, save the result into `output_dir`, and what was kept of each rollout batch as chosen.json there."""
-    made = trainer(tokenizer, output_dir, callbacks=[Kill(kill_at)] if kill_at else None, **settings)
+    callbacks: list[Any] = [Kill(kill_at)] if kill_at else []
+    if guarded:
+        monitor = FormatMonitor([Format("ascii", r"^[ -~]")], guard=WithinFormat())
+        settings["reward"] = monitor.watch(small_bytes)
+        callbacks.append(monitor)
+    made = trainer(tokenizer, output_dir, callbacks=callbacks, **settings)
     made.train(resume_from_checkpoint=resume)
     gathered = [sorted(chosen_by_all(made, batch)) for batch in range(len(made.rollouts))]
     made.save_model()
