@@ -22,10 +22,12 @@ from graftlm.callbacks import InterruptCallback
 from graftlm.config import describe_unknown
 from graftlm.console import say
 from graftlm.errors import InputError
+from graftlm.models import load_model
 from graftlm.runs import Run
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+MODEL_SETTINGS, MODEL_OPTIONS = "model_init_kwargs", ("attn_implementation", "dtype", "revision")
 Arguments = TypeVar("Arguments")
 
 
@@ -43,7 +45,18 @@ def trainer_arguments(
     with warnings.catch_warnings(), refused_settings():
         # transformers warns of the names that TRL still uses.
         warnings.simplefilter("ignore", FutureWarning)
-        return cls(str(folder / CHECKPOINTS), **{**settings, **further})  # type: ignore[call-arg]
+        given = {name: value for name, value in {**settings, **further}.items() if name != MODEL_SETTINGS}
+        return cls(str(folder / CHECKPOINTS), **given)  # type: ignore[call-arg]
+
+
+def model_to_train(name: str, further: Mapping[str, Any], *, trust_remote_code: bool, **defaults: Any) -> Any:
+    """`load_model` with what `further` (from --trainer) says in `model_init_kwargs` of MODEL_OPTIONS; InputError for
+    others."""
+    given = further.get(MODEL_SETTINGS) or {}
+    if not isinstance(given, Mapping) or (unknown := [key for key in given if key not in MODEL_OPTIONS]):
+        what = f"does not take {unknown[0]!r}" if isinstance(given, Mapping) else f"is {given!r}"
+        raise InputError(f"--trainer {MODEL_SETTINGS} {what}: give a mapping of {', '.join(MODEL_OPTIONS)}")
+    return load_model(name, trust_remote_code=trust_remote_code, **{**defaults, **given})
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Printer
 from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback
 from graftlm.datasets import data_fingerprint, general_text, load_rows, prompt_too_long
 from graftlm.errors import InputError
-from graftlm.models import load_model
 from graftlm.multitoken.config import TuneConfig
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.sample import describe_plan
 from graftlm.multitoken.trainer import MultiTokenConfig, MultiTokenTrainer
 from graftlm.runs import Run
-from graftlm.training import checkpointing, save_steps, train_and_save, trained_part, trainer_arguments
+from graftlm.training import checkpointing, model_to_train, save_steps, train_and_save, trained_part, trainer_arguments
 
 
 def tune(config: TuneConfig, run: Run, *, dry_run: bool = False) -> None:
@@ -50,7 +49,7 @@ def tune(config: TuneConfig, run: Run, *, dry_run: bool = False) -> None:
 def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
     """The trainer with its model, heads and rows, ready to run."""
     arguments = training_arguments(config, run.folder)
-    model, tokenizer = load_model(config.model, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = model_to_train(config.model, config.trainer, trust_remote_code=config.trust_remote_code)
     rows = checked_rows(config, "train", tokenizer)
     evaluated = checked_rows(config, config.eval_split, tokenizer) if config.eval_split else None
     heads = None

@@ -24,7 +24,6 @@ from graftlm.console import say
 from graftlm.datasets import data_fingerprint
 from graftlm.errors import InputError
 from graftlm.files import read_json_lines
-from graftlm.models import load_model
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.format_guards import FormatDivergence, Guard, WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor
@@ -35,7 +34,14 @@ from graftlm.report.reinforce_page import reward_of, write_reinforce_report
 from graftlm.runs import Run
 from graftlm.tasks import TASKS
 from graftlm.tasks.reasoning import PREFIX
-from graftlm.training import refused_settings, save_steps, train_and_save, trained_part, trainer_arguments
+from graftlm.training import (
+    model_to_train,
+    refused_settings,
+    save_steps,
+    train_and_save,
+    trained_part,
+    trainer_arguments,
+)
 
 FORMATS = "formats.jsonl"
 REWARDS = "rewards.jsonl"
@@ -83,7 +89,9 @@ def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
     rows = load_prompts(config.data, rows=config.rows, options=config.data_options)
     # Steps as small as RL's are lost in bfloat16 weights.
     dtype = "float32" if config.method == "full" else "auto"
-    model, tokenizer = load_model(config.model, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = model_to_train(
+        config.model, config.trainer, dtype=dtype, trust_remote_code=config.trust_remote_code
+    )
     check_prompts(rows, tokenizer, config)
     reward.check(rows)
     merged = config.method == "full" and hasattr(model, "merge_and_unload")

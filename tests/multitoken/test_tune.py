@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from graftlm import load_model
 from graftlm.errors import InputError
 from graftlm.multitoken import MultiTokenHeads, TuneConfig
-from graftlm.multitoken.tune import tune
+from graftlm.multitoken.tune import build_trainer, tune
 from graftlm.runs import Run
 from tests.conftest import tiny_model
 from tests.multitoken.plain import PEFT_WARNING, assert_same
@@ -164,6 +164,14 @@ def test_an_adapter_is_trained_on_instead_of_stacked(model_folder: Path, data: P
     assert settings["base_model_name_or_path"] == str(model_folder)
 
 
+def test_the_model_is_loaded_as_the_trainers_settings_say(model_folder: Path, data: Path, tmp_path: Path) -> None:
+    given = config(
+        model_folder, data, tmp_path / "run", trainer={"model_init_kwargs": {"attn_implementation": "eager"}}
+    )
+    with Run.create(given.output, "tune", given, {}) as opened:
+        assert build_trainer(given, opened).model.config._attn_implementation == "eager"
+
+
 def test_early_stopping_keeps_the_best_model(model_folder: Path, data: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     rows.mkdir()
@@ -255,6 +263,10 @@ def bad_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, tu
         "pickled model": (["--data", rows, "--heads", "cold", "--model", "pickled-model"], "pytorch_model.bin"),
         "unknown model": (["--data", rows, "--heads", "cold", "--model", "smolm2-135m"], "smollm2-135m"),
         "unknown trainer field": ([*base, "--trainer", "max_grad_nrm=1"], "max_grad_norm"),
+        "what a model is not loaded with": (
+            [*base, "--trainer", "model_init_kwargs={load_in_4bit: true}"],
+            "does not take 'load_in_4bit'",
+        ),
         "no heads": (["--model", model, "--data", rows], "distill"),
         "wrong number": ([*base, "--coefficient", "-1"], "--coefficient"),
     }
