@@ -4,9 +4,9 @@
 
 Two kinds of problems of reasoning-gym: short ones of GSM-Symbolic with its own solutions, and weekdays (so many days
 before or after a date), worked out here step by step. The bundled model ranks the tokens of each training chain:
-greedily (weekdays exactly, the longer chains of GSM-Symbolic screened) and by each baseline. Then the same model, the student, is tuned on the chains cut to a share, and
-answers held-out problems: share correct, and tokens written. Beside it stand the untrained model, the most frequent
-answer, and a student of answers without any chain.
+greedily (weekdays exactly, the longer chains of GSM-Symbolic screened) and by each baseline. Then the same model, the
+student, is tuned on the chains cut to a share, and answers held-out problems: share correct, and tokens written. Beside
+it stand the untrained model, the most frequent answer, and a student of answers without any chain.
 
 A finished part is not done again. What is there is summed up in OUTPUT/students.json and OUTPUT/students.md at the end
 of every call.
