@@ -29,7 +29,6 @@ from graftlm import (
     ForkingTokenGRPOTrainer,
     Format,
     FormatMonitor,
-    MultiTokenHeads,
     ProxyTunedModel,
     load_model,
     prune_chain,
@@ -73,8 +72,7 @@ def prompts_of(tokenizer: Any) -> list[Any]:
 
 def proxy(arguments: argparse.Namespace) -> tuple[str, Callable[[], object]]:
     model = ProxyTunedModel(BASE, arguments.expert, arguments.antiexpert)
-    _, tokenizer = load_model(BASE)
-    prompts = prompts_of(tokenizer)
+    prompts = prompts_of(model.tokenizer)
 
     def write() -> None:
         for inputs in prompts:
@@ -103,7 +101,7 @@ def reinforcement(arguments: argparse.Namespace) -> tuple[str, Callable[[], obje
 
 def drafting(arguments: argparse.Namespace) -> tuple[str, Callable[[], object]]:
     model, tokenizer = load_model(BASE)
-    decoding = HeadsDecoding(model, MultiTokenHeads.from_pretrained(arguments.heads, model))
+    decoding = HeadsDecoding.load(model, arguments.heads)
     quicken(model)
     quicken(decoding.heads)
     prompts = prompts_of(tokenizer)

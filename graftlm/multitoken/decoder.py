@@ -95,6 +95,7 @@ class Decoder:
         self.model = plain_model(model)
         self.config = self.model.config.get_text_config()
         self.layers = decoder_layers(self.model)
+        self.trunk = backbone_of(self.model)
         self.backbone = next(m for m in self.model.modules() if any(c is self.layers for c in m.children()))
         self.final_norm = self._find_final_norm()
         unembedding = self.model.get_output_embeddings()
@@ -163,7 +164,7 @@ class Decoder:
         Returns the final (normed) hidden states [batch, time, hidden] and the call of `layers[layer]`.
         """
         with self.capture(layer) as calls:
-            output = backbone_of(self.model)(**inputs, past_key_values=cache, use_cache=cache is not None)
+            output = self.trunk(**inputs, past_key_values=cache, use_cache=cache is not None)
         first, *others = calls
         return output.last_hidden_state, replace(first, following=tuple(c.without_hidden_states() for c in others))
 

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import Decoder, backbone_of
+from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.linear_cross_entropy import CHUNK_ROWS
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.grouping import cheapest_groups
@@ -222,7 +222,7 @@ class Scorer:
         """Final hidden states [rows, time, hidden] of `ids` [rows, time], which come after what the cache holds."""
         if not ids.shape[1]:
             return self.hidden.new_empty(*ids.shape, self.hidden.shape[-1])
-        output = backbone_of(self.decoder.model)(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        output = self.decoder.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         return output.last_hidden_state
 
     def _log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:

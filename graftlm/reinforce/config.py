@@ -91,18 +91,13 @@ class ReinforceConfig:
         require(self.guard_coefficient > 0, "guard_coefficient", self.guard_coefficient, "it must be positive")
         require(0 < self.forking_fraction <= 1, "forking_fraction", self.forking_fraction, "it must lie in (0, 1]")
         require(self.beta >= 0, "beta", self.beta, "it cannot be negative")
-        for name in ("lora_rank", "lora_alpha", "learning_rate", "epsilon", "epsilon_high", "epochs"):
+        for name in ("lora_rank", "lora_alpha", "learning_rate", "epsilon", "epsilon_high", "epochs",
+                     "prompts_per_step", "batch_size", "updates_per_rollout", "max_completion_length"):  # fmt: skip
             require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         for name in ("max_steps", "save_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be positive, or left out")
         require(self.num_generations >= 2, "num_generations", self.num_generations, "there must be two to compare")
-        require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "must be positive")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be positive")
-        require(self.updates_per_rollout >= 1, "updates_per_rollout", self.updates_per_rollout, "must be positive")
-        require(
-            self.max_completion_length >= 1, "max_completion_length", self.max_completion_length, "must be positive"
-        )
         require(self.temperature > 0, "temperature", self.temperature, "sampling needs a positive one")
         completions = self.prompts_per_step * self.num_generations
         require(
