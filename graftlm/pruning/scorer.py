@@ -9,7 +9,7 @@ from p + w on, with the keys and values of what precedes p.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.linear_cross_entropy import CHUNK_ROWS
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.grouping import cheapest_groups
+from graftlm.pruning.known_sequences import KnownSequences
 from graftlm.tasks.generation import has_virtual_tokens, target_log_probs
 
 Span = tuple[int, int]
@@ -32,14 +33,17 @@ PASS_COST = {"cpu": 32}
 OTHER_PASS_COST = 1024
 
 
+KEPT_PASSES = 32
+"""Passes' worth of tokens of which states are kept from step to step."""
+
+
 class Best(NamedTuple):
-    """What a pass found about the sequence without `span`: all that is needed to go on from there."""
+    """What a pass found out about the sequence without `span`: all that is needed to go on from there."""
 
     span: Span
     score: float
-    log_probs: Tensor  # [time], from the span on
-    begin: int
-    hidden: Tensor  # [time, hidden], from `begin` on
+    log_probs: Tensor  # [time]
+    hidden: Tensor  # [time - 1, hidden]
     cache: DynamicCache | None
 
 
@@ -47,7 +51,8 @@ class Scorer:
     """A sequence [question][chain][answer] whose chain loses unit after unit.
 
     `left`: the units that remain, by their number in `units`, in their order. `batch_tokens`: at most so many tokens
-    are in one pass, but at least one sequence. Logits exist for CHUNK_ROWS positions at a time.
+    are in one pass, but at least one sequence, and of at most KEPT_PASSES times as many keys, values and hidden states
+    are kept from step to step. Logits exist for CHUNK_ROWS positions at a time.
 
     `reuse`: whether keys and values are used again; off by itself for a model whose layers keep other states than
     those, or where a pass that goes on from them gives other results than the whole one (tried on the chain).
@@ -86,6 +91,7 @@ class Scorer:
         """[time], of each token that counts for the objective, in nats; 0 for the others."""
         self.following: dict[int, float] = {}
         """Of units: log P of the token after it, if the unit were not there, in nats; only what still holds."""
+        self.known = KnownSequences(self.first, KEPT_PASSES * batch_tokens)
         self.best: Best | None = None
         """Of the units scored since the last deletion the one with the highest score."""
         self._read(0)
@@ -108,23 +114,33 @@ class Scorer:
 
     @torch.no_grad()
     def scores(self, units: Sequence[int]) -> Tensor:
-        """The objective [len(units)] in nats without each of `units`, which are in their order; float64."""
+        """The objective [len(units)] in nats without each of `units`; float64."""
         every = self.spans()
-        spans = [every[unit] for unit in units]
-        before, following = self._unchanged(units, spans)
+        known = {unit: len(self._known(unit, every[unit])) for unit in units}
+        ordered = sorted(units, key=known.__getitem__)
         ends = len(self.ids) - 1
-        lengths = [ends - start if self.cache is not None else ends for start, _ in spans]
+        lengths = [ends - known[unit] if self.cache is not None else ends for unit in ordered]
         groups = cheapest_groups(lengths, self.batch_tokens, PASS_COST.get(self.device.type, OTHER_PASS_COST))
-        return torch.cat([self._score_group(spans[group], before[group], following[group]) for group in groups])
+        scores: dict[int, float] = {}
+        for group in groups:
+            scores |= self._read_shortened({unit: every[unit] for unit in ordered[group]})
+        return self.log_probs.new_tensor([scores[unit] for unit in units])
 
     @torch.no_grad()
     def estimates(self, units: Sequence[int]) -> Tensor:
         """`scores` as if no token but the one after the unit noticed; takes no pass."""
         every = self.spans()
-        spans = [every[unit] for unit in units]
-        before, following = self._unchanged(units, spans)
-        after = torch.cat([self.log_probs.flip(0).cumsum(0).flip(0), self.log_probs.new_zeros(1)])
-        return before + following + after[[self._first_of_rest(stop) for _, stop in spans]]
+        counting = [unit for unit in units if every[unit][1] >= self._first_target() and unit not in self.following]
+        if counting:
+            previous, after = ([every[unit][0] - 1 for unit in counting], [every[unit][1] for unit in counting])
+            found = self._log_probs(self.hidden[previous], self.ids[after])
+            self.following |= dict(zip(counting, found.tolist(), strict=True))
+        sums = torch.cat([self.log_probs.new_zeros(1), self.log_probs.cumsum(0)])
+        starts, rest = zip(
+            *((every[unit][0], max(every[unit][1] + 1, self._first_target())) for unit in units), strict=True
+        )
+        following = sums.new_tensor([self.following.get(unit, 0.0) for unit in units])
+        return sums[list(starts)] + following + sums[-1] - sums[list(rest)]
 
     @torch.no_grad()
     def delete(self, unit: int) -> None:
@@ -136,21 +152,16 @@ class Scorer:
         if self.cache is not None:
             self.cache.crop(start - (len(self.ids) - 1))
         self.ids = torch.cat([self.ids[:start], self.ids[stop:]])
+        self.known.delete(unit, start)
         best, self.best = self.best, None
         if best is None or best.span != span:
             self._read(start)
-            return
-        self.cache = best.cache
-        self.hidden = torch.cat([self.hidden[: best.begin], best.hidden])
-        self.log_probs = torch.cat([self.log_probs[:start], best.log_probs])
+        else:
+            self.log_probs, self.hidden, self.cache = best.log_probs, best.hidden, best.cache
 
-    def _first_target(self) -> int:
-        """The first position that counts for the objective."""
-        return self.first if self.objective == "joint" else len(self.ids) - self.answer
-
-    def _first_of_rest(self, stop: int) -> int:
-        """The first that counts from the second after a span on."""
-        return max(stop + 1, self._first_target())
+    def _first_target(self, length: int | None = None) -> int:
+        """The first position that counts for the objective, in a sequence of that length."""
+        return self.first if self.objective == "joint" else (length or len(self.ids)) - self.answer
 
     @torch.no_grad()
     def _read(self, start: int) -> None:
@@ -174,49 +185,44 @@ class Scorer:
         tolerance = 1e-3 if self.hidden.dtype in (torch.float32, torch.float64) else 0.5
         return bool(torch.allclose(self.log_probs, whole, rtol=tolerance, atol=tolerance))
 
-    def _unchanged(self, units: Sequence[int], spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """Of each unit: what the tokens before it add to the objective, and what the one after it does without it."""
-        before = torch.cat([self.log_probs.new_zeros(1), self.log_probs.cumsum(0)])[[start for start, _ in spans]]
-        counting = [
-            (unit, span) for unit, span in zip(units, spans, strict=True)
-            if span[1] >= self._first_target() and unit not in self.following
-        ]  # fmt: skip
-        if counting:
-            previous, after = ([span[0] - 1 for _, span in counting], [span[1] for _, span in counting])
-            found = self._log_probs(self.hidden[previous], self.ids[after])
-            self.following |= dict(zip((unit for unit, _ in counting), found.tolist(), strict=True))
-        following = [
-            self.following[unit] if stop >= self._first_target() else 0.0
-            for unit, (_, stop) in zip(units, spans, strict=True)
-        ]
-        return before, before.new_tensor(following)
+    def _known(self, unit: int, span: Span) -> Tensor:
+        """Log-probabilities at the start of the sequence without `unit` that hold already."""
+        known = self.known.get(unit)
+        return self.log_probs[: span[0]] if known is None else known.log_probs[: known.until]
 
-    def _score_group(self, spans: Sequence[Span], before: Tensor, following: Tensor) -> Tensor:
-        """The objective [len(spans)] without each span, in one pass from where the first one starts."""
-        begin = spans[0][0] if self.cache is not None else 0
-        rows = [torch.cat([self.ids[begin:start], self.ids[stop:-1]]) for start, stop in spans]
-        cache = None if self.cache is None else _part(self.cache, begin, rows=len(rows))
+    def _read_shortened(self, spans: Mapping[int, Span]) -> dict[int, float]:
+        """The objective without each unit, in one pass."""
+        units = list(spans)
+        ids = [torch.cat([self.ids[:start], self.ids[stop:]]) for start, stop in spans.values()]
+        known = [self._known(unit, span) for unit, span in spans.items()]
+        states: list[Tensor] = []
+        begin, cache = 0, None
+        if self.cache is not None:
+            begin = min(map(len, known))
+            states = self.known.before(units, _states(self.cache, self.hidden[None]), begin)
+            cache = _cache(states[:-1])
         # No token sees the padding, which comes after all that counts.
-        hidden = self._run(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), cache)
-        targets = [torch.arange(self._first_of_rest(stop), len(self.ids), device=self.device) for _, stop in spans]
-        # x_t is predicted by the token before it, which is w places further left without the span.
-        predicted = [
-            hidden[row, places - 1 - (stop - start) - begin]
-            for row, ((start, stop), places) in enumerate(zip(spans, targets, strict=True))
+        hidden = self._run(torch.nn.utils.rnn.pad_sequence([each[begin:-1] for each in ids], batch_first=True), cache)
+        hidden = torch.cat([*states[-1:], hidden], dim=1)
+        firsts = [max(len(old), self._first_target(len(each))) for old, each in zip(known, ids, strict=True)]
+        targets = torch.cat([each[first:] for first, each in zip(firsts, ids, strict=True)])
+        # Each is predicted by the position before it.
+        predicting = [hidden[row, first - 1 : len(ids[row]) - 1] for row, first in enumerate(firsts)]
+        found = self._log_probs(torch.cat(predicting), targets).split([len(each) for each in predicting])
+        log_probs = [
+            torch.cat([old, old.new_zeros(first - len(old)), new])
+            for old, first, new in zip(known, firsts, found, strict=True)
         ]
-        found = self._log_probs(torch.cat(predicted), self.ids[torch.cat(targets)]).split([len(p) for p in targets])
-        scores = before + following + torch.stack([rest.sum() for rest in found])
-        row = int(scores.argmax())
-        if self.best is None or scores[row] > self.best.score:
-            start, stop = spans[row]
-            length = len(self.ids) - (stop - start)
-            log_probs = torch.zeros(length - start, dtype=torch.float64)
-            log_probs[0] = following[row]
-            log_probs[len(log_probs) - len(found[row]) :] = found[row]
-            kept = None if cache is None else _part(cache, length - 1, row=row)
-            own = hidden[row, : length - 1 - begin]
-            self.best = Best(spans[row], float(scores[row]), log_probs, begin, own, kept)
-        return scores
+        scores = [float(each.sum()) for each in log_probs]
+        states = [] if cache is None else _states(cache, hidden)
+        best = max(range(len(units)), key=scores.__getitem__)
+        if self.best is None or scores[best] > self.best.score:
+            length = len(ids[best]) - 1
+            kept = _cache([state[best : best + 1, ..., :length, :] for state in states[:-1]]) if states else None
+            self.best = Best(spans[units[best]], scores[best], log_probs[best], hidden[best, :length].clone(), kept)
+        if states:
+            self.known.add(spans, log_probs, states)
+        return dict(zip(units, scores, strict=True))
 
     def _run(self, ids: Tensor, cache: DynamicCache | None) -> Tensor:
         """Final hidden states [rows, time, hidden] of `ids` [rows, time], which come after what the cache holds."""
@@ -243,10 +249,14 @@ def _keeps_only_keys_and_values(config: Any) -> bool:
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-def _part(cache: DynamicCache, length: int, *, row: int = 0, rows: int = 1) -> DynamicCache:
-    """A copy of the first `length` keys and values of a row, `rows` times."""
-    copy = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        keys, values = (part[row, :, :length].expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
-        copy.update(keys, values, index)
-    return copy
+def _states(cache: DynamicCache, hidden: Tensor) -> list[Tensor]:
+    """Keys and values of each layer [rows, heads, time, size], and the final hidden states [rows, time, hidden]."""
+    return [*(part for layer in cache.layers for part in (layer.keys, layer.values)), hidden]
+
+
+def _cache(states: Sequence[Tensor]) -> DynamicCache:
+    """Of copies of the keys and values of each layer."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(zip(states[::2], states[1::2], strict=True)):
+        cache.update(keys, values, layer)
+    return cache

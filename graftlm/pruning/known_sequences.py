@@ -1,0 +1,102 @@
+"""What passes over sequences without one unit found out, for as long as it holds.
+
+Once a token c goes for good, a sequence that lacks a unit before c is up to c what it was: its keys, values and
+log-probabilities there hold, and only what comes after has to be computed anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+States = list[Tensor]
+"""Each [rows, ..., time, size], of the positions from the chain's first on: keys, values, hidden states."""
+
+
+class Known(NamedTuple):
+    """Of a sequence without the unit of `size` tokens at `start`: what holds of its positions before `until`."""
+
+    start: int
+    size: int
+    until: int
+    log_probs: Tensor  # [until or more]
+    states: States
+    row: int
+
+
+class KnownSequences:
+    """By the unit that each lacks; `first` is where the chain starts.
+
+    From one deletion to the next, states of at most `tokens` tokens are kept: those nearest to the chain's start, which
+    hold longest.
+    """
+
+    def __init__(self, first: int, tokens: int) -> None:
+        self.first, self.tokens = first, tokens
+        self.end = first + math.isqrt(tokens)
+        """Of positions from here on nothing is kept, so that all sequences find room up to here."""
+        self.known: dict[int, Known] = {}
+
+    def get(self, unit: int) -> Known | None:
+        return self.known.get(unit)
+
+    def add(self, spans: Mapping[int, tuple[int, int]], log_probs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+        """The results of a pass whose rows lack the units of `spans`, where those are: log-probabilities [time] each.
+
+        `states`: each [rows, ..., time - 1 or more, size], from the question's first position on.
+        """
+        for unit in spans:
+            self.known.pop(unit, None)
+        rows = [row for row, (start, _) in enumerate(spans.values()) if start < self.end]
+        if not rows:
+            return
+        kept = [state[..., self.first : self.end, :][rows] for state in states]
+        lacking = list(spans.items())
+        for place, row in enumerate(rows):
+            unit, (start, stop) = lacking[row]
+            until = min(self.end, len(log_probs[row]) - 1)
+            self.known[unit] = Known(start, stop - start, until, log_probs[row], kept, place)
+
+    def delete(self, unit: int, start: int) -> None:
+        """`unit`, which starts at `start`, is gone for good."""
+        self.known.pop(unit, None)
+        self.known = {
+            other: found._replace(until=min(found.until, start - found.size))
+            for other, found in self.known.items()
+            if found.start < start
+        }
+        self._make_room()
+
+    def before(self, units: Sequence[int], shared: Sequence[Tensor], begin: int) -> list[Tensor]:
+        """States [rows, ..., begin, size] of the positions before `begin` of the sequences without each of `units`.
+
+        `shared`: those [1, ..., time, size] of the sequence that lacks none, which hold for what is not known.
+        """
+        sources: dict[int, tuple[States, list[int], list[int]]] = {}
+        for row, unit in enumerate(units):
+            found = self.known.get(unit)
+            if found is not None:
+                _, here, there = sources.setdefault(id(found.states), (found.states, [], []))
+                here.append(row)
+                there.append(found.row)
+        result = []
+        for index, state in enumerate(shared):
+            rows = state[..., :begin, :].expand(len(units), *state.shape[1:-2], -1, -1)
+            if sources and begin > self.first:
+                rows = rows.clone()
+                for states, here, there in sources.values():
+                    rows[here, ..., self.first :, :] = states[index][there][..., : begin - self.first, :]
+            result.append(rows)
+        return result
+
+    def _make_room(self) -> None:
+        while self.tokens < sum({id(found.states): _tokens(found.states) for found in self.known.values()}.values()):
+            last = max(self.known.values(), key=lambda found: found.start).states
+            self.known = {unit: found for unit, found in self.known.items() if found.states is not last}
+
+
+def _tokens(states: States) -> int:
+    return states[0].shape[0] * states[0].shape[-2]
