@@ -115,16 +115,22 @@ class Scorer:
     @torch.no_grad()
     def scores(self, units: Sequence[int]) -> Tensor:
         """The objective [len(units)] in nats without each of `units`; float64."""
+        found = self.read_without(units)
+        return torch.stack([found[unit].sum() for unit in units])
+
+    @torch.no_grad()
+    def read_without(self, units: Sequence[int]) -> dict[int, Tensor]:
+        """Of the sequence without each of `units` what `log_probs` is for the whole: [time], nats, float64."""
         every = self.spans()
         known = {unit: len(self._known(unit, every[unit])) for unit in units}
         ordered = sorted(units, key=known.__getitem__)
         ends = len(self.ids) - 1
         lengths = [ends - known[unit] if self.cache is not None else ends for unit in ordered]
         groups = cheapest_groups(lengths, self.batch_tokens, PASS_COST.get(self.device.type, OTHER_PASS_COST))
-        scores: dict[int, float] = {}
+        found: dict[int, Tensor] = {}
         for group in groups:
-            scores |= self._read_shortened({unit: every[unit] for unit in ordered[group]})
-        return self.log_probs.new_tensor([scores[unit] for unit in units])
+            found |= self._read_shortened({unit: every[unit] for unit in ordered[group]})
+        return found
 
     @torch.no_grad()
     def estimates(self, units: Sequence[int]) -> Tensor:
@@ -190,8 +196,8 @@ class Scorer:
         known = self.known.get(unit)
         return self.log_probs[: span[0]] if known is None else known.log_probs[: known.until]
 
-    def _read_shortened(self, spans: Mapping[int, Span]) -> dict[int, float]:
-        """The objective without each unit, in one pass."""
+    def _read_shortened(self, spans: Mapping[int, Span]) -> dict[int, Tensor]:
+        """`read_without` in one pass."""
         units = list(spans)
         ids = [torch.cat([self.ids[:start], self.ids[stop:]]) for start, stop in spans.values()]
         known = [self._known(unit, span) for unit, span in spans.items()]
@@ -222,7 +228,7 @@ class Scorer:
             self.best = Best(spans[units[best]], scores[best], log_probs[best], hidden[best, :length].clone(), kept)
         if states:
             self.known.add(spans, log_probs, states)
-        return dict(zip(units, scores, strict=True))
+        return dict(zip(units, log_probs, strict=True))
 
     def _run(self, ids: Tensor, cache: DynamicCache | None) -> Tensor:
         """Final hidden states [rows, time, hidden] of `ids` [rows, time], which come after what the cache holds."""
