@@ -4,7 +4,8 @@
 
 for a unit u of w tokens at position p: the first sum and the second term are read off the pass over the whole
 sequence (x_{p+w} is predicted from position p - 1, which does not see u), and only the rest needs a pass of its own,
-from p + w on, with the keys and values of what precedes p.
+from p + w on, with the keys and values of what precedes p. After a deletion at q > p the sequence without u is up to q
+what it was (`graftlm.pruning.known_sequences`), and only what comes after q needs a pass.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ Span = tuple[int, int]
 PASS_COST = {"cpu": 32}
 """What a pass costs besides its tokens, in tokens: reading the weights, starting the kernels."""
 OTHER_PASS_COST = 1024
-
 
 KEPT_PASSES = 32
 """Passes' worth of tokens of which states are kept from step to step."""
