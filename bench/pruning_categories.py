@@ -39,7 +39,7 @@ def ranked_rows(path: Path) -> Ranked:
 
 
 def ranked_by_answer(kind: str, folder: Path, count: int) -> Path:
-    path = folder / kind / "answer.jsonl"
+    path = folder / kind / f"answer-{count}.jsonl"
     if not path.exists():
         say(f"ranking {count} chains of {kind} by the answer's likelihood")
         ranking = Ranking(pruner=MODEL, mode=GREEDY[kind], objective="answer")  # type: ignore[arg-type]

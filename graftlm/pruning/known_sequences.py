@@ -30,26 +30,26 @@ class Known(NamedTuple):
 class KnownSequences:
     """By the unit that each lacks; `first` is where the chain starts.
 
-    From one deletion to the next, states of at most `tokens` tokens are kept: those nearest to the chain's start, which
-    hold longest.
+    States of at most `tokens` tokens are kept: those nearest to the chain's start, which hold longest.
     """
 
     def __init__(self, first: int, tokens: int) -> None:
         self.first, self.tokens = first, tokens
-        self.end = first + math.isqrt(tokens)
-        """Of positions from here on nothing is kept, so that all sequences find room up to here."""
+        self.end = first + math.isqrt(tokens // 2)
+        """Of positions from here on nothing is kept: then all sequences find room up to here, and once more while
+        those of one step take the place of those before."""
         self.known: dict[int, Known] = {}
 
-    def get(self, unit: int) -> Known | None:
-        return self.known.get(unit)
+    def log_probs(self, unit: int) -> Tensor | None:
+        """[time], what holds of the sequence without `unit`, if anything is known of it."""
+        found = self.known.get(unit)
+        return None if found is None else found.log_probs[: found.until]
 
     def add(self, spans: Mapping[int, tuple[int, int]], log_probs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
         """The results of a pass whose rows lack the units of `spans`, where those are: log-probabilities [time] each.
 
         `states`: each [rows, ..., time - 1 or more, size], from the question's first position on.
         """
-        for unit in spans:
-            self.known.pop(unit, None)
         rows = [row for row, (start, _) in enumerate(spans.values()) if start < self.end]
         if not rows:
             return
@@ -60,9 +60,8 @@ class KnownSequences:
             until = min(self.end, len(log_probs[row]) - 1)
             self.known[unit] = Known(start, stop - start, until, log_probs[row], kept, place)
 
-    def delete(self, unit: int, start: int) -> None:
-        """`unit`, which starts at `start`, is gone for good."""
-        self.known.pop(unit, None)
+    def delete(self, start: int) -> None:
+        """The unit that starts at `start` is gone for good."""
         self.known = {
             other: found._replace(until=min(found.until, start - found.size))
             for other, found in self.known.items()
@@ -88,7 +87,7 @@ class KnownSequences:
             if sources and begin > self.first:
                 rows = rows.clone()
                 for states, here, there in sources.values():
-                    rows[here, ..., self.first :, :] = states[index][there][..., : begin - self.first, :]
+                    rows[here, ..., self.first :, :] = states[index][..., : begin - self.first, :][there]
             result.append(rows)
         return result
 

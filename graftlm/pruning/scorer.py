@@ -2,9 +2,9 @@
 
     log P(R \\ u, A | Q) = Σ_{t < p} ℓ_t + log P(x_{p+w} | x_{<p}) + Σ_{t > p+w} log P(x_t | x_{<t} \\ u)
 
-for a unit u of w tokens at position p: the first sum and the second term are read off the pass over the whole
-sequence (x_{p+w} is predicted from position p - 1, which does not see u), and only the rest needs a pass of its own,
-from p + w on, with the keys and values of what precedes p. After a deletion at q > p the sequence without u is up to q
+for a unit u of w tokens at position p: the first sum is that of the whole sequence, the second term needs no pass
+(x_{p+w} is predicted from position p - 1, which does not see u), and only the rest needs one of its own, from p + w on,
+with the keys and values of what precedes p. After a deletion at q > p the sequence without u is up to q
 what it was (`graftlm.pruning.known_sequences`), and only what comes after q needs a pass.
 """
 
@@ -33,8 +33,9 @@ PASS_COST = {"cpu": 32}
 """What a pass costs besides its tokens, in tokens: reading the weights, starting the kernels."""
 OTHER_PASS_COST = 1024
 
-KEPT_PASSES = 32
-"""Passes' worth of tokens of which states are kept from step to step."""
+STATES_IN_PASS, STATES_KEPT = 16, 32
+"""Tokens, in units of `batch_tokens`, of which keys, values and hidden states are in a pass, those that it does not
+read itself included, and are kept for later passes."""
 
 
 class Best(NamedTuple):
@@ -51,8 +52,8 @@ class Scorer:
     """A sequence [question][chain][answer] whose chain loses unit after unit.
 
     `left`: the units that remain, by their number in `units`, in their order. `batch_tokens`: at most so many tokens
-    are in one pass, but at least one sequence, and of at most KEPT_PASSES times as many keys, values and hidden states
-    are kept from step to step. Logits exist for CHUNK_ROWS positions at a time.
+    are read in one pass, but at least one sequence. Keys, values and hidden states exist of at most STATES_IN_PASS +
+    STATES_KEPT times as many, logits for CHUNK_ROWS positions at a time.
 
     `reuse`: whether keys and values are used again; off by itself for a model whose layers keep other states than
     those, or where a pass that goes on from them gives other results than the whole one (tried on the chain).
@@ -91,7 +92,7 @@ class Scorer:
         """[time], of each token that counts for the objective, in nats; 0 for the others."""
         self.following: dict[int, float] = {}
         """Of units: log P of the token after it, if the unit were not there, in nats; only what still holds."""
-        self.known = KnownSequences(self.first, KEPT_PASSES * batch_tokens)
+        self.known = KnownSequences(self.first, STATES_KEPT * batch_tokens)
         self.best: Best | None = None
         """Of the units scored since the last deletion the one with the highest score."""
         self._read(0)
@@ -126,7 +127,9 @@ class Scorer:
         ordered = sorted(units, key=known.__getitem__)
         ends = len(self.ids) - 1
         lengths = [ends - known[unit] if self.cache is not None else ends for unit in ordered]
-        groups = cheapest_groups(lengths, self.batch_tokens, PASS_COST.get(self.device.type, OTHER_PASS_COST))
+        most_rows = STATES_IN_PASS * self.batch_tokens // len(self.ids)
+        pass_cost = PASS_COST.get(self.device.type, OTHER_PASS_COST)
+        groups = cheapest_groups(lengths, self.batch_tokens, most_rows, pass_cost)
         found: dict[int, Tensor] = {}
         for group in groups:
             found |= self._read_shortened({unit: every[unit] for unit in ordered[group]})
@@ -158,7 +161,7 @@ class Scorer:
         if self.cache is not None:
             self.cache.crop(start - (len(self.ids) - 1))
         self.ids = torch.cat([self.ids[:start], self.ids[stop:]])
-        self.known.delete(unit, start)
+        self.known.delete(start)
         best, self.best = self.best, None
         if best is None or best.span != span:
             self._read(start)
@@ -193,23 +196,23 @@ class Scorer:
 
     def _known(self, unit: int, span: Span) -> Tensor:
         """Log-probabilities at the start of the sequence without `unit` that hold already."""
-        known = self.known.get(unit)
-        return self.log_probs[: span[0]] if known is None else known.log_probs[: known.until]
+        found = self.known.log_probs(unit)
+        return self.log_probs[: span[0]] if found is None else found
 
     def _read_shortened(self, spans: Mapping[int, Span]) -> dict[int, Tensor]:
         """`read_without` in one pass."""
         units = list(spans)
         ids = [torch.cat([self.ids[:start], self.ids[stop:]]) for start, stop in spans.values()]
         known = [self._known(unit, span) for unit, span in spans.items()]
-        states: list[Tensor] = []
-        begin, cache = 0, None
+        begin, cache, before = 0, None, self.hidden[None, :0].expand(len(units), -1, -1)
         if self.cache is not None:
             begin = min(map(len, known))
-            states = self.known.before(units, _states(self.cache, self.hidden[None]), begin)
-            cache = _cache(states[:-1])
+            *keys_and_values, before = self.known.before(units, _states(self.cache, self.hidden[None]), begin)
+            cache = _cache(keys_and_values)
+            del keys_and_values  # or they would stay beside those that the pass makes of them
         # No token sees the padding, which comes after all that counts.
         hidden = self._run(torch.nn.utils.rnn.pad_sequence([each[begin:-1] for each in ids], batch_first=True), cache)
-        hidden = torch.cat([*states[-1:], hidden], dim=1)
+        hidden = torch.cat([before, hidden], dim=1)
         firsts = [max(len(old), self._first_target(len(each))) for old, each in zip(known, ids, strict=True)]
         targets = torch.cat([each[first:] for first, each in zip(firsts, ids, strict=True)])
         # Each is predicted by the position before it.
@@ -224,7 +227,9 @@ class Scorer:
         best = max(range(len(units)), key=scores.__getitem__)
         if self.best is None or scores[best] > self.best.score:
             length = len(ids[best]) - 1
-            kept = _cache([state[best : best + 1, ..., :length, :] for state in states[:-1]]) if states else None
+            kept = (
+                _cache([state[best : best + 1, ..., :length, :].clone() for state in states[:-1]]) if states else None
+            )
             self.best = Best(spans[units[best]], scores[best], log_probs[best], hidden[best, :length].clone(), kept)
         if states:
             self.known.add(spans, log_probs, states)
@@ -261,8 +266,9 @@ def _states(cache: DynamicCache, hidden: Tensor) -> list[Tensor]:
 
 
 def _cache(states: Sequence[Tensor]) -> DynamicCache:
-    """Of copies of the keys and values of each layer."""
+    """With these keys and values of each layer, not copies of them."""
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(zip(states[::2], states[1::2], strict=True)):
-        cache.update(keys, values, layer)
+    for index, (keys, values) in enumerate(zip(states[::2], states[1::2], strict=True)):
+        cache.update(keys[..., :0, :], values[..., :0, :], index)
+        cache.layers[index].keys, cache.layers[index].values = keys, values
     return cache

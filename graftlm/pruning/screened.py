@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -36,6 +35,8 @@ MARGIN = 1.0
 """Nats."""
 AT_ONCE = 3
 FEW = 8
+ANSWER = -1
+"""In place of a unit's number."""
 
 
 def screened_order(scorer: Scorer, protected: Collection[int], on_step: OnStep | None = None) -> Deletions:
@@ -51,6 +52,7 @@ def screened_order(scorer: Scorer, protected: Collection[int], on_step: OnStep |
         place = scorer.left.index(chosen)
         near = [*scorer.left[max(place - NEIGHBOURS, 0) : place], *scorer.left[place + 1 : place + 1 + NEIGHBOURS]]
         deletions.add(chosen, scores)
+        del screen.scored[chosen]
     return deletions
 
 
@@ -59,13 +61,18 @@ class Screen:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.stops = list(accumulate(scorer.sizes))
+        sizes = torch.tensor(scorer.sizes)
+        self.stops = sizes.cumsum(0)
+        self.unit_at = torch.cat(
+            [torch.arange(len(sizes)).repeat_interleave(sizes), torch.full([scorer.answer], ANSWER)]
+        )
+        """Of each token of the chain and the answer, when nothing was deleted."""
         self.scored: dict[int, tuple[Tensor, Tensor]] = {}
-        """Of each unit, when it was scored last: log P of all tokens, without it and with it, 0 for those gone."""
+        """Of each unit, when it was scored last: log P of each of those tokens without it and with it, or 0."""
 
     def promising(self, units: Sequence[int], near: Collection[int]) -> dict[int, float]:
         """The objective in nats without each of those of `units` that are worth a pass."""
-        guesses = dict(zip(units, (self.scorer.estimates(units) + self._effects(units)).tolist(), strict=True))
+        guesses = self.guesses(units)
         ranked = sorted(units, key=lambda unit: -guesses[unit])
         count = max(CANDIDATES, math.ceil(SHARE * len(units)))
         chosen = {*ranked[:count], *near}.intersection(units)
@@ -78,13 +85,16 @@ class Screen:
             chosen = set(left[: max(min(AT_ONCE, most - len(scores)), 0)])
         return scores
 
+    def guesses(self, units: Sequence[int]) -> dict[int, float]:
+        """The objective in nats without each of `units`, as far as it can be told without a pass."""
+        return dict(zip(units, (self.scorer.estimates(units) + self._effects(units)).tolist(), strict=True))
+
     def score(self, units: Sequence[int]) -> dict[int, float]:
         """The objective in nats without each of `units`."""
         places, now = self._places(), self._now()
         found = self.scorer.read_without(units)
         for unit, log_probs in found.items():
-            own = range(self.stops[unit] - self.scorer.sizes[unit], self.stops[unit])
-            others = [place for place in places if place not in own]
+            others = places[self.unit_at[places] != unit]
             without = torch.zeros_like(now)
             without[others] = log_probs[-len(others) :]
             self.scored[unit] = without, now
@@ -92,26 +102,24 @@ class Screen:
 
     def _effects(self, units: Sequence[int]) -> Tensor:
         """Σ_t r_ut [len(units)], nats."""
-        without, then = (torch.stack(each) for each in zip(*(self.scored[unit] for unit in units), strict=True))
+        places = self._places()
+        without, then = (
+            torch.stack([each[places] for each in found])
+            for found in zip(*(self.scored[unit] for unit in units), strict=True)
+        )
         effects = without - then
-        come = self._now() - then
+        come = self._now()[places] - then
         effects -= come.clamp(effects.clamp(max=0), effects.clamp(min=0))
-        places = torch.tensor(self._places())
         # g knows what becomes of the token right after each.
-        after = places[torch.searchsorted(places, torch.tensor([self.stops[unit] for unit in units]))]
-        return (effects[:, places] * (places > after[:, None])).sum(1)
+        after = places[torch.searchsorted(places, self.stops[list(units)])]
+        return (effects * (places > after[:, None])).sum(1)
 
-    def _places(self) -> list[int]:
+    def _places(self) -> Tensor:
         """Of the chain's and the answer's tokens those that are left."""
-        left = [
-            place
-            for unit in self.scorer.left
-            for place in range(self.stops[unit] - self.scorer.sizes[unit], self.stops[unit])
-        ]
-        return [*left, *range(self.stops[-1], self.stops[-1] + self.scorer.answer)]
+        return torch.isin(self.unit_at, torch.tensor([*self.scorer.left, ANSWER])).nonzero()[:, 0]
 
     def _now(self) -> Tensor:
         """log P of each token that is left, 0 for the others."""
-        now = self.scorer.log_probs.new_zeros(self.stops[-1] + self.scorer.answer)
+        now = self.scorer.log_probs.new_zeros(len(self.unit_at))
         now[self._places()] = self.scorer.log_probs[self.scorer.first :]
         return now

@@ -1,50 +1,85 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
-from graftlm.pruning.greedy import OnStep, exact_order
-from graftlm.pruning.scorer import Scorer
+from graftlm.pruning.greedy import exact_order
+from graftlm.pruning.known_sequences import KnownSequences
+from graftlm.pruning.scorer import STATES_IN_PASS, Scorer
 from tests.conftest import tiny_model
 
 QUESTION, CHAIN, ANSWER = list(b"How many?"), list(b"2 + 3 = 5, and 5 - 1 = 4, so it is 4"), list(b" 4.")
+BATCH_TOKENS = 64
 
 
-class CountingScorer(Scorer):
-    positions = 0
+class WatchedScorer(Scorer):
+    """`positions` read, `passes`, the `most` tokens whose states are kept, and that are in one pass of several rows."""
+
+    positions = passes = most_kept = most_in_pass = 0
 
     def _run(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
         self.positions += ids.numel()
+        self.passes += 1
         return super()._run(ids, cache)
 
+    def _read_shortened(self, spans: Mapping[int, tuple[int, int]]) -> dict[int, torch.Tensor]:
+        found = super()._read_shortened(spans)
+        states = {id(found.states): found.states for found in self.known.known.values()}
+        self.most_kept = max(self.most_kept, sum(each[0].shape[0] * each[0].shape[-2] for each in states.values()))
+        if len(spans) > 1:
+            self.most_in_pass = max(self.most_in_pass, len(spans) * len(self.ids))
+        return found
 
-def exact(kept: int, monkeypatch: pytest.MonkeyPatch, watch: Any = None) -> tuple[list[int], list[float], int]:
-    monkeypatch.setattr("graftlm.pruning.scorer.KEPT_PASSES", kept)
+
+def scorer_that_keeps(batches: int, monkeypatch: pytest.MonkeyPatch, question: list[int] = QUESTION) -> WatchedScorer:
+    monkeypatch.setattr("graftlm.pruning.scorer.STATES_KEPT", batches)
     model = tiny_model(initializer_range=0.3).double()
-    scorer = CountingScorer(model, QUESTION, [[token] for token in CHAIN], ANSWER, batch_tokens=64)
-    on_step: OnStep | None = None if watch is None else lambda _: watch(scorer)
-    found = exact_order(scorer, (), on_step)
-    return found.order, found.values, scorer.positions
+    return WatchedScorer(model, question, [[token] for token in CHAIN], ANSWER, batch_tokens=BATCH_TOKENS)
 
 
-def test_what_still_holds_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    order, values, positions = exact(0, monkeypatch)
-    for kept, share in [(6, 0.9), (32, 0.8)]:
-        found, new_values, fewer = exact(kept, monkeypatch)
-        assert found == order and new_values == pytest.approx(values, abs=1e-9)
-        assert fewer < share * positions
+def test_what_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = scorer_that_keeps(0, monkeypatch)
+    plain = exact_order(nothing, ())
+    for batches, share in [(12, 0.9), (64, 0.8)]:
+        scorer = scorer_that_keeps(batches, monkeypatch)
+        found = exact_order(scorer, ())
+        assert found.order == plain.order and found.values == pytest.approx(plain.values, abs=1e-9)
+        assert scorer.positions < share * nothing.positions
 
 
-@pytest.mark.parametrize("kept", [1, 6])
-def test_no_more_is_kept_than_said(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    most = 0
+@pytest.mark.parametrize("batches", [2, 12])
+def test_no_more_is_kept_than_said(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = scorer_that_keeps(batches, monkeypatch)
+    exact_order(scorer, ())
+    assert 0.3 * batches * BATCH_TOKENS < scorer.most_kept <= batches * BATCH_TOKENS
 
-    def watch(scorer: Scorer) -> None:
-        nonlocal most
-        states = {id(found.states): found.states for found in scorer.known.known.values()}
-        most = max(most, sum(each[0].shape[0] * each[0].shape[-2] for each in states.values()))
 
-    exact(kept, monkeypatch, watch)
-    assert 0.3 * kept * 64 < most <= kept * 64
+def test_a_long_question_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = scorer_that_keeps(32, monkeypatch, list(b"How many? " * 10))
+    exact_order(scorer, ())
+    assert 0.5 * STATES_IN_PASS * BATCH_TOKENS < scorer.most_in_pass <= STATES_IN_PASS * BATCH_TOKENS
+
+
+def test_going_on_from_the_best_takes_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = scorer_that_keeps(32, monkeypatch)
+    while len(scorer.left) > 20:
+        scores = scorer.scores(scorer.left)
+        before = scorer.passes
+        scorer.delete(scorer.left[int(scores.argmax())])
+        assert scorer.passes == before
+    worst = int(scorer.scores(scorer.left).argmin())
+    before = scorer.passes
+    scorer.delete(scorer.left[worst])
+    assert scorer.passes == before + 1
+
+
+def test_passes_of_which_single_rows_are_left_make_room() -> None:
+    known = KnownSequences(0, tokens=32)  # four rows of four tokens, twice
+    for rows in (4, 3, 2, 1):  # 40 tokens, of which ten rows are still of use
+        spans = {unit: (unit, unit + 1) for unit in range(rows)}
+        known.add(spans, [torch.zeros(5)] * rows, [torch.zeros(rows, 4, 2)])
+    known.delete(4)
+    assert [unit for unit in range(4) if known.log_probs(unit) is not None] == [0, 1, 2]
