@@ -1,18 +1,19 @@
 """Greedy pruning that scores a few deletions at each step: those that look best by what earlier steps found out.
 
-    f(R \\ u) ≈ g(R, u) + Σ_t r_ut,    r_ut = e_ut - clamp(c_t, between 0 and e_ut)
+    f(R \\ u) ≈ g(R, u) + Σ_t r_ut ± (d s Σ_t min(|c_t|, |e_ut|))^½,    r_ut = e_ut - clamp(c_t, between 0 and e_ut)
     e_ut = log P(x_t | R' \\ u) - log P(x_t | R'),    c_t = log P(x_t | R) - log P(x_t | R')
 
 g (`Scorer.estimates`) is what the objective would be if no token but the one right after u noticed its absence. It is
 exact for those tokens, where most of the effect lies, and read off what is known of R itself. Of the others that are
-left, e_ut is what u meant to them when it was scored last, in R'; what the deletions since have brought about already,
-c_t, u's own cannot bring about once more. So at each step are scored, with the pass that `exact` takes:
+left, e_ut is what u meant to them when it was scored last, in R' (0 before); what the deletions since have brought
+about already, c_t, u's own cannot bring about once more, and how far off that may be grows with what they share; s is
+the mean of |Σ_t e_ut| at the first step, and d is DOUBT. So at each step are scored, with the pass that `exact` takes:
 
-1. the CANDIDATES (or the SHARE) that are best by that, and the NEIGHBOURS of what was deleted last;
-2. more, AT_ONCE at a time, up to twice as many, while one that was not scored comes within MARGIN of the best that was;
-3. all of them at the first step, and when FEW are left.
+1. the CANDIDATES (or the SHARE) that are best by that, its upper end, and the NEIGHBOURS of what was deleted last;
+2. those that come within MARGIN s of the best that was scored, again and again, up to MOST times as many;
+3. the better half at the first step, and all when FEW are left.
 
-The best that was scored is deleted. The numbers were chosen on four chains of GSM-Symbolic with 44 to 67 tokens.
+The best that was scored is deleted. The numbers were chosen on five chains of GSM-Symbolic with 61 to 67 tokens.
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ from torch import Tensor
 from graftlm.pruning.greedy import Deletions, OnStep, best, eligible
 from graftlm.pruning.scorer import Scorer
 
-CANDIDATES = 3
-SHARE = 0.05
-"""Of the units that are left, where that is more than CANDIDATES."""
+CANDIDATES = 2
+SHARE, FIRST_SHARE = 0.05, 0.5
+"""Of the units that are left, where that is more than CANDIDATES; while none of them was scored."""
 NEIGHBOURS = 1
 """On each side."""
-MARGIN = 1.0
-"""Nats."""
-AT_ONCE = 3
-FEW = 8
+DOUBT, MARGIN = 0.15, 0.35
+MOST = 4
+FEW = 5
 ANSWER = -1
 """In place of a unit's number."""
 
@@ -46,13 +46,12 @@ def screened_order(scorer: Scorer, protected: Collection[int], on_step: OnStep |
     near: Sequence[int] = ()
     while scorer.left:
         units = eligible(scorer.left, protected)
-        scored_before = screen.scored.keys() >= set(units)
-        scores = screen.promising(units, near) if scored_before and len(units) > FEW else screen.score(units)
+        scores = screen.promising(units, near) if len(units) > FEW else screen.score(units)
         chosen = best(scores)
         place = scorer.left.index(chosen)
         near = [*scorer.left[max(place - NEIGHBOURS, 0) : place], *scorer.left[place + 1 : place + 1 + NEIGHBOURS]]
         deletions.add(chosen, scores)
-        del screen.scored[chosen]
+        screen.scored.pop(chosen)
     return deletions
 
 
@@ -68,25 +67,29 @@ class Screen:
         )
         """Of each token of the chain and the answer, when nothing was deleted."""
         self.scored: dict[int, tuple[Tensor, Tensor]] = {}
-        """Of each unit, when it was scored last: log P of each of those tokens without it and with it, or 0."""
+        """Of each unit that was scored, when it was last: log P of those tokens without it and with it, or 0."""
+        self.scale = 0.0
+        """s, nats."""
 
     def promising(self, units: Sequence[int], near: Collection[int]) -> dict[int, float]:
         """The objective in nats without each of those of `units` that are worth a pass."""
         guesses = self.guesses(units)
+        first = self.scored.keys().isdisjoint(units)
         ranked = sorted(units, key=lambda unit: -guesses[unit])
-        count = max(CANDIDATES, math.ceil(SHARE * len(units)))
+        count = max(CANDIDATES, math.ceil((FIRST_SHARE if first else SHARE) * len(units)))
         chosen = {*ranked[:count], *near}.intersection(units)
-        most = 2 * len(chosen)
+        most = MOST * len(chosen)
         scores: dict[int, float] = {}
         while chosen:
             scores |= self.score(sorted(chosen))
-            bar = max(scores.values()) - MARGIN
+            self.scale = self.scale or sum(abs(scores[unit] - guesses[unit]) for unit in scores) / len(scores)
+            bar = max(scores.values()) - MARGIN * self.scale
             left = [unit for unit in ranked if unit not in scores and guesses[unit] > bar]
-            chosen = set(left[: max(min(AT_ONCE, most - len(scores)), 0)])
+            chosen = set(left[: most - len(scores)])
         return scores
 
     def guesses(self, units: Sequence[int]) -> dict[int, float]:
-        """The objective in nats without each of `units`, as far as it can be told without a pass."""
+        """The objective in nats that may be reached without each of `units`, as far as can be told without a pass."""
         return dict(zip(units, (self.scorer.estimates(units) + self._effects(units)).tolist(), strict=True))
 
     def score(self, units: Sequence[int]) -> dict[int, float]:
@@ -101,18 +104,19 @@ class Screen:
         return {unit: float(log_probs.sum()) for unit, log_probs in found.items()}
 
     def _effects(self, units: Sequence[int]) -> Tensor:
-        """Σ_t r_ut [len(units)], nats."""
-        places = self._places()
+        """Upper end of Σ_t r_ut [len(units)], nats."""
+        places, now = self._places(), self._now()
         without, then = (
             torch.stack([each[places] for each in found])
-            for found in zip(*(self.scored[unit] for unit in units), strict=True)
+            for found in zip(*(self.scored.get(unit, (now, now)) for unit in units), strict=True)
         )
         effects = without - then
-        come = self._now()[places] - then
-        effects -= come.clamp(effects.clamp(max=0), effects.clamp(min=0))
+        come = (now[places] - then).clamp(effects.clamp(max=0), effects.clamp(min=0))
+        shared = torch.minimum((now[places] - then).abs(), effects.abs())
         # g knows what becomes of the token right after each.
         after = places[torch.searchsorted(places, self.stops[list(units)])]
-        return (effects * (places > after[:, None])).sum(1)
+        counting = places > after[:, None]
+        return ((effects - come) * counting).sum(1) + (DOUBT * self.scale * (shared * counting).sum(1)).sqrt()
 
     def _places(self) -> Tensor:
         """Of the chain's and the answer's tokens those that are left."""
