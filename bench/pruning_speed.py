@@ -10,6 +10,9 @@
 - `screened`, and with --surrogate `surrogate`: `prune_chain` in that mode; Spearman's rank correlation of its ranks
   with those of `exact`.
 
+The limit of `exact`: the matrix products of the positions that have to be read, each once as long as what precedes it
+stays the same, all in batches of 512.
+
 Chains: GSM-Symbolic problems of reasoning-gym with their own solutions. The plain algorithm takes a quarter of an hour
 for 60 tokens and two for 150: each chain's result is kept in the output file, and a chain that is there is not measured
 again (with --again only screened and surrogate are). Seconds are those of the process's own CPU time, so that what else
@@ -21,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +88,44 @@ def plain(
         left.remove(given)
         on_step(1)
     return seconds * all_tokens / tokens, len(range(0, len(order), every)), differing
+
+
+def positions_to_read(order: Sequence[int], answer: int) -> tuple[int, int]:
+    """Of exact pruning that deletes in this order: positions that go through the layers, and that are unembedded.
+
+    A sequence without a token is read from there on, and from where the last deletion was if that was further on.
+    """
+    left, known = list(range(len(order))), dict[int, int]()
+    read = unembedded = 0
+    for deleted in order:
+        for place, unit in enumerate(left):
+            length = len(left) - 1 + answer - max(place, known.get(unit, 0))
+            read, unembedded = read + length - 1, unembedded + length
+        place = left.index(deleted)
+        known = dict.fromkeys(left[:place], place - 1)
+        left.remove(deleted)
+    return read, unembedded
+
+
+@torch.no_grad()
+def seconds_a_position(model: Any, rows: int = 512) -> tuple[float, float]:
+    """CPU time of the bare products of a position with the layers' weights, and with the unembedding."""
+
+    def fastest(weight: Any) -> float:
+        inputs, found = torch.randn(rows, weight.shape[1]), []
+        for _ in range(5):
+            begun = time.process_time()
+            inputs @ weight.T
+            found.append(time.process_time() - begun)
+        return min(found) / rows
+
+    unembedding = model.get_output_embeddings()
+    shapes = Counter(
+        tuple(part.weight.shape)
+        for part in model.modules()
+        if isinstance(part, torch.nn.Linear) and part is not unembedding
+    )
+    return sum(count * fastest(torch.randn(shape)) for shape, count in shapes.items()), fastest(unembedding.weight)
 
 
 def log_likelihoods(model: Any, rows: Sequence[Sequence[int]], first: int) -> torch.Tensor:
@@ -168,6 +210,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "times_plain": {mode: total["plain"] / total[mode] for mode in ratios},
         "times_plain_least": {mode: min(ratio) for mode, ratio in ratios.items()},
         "steps_compared": sum(each["steps_compared"] for each in results),
+        "times_limit": {"exact": total["exact"] / sum(each["limit_seconds"] for each in results)},
         "same_choice": sum(each["steps_compared"] - len(each["differing"]) for each in results),
         "spearman_mean": {mode: sum(values) / len(values) for mode, values in correlations.items()},
         "spearman_least": {mode: min(values) for mode, values in correlations.items()},
@@ -187,6 +230,7 @@ def main() -> None:
     arguments = parser.parse_args()
     begun = time.monotonic()
     model, tokenizer = load_model(BASE)
+    costs = seconds_a_position(model)
     surrogate = load_surrogate(arguments.surrogate) if arguments.surrogate else None
     wanted = chains(tokenizer, arguments.chains, arguments.shortest, arguments.longest)
     stored = json.loads(arguments.output.read_text())["results"] if arguments.output.exists() else []
@@ -199,6 +243,9 @@ def main() -> None:
             say(f"stopped at the limit of {arguments.minutes:g} minutes; the same command goes on")
             break
         results[texts[1]] = measure(model, tokenizer, texts, known, arguments.every, surrogate)
+        for each in results.values():
+            counts = positions_to_read(each["orders"]["exact"], each["answer_tokens"])
+            each["limit_seconds"] = sum(count * cost for count, cost in zip(counts, costs, strict=True))
         document = {
             "base": BASE,
             "threads": torch.get_num_threads(),

@@ -97,7 +97,8 @@ def pruning(found: dict[str, Any]) -> Iterator[Row]:
             if spearman is None
             else f"Spearman with exact {spearman:.2f}, least {summary['spearman_least'][mode]:.2f}"
         )
-        yield Row(f"{mode}, {summary['chains']} chains", "the plain algorithm", times, None, note)
+        limit = summary["times_limit"].get(mode)
+        yield Row(f"{mode}, {summary['chains']} chains", "the plain algorithm", times, limit, note)
 
 
 def audit(found: dict[str, Any]) -> Iterator[Row]:
@@ -117,7 +118,8 @@ AREAS = (
          "bench/proxy_decoding.py", proxy),
     Area("speculative", "Drafting heads", "", "speculative.json", "bench/speculative.py", speculative),
     Area("forking", "Forking tokens", "", "forking/step.json", "bench/forking_step.py", forking),
-    Area("pruning", "Pruning", "", "pruning/speed.json", "bench/pruning_speed.py", pruning),
+    Area("pruning", "Pruning", "the products of the positions that exact pruning has to read", "pruning/speed.json",
+         "bench/pruning_speed.py", pruning),
     Area("audit", "Audit", "one forward over the prompts", "audit.json", "bench/audit.py", audit),
     Area("server", "Server", "", "serve_load.json", "bench/serve_load.py", server),
 )  # fmt: skip
