@@ -9,6 +9,8 @@
 - `exact`: `prune_chain(..., mode="exact")`, with the same rule for ties.
 - `screened`, and with --surrogate `surrogate`: `prune_chain` in that mode; Spearman's rank correlation of its ranks
   with those of `exact`.
+- With --rounded N, of N chains the same of `exact` with weights rounded to bfloat16: as far as anything can agree that
+  is not the same arithmetic, since one choice of two nearly equal ones leads to another order of all that follow.
 
 The limit of `exact`: the matrix products of the positions that have to be read, each once as long as what precedes it
 stays the same, all in batches of 512.
@@ -165,6 +167,7 @@ def measure(
             model, tokenizer, question, chain, answer, mode=mode, surrogate=surrogate, on_step=progress(mode, encoding)
         )
         seconds[mode], orders[mode] = time.process_time() - begun, pruned.order
+    rounded = {"rounded": known["rounded"]} if "rounded" in known else {}
     compared, differing = known.get("steps_compared", 0), known.get("differing", [])
     if not known:
         seconds["plain"], compared, differing = plain(
@@ -180,7 +183,23 @@ def measure(
         "differing": differing,
         "spearman": {mode: agreement(orders["exact"], orders[mode]) for mode in orders if mode != "exact"},
         "orders": orders,
+        **rounded,
     }
+
+
+def rounding_agreement(
+    model: Any, tokenizer: Any, texts: tuple[str, str, str, Encoding], exact: Sequence[int]
+) -> float:
+    """Spearman's, of the exact ranks with those of a `model` whose weights were rounded."""
+    pruned = prune_chain(model, tokenizer, *texts[:3], mode="exact", on_step=progress("rounded", texts[3]))
+    return agreement(exact, pruned.order)
+
+
+def rounded_copy(name: str) -> Any:
+    model, _ = load_model(name)
+    for weights in model.parameters():
+        weights.data = weights.data.bfloat16().to(weights.dtype)
+    return model
 
 
 def progress(name: str, encoding: Encoding) -> Callable[[int], None]:
@@ -214,6 +233,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "same_choice": sum(each["steps_compared"] - len(each["differing"]) for each in results),
         "spearman_mean": {mode: sum(values) / len(values) for mode, values in correlations.items()},
         "spearman_least": {mode: min(values) for mode, values in correlations.items()},
+        "spearman_rounded": [each["rounded"] for each in results if "rounded" in each],
     }
 
 
@@ -227,22 +247,29 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="of the plain algorithm take every Nth step (default: 1)")
     parser.add_argument("--surrogate", type=Path, help="folder of `graftlm prune fit`, to be measured as well")
     parser.add_argument("--again", action="store_true", help="measure all but exact and plain of known chains again")
+    parser.add_argument("--rounded", type=int, default=0, help="of how many chains rounded weights are tried")
     arguments = parser.parse_args()
     begun = time.monotonic()
     model, tokenizer = load_model(BASE)
     costs = seconds_a_position(model)
     surrogate = load_surrogate(arguments.surrogate) if arguments.surrogate else None
     wanted = chains(tokenizer, arguments.chains, arguments.shortest, arguments.longest)
+    rounded = rounded_copy(BASE) if arguments.rounded else None
     stored = json.loads(arguments.output.read_text())["results"] if arguments.output.exists() else []
     results = {each["chain"]: each for each in stored}
     for number, texts in enumerate(wanted, start=1):
         known = results.get(texts[1], {})
-        if known and not arguments.again:
+        try_rounded = number <= arguments.rounded and "rounded" not in known
+        if known and not arguments.again and not try_rounded:
             continue
         if time.monotonic() - begun > 60 * arguments.minutes:
             say(f"stopped at the limit of {arguments.minutes:g} minutes; the same command goes on")
             break
-        results[texts[1]] = measure(model, tokenizer, texts, known, arguments.every, surrogate)
+        if not known or arguments.again:
+            results[texts[1]] = measure(model, tokenizer, texts, known, arguments.every, surrogate)
+        if try_rounded:
+            exact = results[texts[1]]["orders"]["exact"]
+            results[texts[1]]["rounded"] = rounding_agreement(rounded, tokenizer, texts, exact)
         for each in results.values():
             counts = positions_to_read(each["orders"]["exact"], each["answer_tokens"])
             each["limit_seconds"] = sum(count * cost for count, cost in zip(counts, costs, strict=True))
