@@ -42,7 +42,7 @@ def test_screening_comes_close_to_the_exact_ranks_for_a_fraction_of_the_scores(o
     for seed in range(3):
         exact, screened, all_scored, few_scored = both(objective, seed)
         assert sorted(screened.order) == list(range(len(CHAIN)))
-        assert 0.1 * all_scored.scored < few_scored.scored < 0.35 * all_scored.scored
+        assert 0.1 * all_scored.scored < few_scored.scored < 0.5 * all_scored.scored
         correlations.append(spearman(exact.order, screened.order))
     assert sum(correlations) / 3 > least
 
