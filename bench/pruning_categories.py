@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 from line_chart import line_chart
-from pruning_students import GREEDY, MODEL
+from pruning_students import GREEDY, ranked
 
-from graftlm.console import plain_lines, prefixed, say
 from graftlm.files import dump_json, read_json_lines, write_text
 from graftlm.pruning.categories import CATEGORIES, categories_of_tokens, survival
-from graftlm.pruning.rows import COLUMN, Cut, Ranking, prune_rows
+from graftlm.pruning.rows import COLUMN
 
 SHARES = [round(1 - 0.05 * step, 2) for step in range(20)]
 HALF = 0.5
@@ -34,18 +33,8 @@ Ranked = tuple[list[list[float]], list[list[str]]]
 def ranked_rows(path: Path) -> Ranked:
     chains = [row[COLUMN] for row in read_json_lines(path)]
     return [chain["ranks"] for chain in chains], [
-        categories_of_tokens(chain["chain"], [(start, stop) for start, stop in chain["spans"]]) for chain in chains
+        categories_of_tokens(chain["chain"], chain["spans"]) for chain in chains
     ]
-
-
-def ranked_by_answer(kind: str, folder: Path, count: int) -> Path:
-    path = folder / kind / f"answer-{count}.jsonl"
-    if not path.exists():
-        say(f"ranking {count} chains of {kind} by the answer's likelihood")
-        ranking = Ranking(pruner=MODEL, mode=GREEDY[kind], objective="answer")  # type: ignore[arg-type]
-        prune_rows(str(folder / kind / "train.jsonl"), path, ranking, Cut(keep=(1.0,)), limit=count, resume=True,
-                   progress=prefixed(plain_lines(), f"{kind}, answer"))  # fmt: skip
-    return path
 
 
 def interval(found: Ranked, share: float) -> dict[str, tuple[float, float]]:
@@ -96,8 +85,8 @@ def main() -> None:
     document, lines = {}, [f"The paper's order: {PAPER}.", ""]
     for kind in arguments.kinds:
         for objective, path in (
-            ("joint", arguments.folder / kind / f"{GREEDY[kind]}.jsonl"),
-            ("answer", ranked_by_answer(kind, arguments.folder, arguments.answers)),
+            ("joint", ranked(kind, GREEDY[kind], arguments.folder)),
+            ("answer", ranked(kind, GREEDY[kind], arguments.folder, "answer", arguments.answers)),
         ):
             found = measure(ranked_rows(path))
             document[f"{kind}, {objective}"] = {"mode": GREEDY[kind], **found}

@@ -9,8 +9,8 @@
 - `exact`: `prune_chain(..., mode="exact")`, with the same rule for ties.
 - `screened`, and with --surrogate `surrogate`: `prune_chain` in that mode; Spearman's rank correlation of its ranks
   with those of `exact`.
-- With --rounded N, of N chains the same of `exact` with weights rounded to bfloat16: as far as anything can agree that
-  is not the same arithmetic, since one choice of two nearly equal ones leads to another order of all that follow.
+- With --rounded N, of N chains the same of `exact` with weights rounded to bfloat16: whether the ranks hang on such
+  details.
 
 The limit of `exact`: the matrix products of the positions that have to be read, each once as long as what precedes it
 stays the same, all in batches of 512.

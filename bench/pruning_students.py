@@ -32,6 +32,7 @@ from graftlm.files import dump_json, read_json_lines, write_text
 from graftlm.multitoken import TuneConfig
 from graftlm.multitoken.tune import tune
 from graftlm.provenance import versions
+from graftlm.pruning.choices import Objective
 from graftlm.pruning.rows import Cut, Ranking, prune_rows
 from graftlm.runs import Run
 from graftlm.tasks.generation import generate_completions
@@ -98,12 +99,15 @@ def hash_of(question: str) -> int:
     return sum(question.encode()) % 2
 
 
-def ranked(kind: str, mode: str, folder: Path) -> Path:
-    path = folder / kind / f"{mode}.jsonl"
+def ranked(kind: str, mode: str, folder: Path, objective: Objective = "joint", limit: int | None = None) -> Path:
+    """The training rows with their ranks, or the first `limit` of them."""
+    name = mode if objective == "joint" else f"{objective}-{limit}"
+    path = folder / kind / f"{name}.jsonl"
     if not path.exists():
-        say(f"ranking {kind} by {mode}")
-        prune_rows(str(folder / kind / "train.jsonl"), path, Ranking(pruner=MODEL, mode=mode),  # type: ignore[arg-type]
-                   Cut(keep=(1.0,)), resume=True, progress=prefixed(plain_lines(), f"{kind} {mode}"))  # fmt: skip
+        say(f"ranking {kind} by {name}")
+        ranking = Ranking(pruner=MODEL, mode=mode, objective=objective)  # type: ignore[arg-type]
+        prune_rows(str(folder / kind / "train.jsonl"), path, ranking, Cut(keep=(1.0,)), limit=limit, resume=True,
+                   progress=prefixed(plain_lines(), f"{kind} {name}"))  # fmt: skip
     return path
 
 

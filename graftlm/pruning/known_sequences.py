@@ -50,13 +50,11 @@ class KnownSequences:
 
         `states`: each [rows, ..., time - 1 or more, size], from the question's first position on.
         """
-        rows = [row for row, (start, _) in enumerate(spans.values()) if start < self.end]
-        if not rows:
+        near = [(row, unit, span) for row, (unit, span) in enumerate(spans.items()) if span[0] < self.end]
+        if not near:
             return
-        kept = [state[..., self.first : self.end, :][rows] for state in states]
-        lacking = list(spans.items())
-        for place, row in enumerate(rows):
-            unit, (start, stop) = lacking[row]
+        kept = [state[..., self.first : self.end, :][[row for row, _, _ in near]] for state in states]
+        for place, (row, unit, (start, stop)) in enumerate(near):
             until = min(self.end, len(log_probs[row]) - 1)
             self.known[unit] = Known(start, stop - start, until, log_probs[row], kept, place)
 

@@ -94,7 +94,7 @@ class Screen:
 
     def score(self, units: Sequence[int]) -> dict[int, float]:
         """The objective in nats without each of `units`."""
-        places, now = self._places(), self._now()
+        places, now = self._left()
         found = self.scorer.read_without(units)
         for unit, log_probs in found.items():
             others = places[self.unit_at[places] != unit]
@@ -105,25 +105,23 @@ class Screen:
 
     def _effects(self, units: Sequence[int]) -> Tensor:
         """Upper end of Σ_t r_ut [len(units)], nats."""
-        places, now = self._places(), self._now()
+        places, now = self._left()
         without, then = (
             torch.stack([each[places] for each in found])
             for found in zip(*(self.scored.get(unit, (now, now)) for unit in units), strict=True)
         )
         effects = without - then
-        come = (now[places] - then).clamp(effects.clamp(max=0), effects.clamp(min=0))
-        shared = torch.minimum((now[places] - then).abs(), effects.abs())
+        come = now[places] - then
+        expected = effects - come.clamp(effects.clamp(max=0), effects.clamp(min=0))
+        shared = torch.minimum(come.abs(), effects.abs())
         # g knows what becomes of the token right after each.
         after = places[torch.searchsorted(places, self.stops[list(units)])]
         counting = places > after[:, None]
-        return ((effects - come) * counting).sum(1) + (DOUBT * self.scale * (shared * counting).sum(1)).sqrt()
+        return (expected * counting).sum(1) + (DOUBT * self.scale * (shared * counting).sum(1)).sqrt()
 
-    def _places(self) -> Tensor:
-        """Of the chain's and the answer's tokens those that are left."""
-        return torch.isin(self.unit_at, torch.tensor([*self.scorer.left, ANSWER])).nonzero()[:, 0]
-
-    def _now(self) -> Tensor:
-        """log P of each token that is left, 0 for the others."""
+    def _left(self) -> tuple[Tensor, Tensor]:
+        """Of the chain's and the answer's tokens the places of those that are left, and log P of each, 0 if gone."""
+        places = torch.isin(self.unit_at, torch.tensor([*self.scorer.left, ANSWER])).nonzero()[:, 0]
         now = self.scorer.log_probs.new_zeros(len(self.unit_at))
-        now[self._places()] = self.scorer.log_probs[self.scorer.first :]
-        return now
+        now[places] = self.scorer.log_probs[self.scorer.first :]
+        return places, now

@@ -35,14 +35,14 @@ def spearman(order: list[int], other: list[int]) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-@pytest.mark.parametrize(("objective", "least"), [("joint", 0.7), ("answer", 0.4)])
+@pytest.mark.parametrize(("objective", "least"), [("joint", 0.7), ("answer", 0.5)])
 def test_screening_comes_close_to_the_exact_ranks_for_a_fraction_of_the_scores(objective: str, least: float) -> None:
     # A random model is the hard case: what its tokens do to each other has no order.
     correlations = []
     for seed in range(3):
         exact, screened, all_scored, few_scored = both(objective, seed)
         assert sorted(screened.order) == list(range(len(CHAIN)))
-        assert 0.1 * all_scored.scored < few_scored.scored < 0.5 * all_scored.scored
+        assert 0.1 * all_scored.scored < few_scored.scored < 0.45 * all_scored.scored
         correlations.append(spearman(exact.order, screened.order))
     assert sum(correlations) / 3 > least
 
