@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 from multitoken_step import RANK
 from peft import LoraConfig
@@ -24,7 +25,7 @@ def multitoken_trainer(
         "train_dataset": Dataset.from_list([{"input_ids": [1, 2], "labels": [1, 2]}]),
         "peft_config": LoraConfig(r=RANK, lora_alpha=16, target_modules=LINEAR, task_type="CAUSAL_LM"),
     }
-    common: dict[str, Any] = {"report_to": "none", "gradient_checkpointing": False, "bf16": False}
+    common: dict[str, Any] = {"report_to": "none", "gradient_checkpointing": False, "bf16": torch.cuda.is_available()}
     heads = MultiTokenHeads.from_model(model, num_heads) if num_heads else None
     if heads is not None:
         trainer: Any = MultiTokenTrainer(args=MultiTokenConfig(folder, **common), heads=heads, **settings)

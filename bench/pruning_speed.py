@@ -66,9 +66,15 @@ def chains(tokenizer: Any, count: int, shortest: int, longest: int) -> list[tupl
 
 @torch.no_grad()
 def plain(
-    model: Any, encoding: Encoding, order: Sequence[int], every: int, on_step: Callable[[int], None]
+    model: Any,
+    encoding: Encoding,
+    order: Sequence[int],
+    every: int,
+    on_step: Callable[[int], None],
+    batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[float, int, list[dict[str, float]]]:
     """Seconds, the number of steps taken, and those whose own choice is not that of `order`, with the gap in nats."""
+    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     left = list(range(len(order)))
     differing: list[dict[str, float]] = []
     seconds = tokens = all_tokens = 0.0
@@ -76,14 +82,14 @@ def plain(
         others = len(encoding.question) + len(left) - 1 + len(encoding.answer)
         all_tokens += len(left) * others
         if step % every == 0:
-            begun = time.process_time()
+            begun = clock()
             rows = [
                 [*encoding.question, *(encoding.chain[place].id for place in left if place != out), *encoding.answer]
                 for out in left
             ]
-            scores = log_likelihoods(model, rows, len(encoding.question))
+            scores = log_likelihoods(model, rows, len(encoding.question), batch_tokens)
             chosen = int((scores >= scores.max() - TIE).nonzero()[0])
-            seconds += time.process_time() - begun
+            seconds += clock() - begun
             tokens += len(left) * others
             if left[chosen] != given:
                 differing.append({"step": step, "gap_nats": float(scores[chosen] - scores[left.index(given)])})
@@ -130,10 +136,10 @@ def seconds_a_position(model: Any, rows: int = 512) -> tuple[float, float]:
     return sum(count * fastest(torch.randn(shape)) for shape, count in shapes.items()), fastest(unembedding.weight)
 
 
-def log_likelihoods(model: Any, rows: Sequence[Sequence[int]], first: int) -> torch.Tensor:
+def log_likelihoods(model: Any, rows: Sequence[Sequence[int]], first: int, batch_tokens: int) -> torch.Tensor:
     """Of each row (all of one length) the sum of log p over the tokens from `first` on."""
-    ids = torch.tensor(rows)
-    batches = ids.split(max(1, BATCH_TOKENS // ids.shape[1]))
+    ids = torch.tensor(rows, device=model.device)
+    batches = ids.split(max(1, batch_tokens // ids.shape[1]))
     return torch.cat([row_log_likelihoods(model, batch, first) for batch in batches])
 
 

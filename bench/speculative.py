@@ -73,7 +73,7 @@ def held_out_prompts(folder: Path, kind: str, tokenizer: Any, count: int) -> lis
 
 
 def peers(model: Any, heads: MultiTokenHeads) -> dict[str, Callable[..., Any]]:
-    """Functions that write; `generate` multiplies as transformers does."""
+    """Functions that write; `generate` multiplies as transformers does. Where no product is quickened, the first two."""
     decoding = HeadsDecoding(model, heads)
     quicken(model)
     quicken(decoding.heads)
@@ -87,12 +87,11 @@ def peers(model: Any, heads: MultiTokenHeads) -> dict[str, Callable[..., Any]]:
 
         return run
 
-    return {
-        "generate": with_products(False, model.generate),
-        "quick": with_products(True, model.generate),
-        "heads": with_products(True, decoding.generate),
-        "heads, plain products": with_products(False, HeadsDecoding(model, heads).generate),
-    }
+    found = {"generate": with_products(False, model.generate), "heads": with_products(True, decoding.generate)}
+    if quick:
+        found["quick"] = with_products(True, model.generate)
+        found["heads, plain products"] = with_products(False, HeadsDecoding(model, heads).generate)
+    return found
 
 
 @torch.no_grad()
@@ -110,8 +109,10 @@ def measure(
         for number, rows in enumerate(texts):
             width = max(map(len, rows))
             inputs = {
-                "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
-                "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+                "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device),
+                "attention_mask": torch.tensor(
+                    [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device
+                ),
                 "max_new_tokens": arguments.new_tokens, "do_sample": False, "pad_token_id": pad,
                 "return_dict_in_generate": True,
             }  # fmt: skip
@@ -132,7 +133,7 @@ def measure(
         found[str(batch)] = {
             "prompts": len(prompts), **totals, "seconds": seconds, "tokens_per_second": rates,
             "times_generate": {name: rate / rates["generate"] for name, rate in rates.items()},
-            "times_quick": rates["heads"] / rates["quick"],
+            "times_quick": rates["heads"] / rates.get("quick", rates["generate"]),
             "tokens_per_pass": totals["tokens"] / totals["rows"], "differing": gaps,
         }  # fmt: skip
         kept = f"{totals['accepted']} of {totals['drafted']} drafts kept"
@@ -188,7 +189,8 @@ def main() -> None:
     agreements = {name: json.loads((arguments.folder / name / "agreement.json").read_text())["heads"]
                   for name in ("heads", "refreshed")}  # fmt: skip
     document = {
-        "base": BASE, "threads": torch.get_num_threads(), "versions": versions(), "heads": heads.num_heads,
+        "base": BASE, "device": model.device.type, "threads": torch.get_num_threads(), "versions": versions(),
+        "heads": heads.num_heads,
         "settings": {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)},
         "agreement": agreements, "results": results,
     }  # fmt: skip

@@ -10,6 +10,6 @@ from graftlm import ProxyTunedModel
 base, expert, antiexpert, prompt = sys.argv[1:]
 model = ProxyTunedModel(base, expert, antiexpert, alpha=1.0)
 tokenizer = model.tokenizer
-inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
 written = model.generate(**inputs, max_new_tokens=64, do_sample=False, speculative=True)
 print(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

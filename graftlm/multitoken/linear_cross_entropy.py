@@ -76,6 +76,11 @@ class _Function(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden_states) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias) if need_bias and bias is not None else None
+        kind = hidden_states.device.type
+        if torch.is_autocast_enabled(kind):  # or each chunk would cast the whole unembedding again
+            narrow = torch.get_autocast_dtype(kind)
+            hidden_states, weight = hidden_states.to(narrow), weight.to(narrow)
+            bias = None if bias is None else bias.to(narrow)
 
         for start in range(0, rows, CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
@@ -109,7 +114,11 @@ class _Function(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = (gradient @ weight) * factor.to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight.addmm_(gradient.t(), hidden * factor.to(hidden.dtype))
+                scaled = hidden * factor.to(hidden.dtype)
+                if scaled.dtype == grad_weight.dtype:
+                    grad_weight.addmm_(gradient.t(), scaled)
+                else:  # summed up in the wider type
+                    grad_weight += gradient.t() @ scaled
             if grad_bias is not None:
                 grad_bias += (gradient * factor.to(hidden.dtype)).sum(0)
 

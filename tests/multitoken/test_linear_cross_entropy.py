@@ -173,3 +173,25 @@ def test_no_more_than_one_chunk_of_logits_exists() -> None:
         loss = linear_cross_entropy(hidden, weight, torch.zeros(rows, dtype=torch.long), torch.ones(rows)).loss
         (loss + linear_kl_divergence(hidden.detach(), weight, hidden, weight)).backward()
     assert largest.elements <= max(5 * vocabulary, vocabulary * HIDDEN)
+
+
+def test_under_autocast_every_product_is_narrow_and_what_is_summed_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    o = operands(dtype=torch.float32)
+    targets, weights = torch.arange(ROWS) % VOCABULARY, torch.linspace(-1, 2, ROWS)
+    wanted = [o["hidden"], o["weight"], o["bias"]]
+    exact = linear_cross_entropy(o["hidden"], o["weight"], targets, weights, bias=o["bias"])
+    expected = torch.autograd.grad(exact.loss, wanted)
+
+    casts = []
+    to = Tensor.to
+    monkeypatch.setattr(Tensor, "to", lambda self, *args, **kw: casts.append(self.shape) or to(self, *args, **kw))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(o["hidden"], o["weight"], targets, weights, bias=o["bias"])
+    gradients = torch.autograd.grad(found.loss, wanted)
+
+    assert casts.count(o["weight"].shape) == 1  # not once for each of the five chunks
+    assert found.loss.dtype == found.nll.dtype == torch.float32
+    assert [each.dtype for each in gradients] == [torch.float32] * 3
+    torch.testing.assert_close(found.nll, exact.nll, rtol=2e-2, atol=5e-2)
+    for narrow, wide in zip(gradients, expected, strict=True):
+        assert 1e-5 < float((narrow - wide).norm() / wide.norm()) < 2e-2
