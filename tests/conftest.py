@@ -9,6 +9,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "GRAFTLM_TEST_DEVICE" not in os.environ:  # tiny models, whose tensors the tests make on the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch

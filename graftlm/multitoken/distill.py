@@ -139,7 +139,9 @@ def _train(
     progress: Callable[[str, int, int], None] | None,
 ) -> list[float]:
     """Teach the heads; returns the seconds of each epoch."""
-    heads.train().requires_grad_(True)
+    dtype = decoder.unembedding.weight.dtype
+    heads.train().requires_grad_(True).to(torch.promote_types(dtype, torch.float32))  # small steps get lost in less
+    device = decoder.unembedding.weight.device
     frozen = {p: p.requires_grad for p in decoder.model.parameters()}
     decoder.model.requires_grad_(False)
     total = config.epochs * len(batches)
@@ -152,7 +154,8 @@ def _train(
         for epoch in range(config.epochs):
             started = time.perf_counter()
             for batch in order.sample(batches, len(batches)):
-                losses = _step(decoder, heads, batch, config)
+                with torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+                    losses = _step(decoder, heads, batch, config)
                 nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
@@ -164,6 +167,7 @@ def _train(
                     log({"step": step, "epoch": epoch, **{f"loss_{k}": v for k, v in enumerate(losses, start=1)}})
             seconds.append(time.perf_counter() - started)
     finally:
+        heads.to(dtype)
         for parameter, flag in frozen.items():
             parameter.requires_grad_(flag)
     return seconds
@@ -172,10 +176,11 @@ def _train(
 def _step(decoder: Decoder, heads: MultiTokenHeads, batch: CachedBatch, config: DistillConfig) -> list[float]:
     """Forward and backward of one batch, head by head; returns each head's mean loss in nats."""
     words = candidate_words(batch, decoder.unembedding.weight.shape[0], config.candidates)
+    call = batch.call(decoder.unembedding.weight.device)
     losses = []
     for head in range(1, heads.num_heads + 1):
         positions = batch.targets(head)
-        rows = decoder.final_norm(heads.hidden_states(head, batch.call)[positions])
+        rows = decoder.final_norm(heads.hidden_states(head, call)[positions])
         if not len(rows):
             losses.append(0.0)
             continue
@@ -238,9 +243,10 @@ def agreement(decoder: Decoder, heads: MultiTokenHeads, batches: Sequence[Cached
     """Share [K] of positions where head k's likeliest word is the model's own greedy one, k positions later."""
     right, count = [0] * heads.num_heads, [0] * heads.num_heads
     for batch in batches:
+        call = batch.call(decoder.unembedding.weight.device)
         for head in range(1, heads.num_heads + 1):
             positions = batch.targets(head)
-            rows = decoder.final_norm(heads.hidden_states(head, batch.call)[positions])
+            rows = decoder.final_norm(heads.hidden_states(head, call)[positions])
             greedy = batch.ahead(batch.top_tokens[..., 0], head, positions).to(rows.device)
             result = rows_loss(decoder, rows, greedy, torch.ones(len(rows), device=rows.device))
             right[head - 1] += int(result.correct.sum())

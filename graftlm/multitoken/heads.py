@@ -19,6 +19,7 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,19 +94,26 @@ class MultiTokenHeads(nn.Module):
             vocabulary_size=decoder.unembedding.weight.shape[0],
             hidden_size=decoder.unembedding.weight.shape[1],
             layer_class=type(decoder.layers[first]).__name__,
-            unembedding_hash=_unembedding_hash(decoder.unembedding),
+            unembedding_hash=_unembedding_hash(decoder.unembedding.weight),
         )
         sources = [decoder.layers[first + i] for i in range(depth)]
         return cls(config, [nn.ModuleList(_copy_layer(layer) for layer in sources) for _ in range(num_heads)])
 
-    def belong_to(self, model: nn.Module) -> None:
-        """Note in the config that the heads fit `model`, whose unembedding may have been trained since."""
+    def belong_to(self, model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Note in the config that the heads fit `model`, whose unembedding may have been trained since.
+
+        state_dict: its weights in one piece, where its own are divided over devices.
+        """
         decoder = Decoder(model)
+        unembedding: Any = decoder.unembedding.weight
+        if state_dict is not None:
+            names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is unembedding]
+            unembedding = next(state_dict[name] for name in names if name in state_dict)
         self.config = replace(
             self.config,
             base_model=str(decoder.model.name_or_path),
             base_revision=getattr(decoder.model.config, "_commit_hash", None),
-            unembedding_hash=_unembedding_hash(decoder.unembedding),
+            unembedding_hash=_unembedding_hash(unembedding),
         )
 
     @property
@@ -166,7 +174,7 @@ class MultiTokenHeads(nn.Module):
             ("vocabulary size", config.vocabulary_size, decoder.unembedding.weight.shape[0]),
             ("hidden size", config.hidden_size, decoder.unembedding.weight.shape[1]),
             ("layer class", config.layer_class, type(decoder.layers[-1]).__name__),
-            ("unembedding's hash", config.unembedding_hash, _unembedding_hash(decoder.unembedding)),
+            ("unembedding's hash", config.unembedding_hash, _unembedding_hash(decoder.unembedding.weight)),
         ):
             if theirs != ours and not (of_relative and what == "unembedding's hash"):
                 raise InputError(
@@ -220,12 +228,12 @@ def _copy_layer(layer: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _unembedding_hash(unembedding: nn.Module) -> str:
+def _unembedding_hash(unembedding: Any) -> str:
     """sha256 over every 997th row of the unembedding: tells models of one shape apart, at no cost.
 
     Rounded to bfloat16, so that a model hashes alike in float32 and bfloat16.
     """
-    rows = unembedding.weight[::997].detach().to(torch.bfloat16).cpu().contiguous()  # type: ignore[index]
+    rows = unembedding[::997].detach().to(torch.bfloat16).cpu().contiguous()
     return hashlib.sha256(rows.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,16 +18,21 @@ from graftlm.multitoken.written_text import WrittenText
 class CachedBatch:
     """A batch of texts: what its heads are called with, and what they are to say.
 
-    call: the model's layer call, with hidden states [batch, time, hidden] read from the cache.
+    cached: the model's layer call, with hidden states [batch, time, hidden] in the cache, whatever device the rest of
+    it is on.
     tokens: [batch, time] int64. written: [batch, time] bool, true where the model wrote the token.
     top_tokens, top_probabilities: [batch, time, n] of the model's own next-token distribution at each position.
     """
 
-    call: LayerCall
+    cached: LayerCall
     tokens: Tensor
     written: Tensor
     top_tokens: Tensor
     top_probabilities: Tensor
+
+    def call(self, device: torch.device) -> LayerCall:
+        """With the hidden states on the device too."""
+        return replace(self.cached, args=(self.cached.args[0].to(device), *self.cached.args[1:]))
 
     def targets(self, head: int) -> Tensor:
         """Positions [batch, time] (bool) where head `head` (1..K) has to predict a token that the model wrote."""

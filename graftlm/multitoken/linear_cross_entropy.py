@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Rows whose logits exist at once: 256 × 49,152 words × 4 bytes = 50 MB. Fewer are slower (128: 1.13 times the two bare
-# products, 256: 1.00, on two cores).
 CHUNK_ROWS = 256
+"""Rows whose logits exist at once on a CPU: 256 × 49,152 words × 4 bytes = 50 MB. Fewer are slower (128: 1.13 times the
+two bare products, 256: 1.00, on two cores)."""
+ACCELERATOR_CHUNK_ROWS = 1024
+"""On an H100 with 128,256 words: 256 rows 1.15 times as long, 4096 0.98 times and four times the memory."""
+
+
+def chunk_rows(device: torch.device) -> int:
+    return CHUNK_ROWS if device.type == "cpu" else ACCELERATOR_CHUNK_ROWS
 
 
 class LinearCrossEntropy(NamedTuple):
@@ -82,10 +88,13 @@ class _Function(torch.autograd.Function):
             hidden_states, weight = hidden_states.to(narrow), weight.to(narrow)
             bias = None if bias is None else bias.to(narrow)
 
-        for start in range(0, rows, CHUNK_ROWS):
-            chunk = slice(start, start + CHUNK_ROWS)
+        step = chunk_rows(hidden_states.device)
+        for start in range(0, rows, step):
+            chunk = slice(start, start + step)
             hidden, target = hidden_states[chunk], targets[chunk, None]
-            logits = torch.nn.functional.linear(hidden, weight, bias).to(accumulate)
+            logits = torch.nn.functional.linear(hidden, weight, bias)
+            if with_entropy or scale != 1.0 or softcap is not None:
+                logits = logits.to(accumulate)
             if scale != 1.0:
                 logits *= scale
             slope = None
@@ -95,10 +104,10 @@ class _Function(torch.autograd.Function):
                 logits = squashed * softcap
             target_logit = logits.gather(1, target)[:, 0]
             top_logit, top = logits.max(dim=1)
-            logits = logits.clone() if with_entropy else logits
-            probabilities = torch.softmax(logits, dim=1, out=None if with_entropy else logits)
+            space = logits if logits.dtype == accumulate and not with_entropy else None
+            probabilities = torch.softmax(logits, dim=1, dtype=accumulate, out=space)
             # The most likely word's probability never underflows, so it gives the normaliser exactly.
-            log_normaliser = top_logit - probabilities.gather(1, top[:, None])[:, 0].log()
+            log_normaliser = top_logit.to(accumulate) - probabilities.gather(1, top[:, None])[:, 0].log()
             nll[chunk] = log_normaliser - target_logit
             correct[chunk] = top == target[:, 0]
             if with_entropy:
@@ -167,6 +176,7 @@ def linear_kl_divergence(
         )
 
     total = hidden_states.sum() * 0.0
-    for rows, hidden in zip(reference.split(CHUNK_ROWS), hidden_states.split(CHUNK_ROWS), strict=True):
+    step = chunk_rows(hidden_states.device)
+    for rows, hidden in zip(reference.split(step), hidden_states.split(step), strict=True):
         total = total + checkpoint(divergence, rows, hidden, use_reentrant=False, preserve_rng_state=False)
     return total

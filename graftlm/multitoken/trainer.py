@@ -278,7 +278,7 @@ class MultiTokenTrainer(SFTTrainer):
         with self._plain():
             super()._save(folder, state_dict)
         if heads is not None and self.args.should_save:
-            heads.belong_to(whole.model)
+            heads.belong_to(whole.model, state_dict)
             heads.save_pretrained(Path(folder) / HEADS_FOLDER, of_heads)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import Decoder
-from graftlm.multitoken.linear_cross_entropy import CHUNK_ROWS
+from graftlm.multitoken.linear_cross_entropy import chunk_rows
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.grouping import cheapest_groups
 from graftlm.pruning.known_sequences import KnownSequences
@@ -53,7 +53,7 @@ class Scorer:
 
     `left`: the units that remain, by their number in `units`, in their order. `batch_tokens`: at most so many tokens
     are read in one pass, but at least one sequence. Keys, values and hidden states exist of at most STATES_IN_PASS +
-    STATES_KEPT times as many, logits for CHUNK_ROWS positions at a time.
+    STATES_KEPT times as many, logits for `chunk_rows` positions at a time.
 
     `reuse`: whether keys and values are used again; off by itself for a model whose layers keep other states than
     those, or where a pass that goes on from them gives other results than the whole one (tried on the chain).
@@ -246,7 +246,8 @@ class Scorer:
         """log P(target) [rows] in nats; float64, on the CPU."""
         found = [torch.zeros(0, dtype=torch.float64)]
         scale, cap = self.decoder.logit_scale, self.decoder.logit_softcap
-        for rows, words in zip(hidden.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
+        count = chunk_rows(hidden.device)
+        for rows, words in zip(hidden.split(count), targets.split(count), strict=True):
             logits = self.decoder.unembedding(rows)
             logits = logits if scale == 1 else logits * scale
             logits = logits if cap is None else cap * torch.tanh(logits / cap)

@@ -129,7 +129,7 @@ class TestHiddenStateCache:
         seen = 0
         for batch in cached.batches:
             with torch.no_grad():
-                of_head = Decoder(model).logits(heads.hidden_states(1, batch.call))
+                of_head = Decoder(model).logits(heads.hidden_states(1, batch.call(model.device)))
             for row in range(len(batch.tokens)):
                 length = int((batch.tokens[row] != 258).sum())
                 with torch.no_grad():
