@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from graftlm.console import say
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,7 @@ def areas(folder: Path) -> dict[str, list[tuple[str | None, list[str]]]]:
         "pruning": [(None, ["bench/pruning_speed.py", "--every", "8", "--output", f"{RESULTS}/pruning/speed.json"])],
         "audit": [(None, ["bench/audit.py"])],
         "server": [(None, ["bench/serve_load.py", "--output", f"{RESULTS}/serve_load.json"])],
+        **({"gpu": [(None, ["bench/gpu.py"])]} if torch.cuda.is_available() else {}),
     }  # fmt: skip
 
 

@@ -111,6 +111,22 @@ def server(found: dict[str, Any]) -> Iterator[Row]:
               found["server_over_offline"], None, f"{found['replies']['identical']} replies identical")  # fmt: skip
 
 
+def gpu(found: dict[str, Any]) -> Iterator[Row]:
+    for shape, peers in found["loss"].items():
+        ours, limit = peers["ours, 1024 rows"], peers["bare products"]["median_ms"]
+        for words, start in (("PyTorch with all logits", "all logits"), ("TRL's fused kernel", "TRL")):
+            theirs = [each for name, each in peers.items() if name.startswith(start)]
+            best = min(theirs, key=lambda each: each["median_ms"])
+            note = f"{ours['peak_mib'] / best['peak_mib']:.2g} times its memory"
+            yield Row(f"loss, {shape}", words, best["median_ms"] / ours["median_ms"], ours["median_ms"] / limit, note)
+    for name, theirs in found["step"].items():
+        if name.startswith("TRL next-token"):
+            ours = found["step"][name.replace("TRL next-token", "4 heads")]
+            note = f"{ours['peak_mib'] / theirs['peak_mib']:.2g} times its memory"
+            yield Row(f"step, K = 4, {name.partition(', ')[2]}", "TRL's next-token step",
+                      theirs["median_ms"] / ours["median_ms"], None, note)  # fmt: skip
+
+
 AREAS = (
     Area("multitoken", "Multi-token step", "the step's necessary matrix products", "multitoken_step.json",
          "bench/multitoken_step.py", multitoken),
@@ -122,6 +138,8 @@ AREAS = (
          "bench/pruning_speed.py", pruning),
     Area("audit", "Audit", "one forward over the prompts", "audit.json", "bench/audit.py", audit),
     Area("server", "Server", "", "serve_load.json", "bench/serve_load.py", server),
+    Area("gpu", "On a GPU (H100)", "the two or three products of hidden states and unembedding", "gpu.json",
+         "bench/gpu.py", gpu),
 )  # fmt: skip
 
 
@@ -187,7 +205,7 @@ def summarised(results: Path) -> tuple[list[str], list[Row]]:
                    for row in rows if row.times_peer is not None and row.times_peer < 1]  # fmt: skip
     head = [
         "# Beside others and the limit", "",
-        "Each area's peer and limit are measured in the same run, on two cores without a GPU.", "",
+        "Each area's peer and limit are measured in the same run; but for the last, on two cores without a GPU.", "",
         "## Where graftlm loses", "",
     ]  # fmt: skip
     return [*head, *(losing or ["Nowhere that was measured."]), "", *lines], first

@@ -92,9 +92,7 @@ class _Function(torch.autograd.Function):
         for start in range(0, rows, step):
             chunk = slice(start, start + step)
             hidden, target = hidden_states[chunk], targets[chunk, None]
-            logits = torch.nn.functional.linear(hidden, weight, bias)
-            if with_entropy or scale != 1.0 or softcap is not None:
-                logits = logits.to(accumulate)
+            logits = torch.nn.functional.linear(hidden, weight, bias).to(accumulate)
             if scale != 1.0:
                 logits *= scale
             slope = None
@@ -104,10 +102,10 @@ class _Function(torch.autograd.Function):
                 logits = squashed * softcap
             target_logit = logits.gather(1, target)[:, 0]
             top_logit, top = logits.max(dim=1)
-            space = logits if logits.dtype == accumulate and not with_entropy else None
-            probabilities = torch.softmax(logits, dim=1, dtype=accumulate, out=space)
+            logits = logits.clone() if with_entropy else logits
+            probabilities = torch.softmax(logits, dim=1, out=None if with_entropy else logits)
             # The most likely word's probability never underflows, so it gives the normaliser exactly.
-            log_normaliser = top_logit.to(accumulate) - probabilities.gather(1, top[:, None])[:, 0].log()
+            log_normaliser = top_logit - probabilities.gather(1, top[:, None])[:, 0].log()
             nll[chunk] = log_normaliser - target_logit
             correct[chunk] = top == target[:, 0]
             if with_entropy:
