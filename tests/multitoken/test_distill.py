@@ -339,3 +339,16 @@ def test_a_distillation_leaves_heads_text_and_agreement_and_its_text_serves_agai
         Run.create(missing.output, "distill", missing, {}) as run,
     ):
         distill(missing, run)
+
+
+def test_steps_that_bfloat16_would_lose_add_up(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = counting_model(1).bfloat16()
+    written = texts(model, tokenizer, 2000)
+    config = DistillConfig(num_heads=1, epochs=3, tokens_per_batch=128, learning_rate=1e-5)
+    heads = distill_heads(model, tokenizer, written, config).heads
+    copies = MultiTokenHeads.from_model(model, 1).state_dict()
+    for name, weight in heads.state_dict().items():
+        assert weight.dtype == torch.bfloat16
+        # One step of 1e-5 changes no weight of more than 0.005.
+        large = copies[name].abs() > 0.01
+        assert (weight != copies[name])[large].float().mean() > 0.1 or "norm" in name, name
