@@ -1,7 +1,8 @@
-"""Two gloo processes under torchrun, DDP, train as one process does."""
+"""Two gloo processes under torchrun, DDP or FSDP2, train as one process does."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from tests.multitoken.plain import assert_same
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(processes: int, settings: dict[str, Any], module: str = "tests.multitoken.training") -> None:
+def torchrun(processes: int, *settings: dict[str, Any], module: str = "tests.multitoken.training") -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -29,7 +30,7 @@ def torchrun(processes: int, settings: dict[str, Any], module: str = "tests.mult
             str(processes),
             "-m",
             module,
-            json.dumps(settings),
+            *map(json.dumps, settings),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -70,3 +71,13 @@ def test_two_processes_give_the_loss_curve_of_one(
         assert two == pytest.approx(one, rel=1e-4), name
     for one, two in zip(*states, strict=True):
         assert_same(two, one, 1e-3)
+
+
+@pytest.mark.slow
+def test_sharded_weights_get_the_gradients_of_whole_ones() -> None:
+    kinds = itertools.product((False, True), repeat=3)
+    torchrun(
+        2,
+        *({"tied": tied, "adapted": adapted, "train_heads": heads} for tied, adapted, heads in kinds),
+        module="tests.multitoken.sharding",
+    )

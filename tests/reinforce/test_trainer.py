@@ -253,7 +253,7 @@ def test_two_processes_keep_the_tokens_of_one(tokenizer: PreTrainedTokenizerBase
         folder = tmp_path / str(processes)
         settings = {"tokenizer": str(tmp_path / "tokenizer"), "output_dir": str(folder), "max_steps": 1, "top_k": 1,
                     "guarded": True, "per_device_train_batch_size": 8 // processes, "ddp_backend": "gloo"}  # fmt: skip
-        torchrun(processes, settings, "tests.reinforce.training")
+        torchrun(processes, settings, module="tests.reinforce.training")
         kept.append(json.loads((folder / "chosen.json").read_text()))
         logs.append(json.loads((folder / "log.json").read_text())[0])
     assert kept[0] == kept[1] and kept[0][0]
