@@ -70,7 +70,9 @@ def compare(**kind: bool) -> None:
     found = {name: each.grad.full_tensor() for name, each in sharded.named_parameters() if each.grad is not None}
     assert found.keys() == expected.keys() and len(found) > 10, kind
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{kind} {n}: {m}")
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{kind} {n}: {m}"
+        )
 
 
 if __name__ == "__main__":
