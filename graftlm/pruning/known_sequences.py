@@ -68,7 +68,8 @@ class KnownSequences:
         self._make_room()
 
     def before(self, units: Sequence[int], shared: Sequence[Tensor], begin: int) -> list[Tensor]:
-        """States [rows, ..., begin, size] of the positions before `begin` of the sequences without each of `units`.
+        """States [rows, ..., begin, size] of the positions before `begin` of the sequences without each of `units`, as
+        far as they are known.
 
         `shared`: those [1, ..., time, size] of the sequence that lacks none, which hold for what is not known.
         """
@@ -85,7 +86,8 @@ class KnownSequences:
             if sources and begin > self.first:
                 rows = rows.clone()
                 for states, here, there in sources.values():
-                    rows[here, ..., self.first :, :] = states[index][..., : begin - self.first, :][there]
+                    known = states[index][..., : begin - self.first, :][there]
+                    rows[here, ..., self.first : self.first + known.shape[-2], :] = known
             result.append(rows)
         return result
 

@@ -10,6 +10,7 @@ what it was (`graftlm.pruning.known_sequences`), and only what comes after q nee
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -86,6 +87,8 @@ class Scorer:
         flat = [token for unit in units for token in unit]
         self.ids = torch.tensor([*question, *flat, *answer], device=self.device)
         self.cache = DynamicCache() if reuse and _keeps_only_keys_and_values(self.decoder.config) else None
+        self.places_rows = "position_ids" in inspect.signature(self.decoder.trunk.forward).parameters
+        """Whether the rows of a pass can start at different positions."""
         self.hidden = torch.empty(0)
         """[time - 1, hidden], final, of all tokens but the last."""
         self.log_probs = torch.zeros(0, dtype=torch.float64)
@@ -120,19 +123,24 @@ class Scorer:
         return torch.stack([found[unit].sum() for unit in units])
 
     @torch.no_grad()
-    def read_without(self, units: Sequence[int]) -> dict[int, Tensor]:
-        """Of the sequence without each of `units` what `log_probs` is for the whole: [time], nats, float64."""
+    def read_without(self, units: Sequence[int], reach: int | None = None) -> dict[int, Tensor]:
+        """Of the sequence without each of `units` what `log_probs` is for the whole: [time], nats, float64.
+
+        reach: only so many tokens further than what is known of each already, where the model can do that.
+        """
         every = self.spans()
+        reach = reach if self.cache is not None and self.places_rows else None
         known = {unit: len(self._known(unit, every[unit])) for unit in units}
         ordered = sorted(units, key=known.__getitem__)
         ends = len(self.ids) - 1
         lengths = [ends - known[unit] if self.cache is not None else ends for unit in ordered]
+        lengths = lengths if reach is None else [min(length, reach) for length in lengths]
         most_rows = STATES_IN_PASS * self.batch_tokens // len(self.ids)
         pass_cost = PASS_COST.get(self.device.type, OTHER_PASS_COST)
         groups = cheapest_groups(lengths, self.batch_tokens, most_rows, pass_cost)
         found: dict[int, Tensor] = {}
         for group in groups:
-            found |= self._read_shortened({unit: every[unit] for unit in ordered[group]})
+            found |= self._read_shortened({unit: every[unit] for unit in ordered[group]}, reach)
         return found
 
     @torch.no_grad()
@@ -199,33 +207,42 @@ class Scorer:
         found = self.known.log_probs(unit)
         return self.log_probs[: span[0]] if found is None else found
 
-    def _read_shortened(self, spans: Mapping[int, Span]) -> dict[int, Tensor]:
-        """`read_without` in one pass."""
+    def _read_shortened(self, spans: Mapping[int, Span], reach: int | None) -> dict[int, Tensor]:
+        """`read_without` in one pass, whose rows start together, or, with `reach`, each where it is known to."""
         units = list(spans)
-        ids = [torch.cat([self.ids[:start], self.ids[stop:]]) for start, stop in spans.values()]
+        whole = [torch.cat([self.ids[:start], self.ids[stop:]]) for start, stop in spans.values()]
         known = [self._known(unit, span) for unit, span in spans.items()]
-        begin, cache, before = 0, None, self.hidden[None, :0].expand(len(units), -1, -1)
-        if self.cache is not None:
-            begin = min(map(len, known))
-            *keys_and_values, before = self.known.before(units, _states(self.cache, self.hidden[None]), begin)
+        begins = [len(old) for old in known] if reach is not None else [min(map(len, known))] * len(units)
+        cache, before = None, self.hidden[None, :0].expand(len(units), -1, -1)
+        if self.cache is None:
+            begins = [0] * len(units)
+        else:
+            states = self.known.before(units, _states(self.cache, self.hidden[None]), max(begins))
+            *keys_and_values, before = [_moved(state, [max(begins) - begin for begin in begins]) for state in states]
             cache = _cache(keys_and_values)
-            del keys_and_values  # or they would stay beside those that the pass makes of them
-        # No token sees the padding, which comes after all that counts.
-        hidden = self._run(torch.nn.utils.rnn.pad_sequence([each[begin:-1] for each in ids], batch_first=True), cache)
-        hidden = torch.cat([before, hidden], dim=1)
-        firsts = [max(len(old), self._first_target(len(each))) for old, each in zip(known, ids, strict=True)]
+            del states, keys_and_values  # or they would stay beside those that the pass makes of them
+        ids = [each[: None if reach is None else begin + reach] for each, begin in zip(whole, begins, strict=True)]
+        # No token sees the padding on the right, which comes after all that counts.
+        new = torch.nn.utils.rnn.pad_sequence(
+            [each[begin:-1] for each, begin in zip(ids, begins, strict=True)], batch_first=True
+        )
+        hidden = _moved(
+            torch.cat([before, self._run(new, cache, begins)], dim=1), [begin - max(begins) for begin in begins]
+        )
+        firsts = [max(len(old), self._first_target(len(each))) for old, each in zip(known, whole, strict=True)]
         targets = torch.cat([each[first:] for first, each in zip(firsts, ids, strict=True)])
         # Each is predicted by the position before it.
         predicting = [hidden[row, first - 1 : len(ids[row]) - 1] for row, first in enumerate(firsts)]
         found = self._log_probs(torch.cat(predicting), targets).split([len(each) for each in predicting])
         log_probs = [
-            torch.cat([old, old.new_zeros(first - len(old)), new])
-            for old, first, new in zip(known, firsts, found, strict=True)
+            torch.cat([old, old.new_zeros(first - len(old)), new])[: len(each)]
+            for old, first, new, each in zip(known, firsts, found, ids, strict=True)
         ]
-        scores = [float(each.sum()) for each in log_probs]
         states = [] if cache is None else _states(cache, hidden)
-        best = max(range(len(units)), key=scores.__getitem__)
-        if self.best is None or scores[best] > self.best.score:
+        states = [*(_moved(state, [begin - max(begins) for begin in begins]) for state in states[:-1]), *states[-1:]]
+        scores = {row: float(log_probs[row].sum()) for row in range(len(units)) if len(ids[row]) == len(whole[row])}
+        best = max(scores, key=scores.__getitem__, default=None)
+        if best is not None and (self.best is None or scores[best] > self.best.score):
             length = len(ids[best]) - 1
             kept = (
                 _cache([state[best : best + 1, ..., :length, :].clone() for state in states[:-1]]) if states else None
@@ -235,11 +252,20 @@ class Scorer:
             self.known.add(spans, log_probs, states)
         return dict(zip(units, log_probs, strict=True))
 
-    def _run(self, ids: Tensor, cache: DynamicCache | None) -> Tensor:
-        """Final hidden states [rows, time, hidden] of `ids` [rows, time], which come after what the cache holds."""
+    def _run(self, ids: Tensor, cache: DynamicCache | None, begins: Sequence[int] = (0,)) -> Tensor:
+        """Final hidden states [rows, time, hidden] of `ids` [rows, time], which come after what the cache holds; in
+        each row that is so many positions, at the cache's end."""
         if not ids.shape[1]:
             return self.hidden.new_empty(*ids.shape, self.hidden.shape[-1])
-        output = self.decoder.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        placed: dict[str, Tensor] = {}
+        if len(set(begins)) > 1:
+            first, past = torch.tensor(begins, device=self.device)[:, None], max(begins)
+            columns = torch.arange(past + ids.shape[1], device=self.device)
+            placed = {
+                "attention_mask": (columns >= past - first).long(),
+                "position_ids": first + columns[: ids.shape[1]],
+            }
+        output = self.decoder.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **placed)
         return output.last_hidden_state
 
     def _log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -259,6 +285,16 @@ def _keeps_only_keys_and_values(config: Any) -> bool:
     """Sliding windows among them: a cache that drops nothing does for those, too, since the mask hides the rest."""
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def _moved(state: Tensor, places: Sequence[int]) -> Tensor:
+    """[rows, ..., time, size], each row so many places further; what is moved in is of no account."""
+    if not any(places):
+        return state
+    count = state.shape[-2]
+    columns = torch.arange(count) - torch.tensor(places)[:, None]
+    index = columns.clamp(0, count - 1).to(state.device).view(len(places), *[1] * (state.dim() - 3), count, 1)
+    return state.gather(-2, index.expand_as(state))
 
 
 def _states(cache: DynamicCache, hidden: Tensor) -> list[Tensor]:

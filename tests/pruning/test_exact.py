@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from graftlm.pruning import prune_chain
 from graftlm.pruning.greedy import Deletions, exact_order
@@ -93,6 +93,40 @@ def test_scores_of_some_units_are_those_of_all(model: Any) -> None:
     assert scorer.scores(scorer.left).tolist() == pytest.approx(expected, abs=1e-9)
     some = [place for place, unit in enumerate(scorer.left) if unit in (1, 5, 8)]
     assert scorer.scores([1, 5, 8]).tolist() == pytest.approx([expected[place] for place in some], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "window"), [*((each, None) for each in ARCHITECTURES), ("gemma3_text", 4), ("mistral", 4)]
+)
+def test_rows_that_are_read_in_parts_say_what_they_say_in_one(architecture: str, window: int | None) -> None:
+    sliding = {} if window is None else {"sliding_window": window}
+    model = tiny_model(architecture, initializer_range=0.3, **sliding).double()
+    units = [[token] for token in CHAIN]
+    parts, whole = (Scorer(model, QUESTION, units, ANSWER) for _ in range(2))
+    lengths = set()
+    for gone, some in ((None, [0, 2, 7]), (5, [0, 1, 2, 8]), (3, [0, 1, 2, 7, 8]), (7, [0, 2, 6, 8])):
+        if gone is not None:
+            parts.delete(gone)
+            whole.delete(gone)
+        expected = whole.read_without(some)
+        for reach in (2, 3):
+            for unit, found in parts.read_without(some, reach).items():
+                lengths.add(len(found) == len(expected[unit]))
+                assert found.tolist() == pytest.approx(expected[unit][: len(found)].tolist(), abs=1e-9)
+        for unit, found in parts.read_without([some[1], some[-1]]).items():
+            assert found.tolist() == pytest.approx(expected[unit].tolist(), abs=1e-9)
+        assert parts.best is not None and parts.best.span in [parts.spans()[unit] for unit in some]
+    assert lengths == {True, False}
+
+
+def test_a_model_without_positions_reads_to_the_end() -> None:
+    config = AutoConfig.for_model("bloom", vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    scorer = Scorer(model, QUESTION, [[token] for token in CHAIN], ANSWER)
+    assert scorer.cache is not None and not scorer.places_rows
+    lengths = [len(found) for found in scorer.read_without([0, 4], 2).values()]
+    assert lengths == [len(QUESTION) + len(CHAIN) - 1 + len(ANSWER)] * 2
 
 
 def test_log_likelihoods_are_those_of_the_texts_that_are_left(tokenizer: PreTrainedTokenizerBase) -> None:

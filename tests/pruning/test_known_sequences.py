@@ -20,13 +20,13 @@ class WatchedScorer(Scorer):
 
     positions = passes = most_kept = most_in_pass = 0
 
-    def _run(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+    def _run(self, ids: torch.Tensor, cache: Any, *begins: Any) -> torch.Tensor:
         self.positions += ids.numel()
         self.passes += 1
-        return super()._run(ids, cache)
+        return super()._run(ids, cache, *begins)
 
-    def _read_shortened(self, spans: Mapping[int, tuple[int, int]]) -> dict[int, torch.Tensor]:
-        found = super()._read_shortened(spans)
+    def _read_shortened(self, spans: Mapping[int, tuple[int, int]], reach: int | None) -> dict[int, torch.Tensor]:
+        found = super()._read_shortened(spans, reach)
         states = {id(found.states): found.states for found in self.known.known.values()}
         self.most_kept = max(self.most_kept, sum(each[0].shape[0] * each[0].shape[-2] for each in states.values()))
         if len(spans) > 1:
