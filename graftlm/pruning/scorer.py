@@ -135,7 +135,8 @@ class Scorer:
         ends = len(self.ids) - 1
         lengths = [ends - known[unit] if self.cache is not None else ends for unit in ordered]
         lengths = lengths if reach is None else [min(length, reach) for length in lengths]
-        most_rows = STATES_IN_PASS * self.batch_tokens // len(self.ids)
+        copies = 1 if reach is None else 2  # of states, where rows start at different positions
+        most_rows = STATES_IN_PASS * self.batch_tokens // (copies * len(self.ids))
         pass_cost = PASS_COST.get(self.device.type, OTHER_PASS_COST)
         groups = cheapest_groups(lengths, self.batch_tokens, most_rows, pass_cost)
         found: dict[int, Tensor] = {}
@@ -212,22 +213,20 @@ class Scorer:
         units = list(spans)
         whole = [torch.cat([self.ids[:start], self.ids[stop:]]) for start, stop in spans.values()]
         known = [self._known(unit, span) for unit, span in spans.items()]
-        begins = [len(old) for old in known] if reach is not None else [min(map(len, known))] * len(units)
-        cache, before = None, self.hidden[None, :0].expand(len(units), -1, -1)
-        if self.cache is None:
-            begins = [0] * len(units)
-        else:
+        cache, before, begins = None, self.hidden[None, :0].expand(len(units), -1, -1), [0] * len(units)
+        if self.cache is not None:
+            begins = [len(old) for old in known] if reach is not None else [min(map(len, known))] * len(units)
             states = self.known.before(units, _states(self.cache, self.hidden[None]), max(begins))
-            *keys_and_values, before = [_moved(state, [max(begins) - begin for begin in begins]) for state in states]
+            *keys_and_values, before = (_moved(state, [max(begins) - begin for begin in begins]) for state in states)
             cache = _cache(keys_and_values)
             del states, keys_and_values  # or they would stay beside those that the pass makes of them
         ids = [each[: None if reach is None else begin + reach] for each, begin in zip(whole, begins, strict=True)]
         # No token sees the padding on the right, which comes after all that counts.
-        new = torch.nn.utils.rnn.pad_sequence(
-            [each[begin:-1] for each, begin in zip(ids, begins, strict=True)], batch_first=True
-        )
-        hidden = _moved(
-            torch.cat([before, self._run(new, cache, begins)], dim=1), [begin - max(begins) for begin in begins]
+        new = [each[begin:-1] for each, begin in zip(ids, begins, strict=True)]
+        hidden = self._run(torch.nn.utils.rnn.pad_sequence(new, batch_first=True), cache, begins)
+        *states, hidden = (
+            _moved(state, [begin - max(begins) for begin in begins])
+            for state in _states(cache, torch.cat([before, hidden], dim=1))
         )
         firsts = [max(len(old), self._first_target(len(each))) for old, each in zip(known, whole, strict=True)]
         targets = torch.cat([each[first:] for first, each in zip(firsts, ids, strict=True)])
@@ -238,18 +237,14 @@ class Scorer:
             torch.cat([old, old.new_zeros(first - len(old)), new])[: len(each)]
             for old, first, new, each in zip(known, firsts, found, ids, strict=True)
         ]
-        states = [] if cache is None else _states(cache, hidden)
-        states = [*(_moved(state, [begin - max(begins) for begin in begins]) for state in states[:-1]), *states[-1:]]
-        scores = {row: float(log_probs[row].sum()) for row in range(len(units)) if len(ids[row]) == len(whole[row])}
+        scores = {row: float(each.sum()) for row, each in enumerate(log_probs) if len(each) == len(whole[row])}
         best = max(scores, key=scores.__getitem__, default=None)
         if best is not None and (self.best is None or scores[best] > self.best.score):
-            length = len(ids[best]) - 1
-            kept = (
-                _cache([state[best : best + 1, ..., :length, :].clone() for state in states[:-1]]) if states else None
-            )
-            self.best = Best(spans[units[best]], scores[best], log_probs[best], hidden[best, :length].clone(), kept)
+            kept = [state[best : best + 1, ..., : len(whole[best]) - 1, :].clone() for state in (*states, hidden)]
+            cache = _cache(kept[:-1]) if states else None
+            self.best = Best(spans[units[best]], scores[best], log_probs[best], kept[-1][0], cache)
         if states:
-            self.known.add(spans, log_probs, states)
+            self.known.add(spans, log_probs, [*states, hidden])
         return dict(zip(units, log_probs, strict=True))
 
     def _run(self, ids: Tensor, cache: DynamicCache | None, begins: Sequence[int] = (0,)) -> Tensor:
@@ -297,9 +292,10 @@ def _moved(state: Tensor, places: Sequence[int]) -> Tensor:
     return state.gather(-2, index.expand_as(state))
 
 
-def _states(cache: DynamicCache, hidden: Tensor) -> list[Tensor]:
+def _states(cache: DynamicCache | None, hidden: Tensor) -> list[Tensor]:
     """Keys and values of each layer [rows, heads, time, size], and the final hidden states [rows, time, hidden]."""
-    return [*(part for layer in cache.layers for part in (layer.keys, layer.values)), hidden]
+    layers = [] if cache is None else cache.layers
+    return [*(part for layer in layers for part in (layer.keys, layer.values)), hidden]
 
 
 def _cache(states: Sequence[Tensor]) -> DynamicCache:
