@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 ROW_COST = {True: 0.2, False: 0.03}
 """What one more row adds to a pass of the model, in passes, on a CPU and elsewhere, until it is measured."""
@@ -20,6 +20,27 @@ PATIENCE = 6
 LONGEST_REST = 32
 
 
+class Times(dict[tuple[int, int], float]):
+    """Moving averages of seconds."""
+
+    def __init__(self, values: Iterable[tuple[tuple[int, int], float]] = ()) -> None:
+        super().__init__(values)
+        self.once: set[tuple[int, int]] = set()
+        """Keys with a single measurement."""
+
+    def learn(self, key: tuple[int, int], seconds: float) -> None:
+        """The first measurement counts for no more than the second: the first pass of a shape can take many times as
+        long, such as where a GPU loads its kernels."""
+        if key not in self:
+            self[key] = seconds
+            self.once.add(key)
+        elif key in self.once:
+            self[key] = min(self[key], seconds)
+            self.once.discard(key)
+        else:
+            self[key] += SMOOTHING * (seconds - self[key])
+
+
 class Pace:
     """Decides `choose`, the number of tokens to draft, and `heads`, how many heads to keep at work in a call.
 
@@ -32,9 +53,9 @@ class Pace:
         self.timed = timed
         self.kept = [PRIOR_RATE * PRIOR_WEIGHT] * count
         self.seen = [PRIOR_WEIGHT] * count
-        self.reads: dict[tuple[int, int], float] = {}
+        self.reads = Times()
         """(batch, drafted) -> seconds of a pass with its check."""
-        self.head_times: dict[tuple[int, int], float] = {}
+        self.head_times = Times()
         """(batch, heads) -> seconds to run the heads and to draft."""
         self.heads = count
         self.resting = self.rest = 0
@@ -58,7 +79,7 @@ class Pace:
         if self.rested:  # what was learnt before may not hold of this text
             self.rested = False
             self.kept, self.seen = [PRIOR_RATE * PRIOR_WEIGHT] * self.count, [PRIOR_WEIGHT] * self.count
-            self.reads = {key: seconds for key, seconds in self.reads.items() if key[1] == 0}
+            self.reads = Times((key, seconds) for key, seconds in self.reads.items() if key[1] == 0)
 
     def rate(self, head: int) -> float:
         """How often the draft of a head is kept when it is reached."""
@@ -66,7 +87,8 @@ class Pace:
 
     def learn(self, batch: int, drafted: int, kept: Sequence[int], seconds: float) -> None:
         """A pass over a batch, of whose `drafted` tokens each row kept so many."""
-        self._average(self.reads, (batch, drafted), seconds)
+        if self.timed:
+            self.reads.learn((batch, drafted), seconds)
         for count in kept:
             for head in range(min(count + 1, drafted)):
                 self.kept[head] += count > head
@@ -77,14 +99,15 @@ class Pace:
                 self.seen[head] = MEMORY
 
     def learn_heads(self, batch: int, heads: int, seconds: float) -> None:
-        self._average(self.head_times, (batch, heads), seconds)
+        if self.timed:
+            self.head_times.learn((batch, heads), seconds)
 
     def choose(self, batch: int) -> int:
         """The number of drafted tokens, up to `heads`, that yields most tokens a second; 0 for none."""
         if self.heads == 0:
             return 0
         self.rounds += 1
-        if self.timed and self.rounds % TRY_PLAIN == 2:
+        if self.timed and (self.rounds % TRY_PLAIN == 2 or (batch, 0) in self.reads.once):
             return 0
         best, found = self.speed(batch, 0, heads=0), 0
         for drafted in range(1, self.heads + 1):
@@ -127,9 +150,3 @@ class Pace:
             return self.head_times[batch, heads]
         share = heads * self.head_layers + self.unembedding
         return share * self._cost(batch, heads) * self._read_seconds(batch, 0) / self._cost(batch, 0)
-
-    def _average(self, values: dict[tuple[int, int], float], key: tuple[int, int], value: float) -> None:
-        if not self.timed:
-            return
-        before = values.get(key)
-        values[key] = value if before is None else (1 - SMOOTHING) * before + SMOOTHING * value

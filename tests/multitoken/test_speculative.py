@@ -330,6 +330,17 @@ def test_heads_that_gain_nothing_rest_longer_and_longer_and_are_tried_again() ->
     assert TRY_PLAIN > PATIENCE
 
 
+def test_a_first_pass_that_takes_long_does_not_count() -> None:
+    pace, first = Pace(3, 0.02, 0.2, on_cpu=False), set()
+    chosen = []
+    for _ in range(30):
+        chosen.append(count := pace.choose(1))
+        pace.learn(1, count, [0], 1.0 if count in first else 20.0)  # nothing is kept
+        pace.learn_heads(1, pace.heads, 0.2 if first else 5.0)
+        first.add(count)
+    assert sum(count > 0 for count in chosen) < 10 and pace.heads == 0
+
+
 def test_after_a_rest_the_heads_are_judged_by_what_they_do_now() -> None:
     """Ten calls on a text that they do not foresee, then one that they do; a pass takes 1 s, a row of it 0.05 s."""
 
