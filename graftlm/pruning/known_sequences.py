@@ -39,6 +39,13 @@ class KnownSequences:
         """Of positions from here on nothing is kept: then all sequences find room up to here, and once more while
         those of one step take the place of those before."""
         self.known: dict[int, Known] = {}
+        self.held: dict[int, tuple[int, int, int]] = {}
+        """Of each unit whose sequence was read since a token before it went: where it starts, its size, and before
+        which position of its sequence nothing has changed since, whether states of it are kept or not."""
+
+    def held_until(self, unit: int) -> int:
+        """Before which position of the sequence without `unit` nothing has changed since it was read; 0 if all may."""
+        return self.held.get(unit, (0, 0, 0))[2]
 
     def log_probs(self, unit: int) -> Tensor | None:
         """[time], what holds of the sequence without `unit`, if anything is known of it."""
@@ -50,6 +57,8 @@ class KnownSequences:
 
         `states`: each [rows, ..., time - 1 or more, size], from the question's first position on.
         """
+        for (unit, (start, stop)), found in zip(spans.items(), log_probs, strict=True):
+            self.held[unit] = (start, stop - start, len(found))
         near = [(row, unit, span) for row, (unit, span) in enumerate(spans.items()) if span[0] < self.end]
         if not near:
             return
@@ -60,6 +69,11 @@ class KnownSequences:
 
     def delete(self, start: int) -> None:
         """The unit that starts at `start` is gone for good."""
+        self.held = {
+            other: (first, size, min(until, start - size))
+            for other, (first, size, until) in self.held.items()
+            if first < start
+        }
         self.known = {
             other: found._replace(until=min(found.until, start - found.size))
             for other, found in self.known.items()

@@ -126,22 +126,28 @@ class Scorer:
     def read_without(self, units: Sequence[int], reach: int | None = None) -> dict[int, Tensor]:
         """Of the sequence without each of `units` what `log_probs` is for the whole: [time], nats, float64.
 
-        reach: only so many tokens further than what is known of each already, where the model can do that.
+        reach: only so many tokens from where the sequence is not what it was when it was read last; for the objective
+            `joint`, and where a model's rows can start at different positions.
         """
         every = self.spans()
-        reach = reach if self.cache is not None and self.places_rows else None
-        known = {unit: len(self._known(unit, every[unit])) for unit in units}
-        ordered = sorted(units, key=known.__getitem__)
-        ends = len(self.ids) - 1
-        lengths = [ends - known[unit] if self.cache is not None else ends for unit in ordered]
-        lengths = lengths if reach is None else [min(length, reach) for length in lengths]
-        copies = 1 if reach is None else 2  # of states, where rows start at different positions
-        most_rows = STATES_IN_PASS * self.batch_tokens // (copies * len(self.ids))
+        if self.objective == "answer" or self.cache is None or not self.places_rows:
+            reach = None
+        known = {unit: len(self._known(unit, every[unit])) if self.cache is not None else 0 for unit in units}
+        stops, room = dict.fromkeys(units, len(self.ids) - 1), len(self.ids)
+        if reach is not None:
+            changed = {unit: max(known[unit], self.known.held_until(unit)) for unit in units}
+            stops = {unit: min(len(self.ids) - self.sizes[unit], changed[unit] + reach) for unit in units}
+            # Rows that start at different positions are twice there for a moment, and may end further right.
+            room = 2 * (room + max(stops[unit] - known[unit] for unit in units))
+        ordered = sorted(units, key=lambda unit: known[unit] - stops[unit])
+        lengths = [stops[unit] - known[unit] for unit in ordered]
+        most_rows = STATES_IN_PASS * self.batch_tokens // room
         pass_cost = PASS_COST.get(self.device.type, OTHER_PASS_COST)
         groups = cheapest_groups(lengths, self.batch_tokens, most_rows, pass_cost)
         found: dict[int, Tensor] = {}
         for group in groups:
-            found |= self._read_shortened({unit: every[unit] for unit in ordered[group]}, reach)
+            spans = {unit: every[unit] for unit in ordered[group]}
+            found |= self._read_shortened(spans, None if reach is None else stops)
         return found
 
     @torch.no_grad()
@@ -208,34 +214,35 @@ class Scorer:
         found = self.known.log_probs(unit)
         return self.log_probs[: span[0]] if found is None else found
 
-    def _read_shortened(self, spans: Mapping[int, Span], reach: int | None) -> dict[int, Tensor]:
-        """`read_without` in one pass, whose rows start together, or, with `reach`, each where it is known to."""
+    def _read_shortened(self, spans: Mapping[int, Span], stops: Mapping[int, int] | None) -> dict[int, Tensor]:
+        """`read_without` in one pass, whose rows start together and end with the sequence, or, with `stops`, each start
+        where its sequence is known to, and end before that position."""
         units = list(spans)
         whole = [torch.cat([self.ids[:start], self.ids[stop:]]) for start, stop in spans.values()]
+        ids = whole if stops is None else [each[: stops[unit]] for unit, each in zip(units, whole, strict=True)]
         known = [self._known(unit, span) for unit, span in spans.items()]
         cache, before, begins = None, self.hidden[None, :0].expand(len(units), -1, -1), [0] * len(units)
         if self.cache is not None:
-            begins = [len(old) for old in known] if reach is not None else [min(map(len, known))] * len(units)
+            begins = [min(map(len, known))] * len(units) if stops is None else [len(old) for old in known]
+        shifts = [max(begins) - begin for begin in begins]
+        if self.cache is not None:
             states = self.known.before(units, _states(self.cache, self.hidden[None]), max(begins))
-            *keys_and_values, before = (_moved(state, [max(begins) - begin for begin in begins]) for state in states)
+            *keys_and_values, before = (_moved(state, shifts) for state in states)
             cache = _cache(keys_and_values)
             del states, keys_and_values  # or they would stay beside those that the pass makes of them
-        ids = [each[: None if reach is None else begin + reach] for each, begin in zip(whole, begins, strict=True)]
         # No token sees the padding on the right, which comes after all that counts.
         new = [each[begin:-1] for each, begin in zip(ids, begins, strict=True)]
         hidden = self._run(torch.nn.utils.rnn.pad_sequence(new, batch_first=True), cache, begins)
-        *states, hidden = (
-            _moved(state, [begin - max(begins) for begin in begins])
-            for state in _states(cache, torch.cat([before, hidden], dim=1))
-        )
+        every = _states(cache, torch.cat([before, hidden], dim=1))
+        *states, hidden = (_moved(state, [-shift for shift in shifts]) for state in every)
         firsts = [max(len(old), self._first_target(len(each))) for old, each in zip(known, whole, strict=True)]
         targets = torch.cat([each[first:] for first, each in zip(firsts, ids, strict=True)])
         # Each is predicted by the position before it.
         predicting = [hidden[row, first - 1 : len(ids[row]) - 1] for row, first in enumerate(firsts)]
         found = self._log_probs(torch.cat(predicting), targets).split([len(each) for each in predicting])
         log_probs = [
-            torch.cat([old, old.new_zeros(first - len(old)), new])[: len(each)]
-            for old, first, new, each in zip(known, firsts, found, ids, strict=True)
+            torch.cat([old, old.new_zeros(first - len(old)), new])
+            for old, first, new in zip(known, firsts, found, strict=True)
         ]
         scores = {row: float(each.sum()) for row, each in enumerate(log_probs) if len(each) == len(whole[row])}
         best = max(scores, key=scores.__getitem__, default=None)
@@ -258,7 +265,8 @@ class Scorer:
             columns = torch.arange(past + ids.shape[1], device=self.device)
             placed = {
                 "attention_mask": (columns >= past - first).long(),
-                "position_ids": first + columns[: ids.shape[1]],
+                # Padding may lie beyond what a model has positions for.
+                "position_ids": (first + columns[: ids.shape[1]]).clamp(max=len(self.ids) - 1),
             }
         output = self.decoder.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **placed)
         return output.last_hidden_state

@@ -13,10 +13,10 @@ the mean of |Σ_t e_ut| at the first step, and d is DOUBT. So at each step are l
 2. those that come within MARGIN s of the best that was looked at, again and again, up to MOST times as many;
 3. the better half at the first step, and all when FEW are left.
 
-One that was never scored is, by the pass that `exact` takes. Of the others the next REACH tokens are read, from where
-the sequence is no longer what it was: there lies most of what has changed, and e_ut is put right. The best by that is
-scored to its end, and then those whose upper end is above it. The best score is deleted. With the objective `answer`,
-whose tokens come last, all are scored to the end.
+A unit that was never scored gets the pass that `exact` takes. Of the others only the next REACH tokens are read, from
+where the sequence without the unit is not what it was when it was read last: there most of the change lies, and e_ut is
+put right. The one with the highest upper end is then read to its end, and so are those whose upper end is above its
+score. The best of the scores is deleted. With the objective `answer`, whose tokens come last, all are read to the end.
 
 The numbers were chosen on six chains of GSM-Symbolic with 61 to 78 tokens.
 """
@@ -40,6 +40,7 @@ NEIGHBOURS = 1
 """On each side."""
 DOUBT, MARGIN = 0.25, 0.5
 REACH = 14
+"""Tokens."""
 MOST = 6
 FEW = 5
 ANSWER = -1
@@ -132,7 +133,7 @@ class Screen:
         if not units:
             return {}
         places, now = self._left()
-        found = self.scorer.read_without(units, reach if self.scorer.objective == "joint" else None)
+        found = self.scorer.read_without(units, reach)
         scores = {}
         for unit, log_probs in found.items():
             others = places[self.unit_at[places] != unit]

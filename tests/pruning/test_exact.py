@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -101,22 +102,52 @@ def test_scores_of_some_units_are_those_of_all(model: Any) -> None:
 def test_rows_that_are_read_in_parts_say_what_they_say_in_one(architecture: str, window: int | None) -> None:
     sliding = {} if window is None else {"sliding_window": window}
     model = tiny_model(architecture, initializer_range=0.3, **sliding).double()
-    units = [[token] for token in CHAIN]
-    parts, whole = (Scorer(model, QUESTION, units, ANSWER) for _ in range(2))
-    lengths = set()
-    for gone, some in ((None, [0, 2, 7]), (5, [0, 1, 2, 8]), (3, [0, 1, 2, 7, 8]), (7, [0, 2, 6, 8])):
-        if gone is not None:
-            parts.delete(gone)
-            whole.delete(gone)
-        expected = whole.read_without(some)
+    units = [list(text) for text in (b"So", b" 2", b"+", b"3 is", b" 5", b",", b" t", b"hat", b" i", b"s", b" it")]
+    generator, lengths = random.Random(0), set()
+    parts = Scorer(model, QUESTION, units, ANSWER, batch_tokens=24)
+    while len(parts.left) > 3:
+        fresh = Scorer(model, QUESTION, [units[unit] for unit in parts.left], ANSWER)
+        assert parts.value == pytest.approx(fresh.value, abs=1e-9)
+        torch.testing.assert_close(parts.hidden, fresh.hidden)
+        expected = dict(zip(parts.left, fresh.read_without(range(len(parts.left))).values(), strict=True))
+        some = generator.sample(parts.left, 4)
         for reach in (2, 3):
             for unit, found in parts.read_without(some, reach).items():
                 lengths.add(len(found) == len(expected[unit]))
                 assert found.tolist() == pytest.approx(expected[unit][: len(found)].tolist(), abs=1e-9)
-        for unit, found in parts.read_without([some[1], some[-1]]).items():
+        for unit, found in parts.read_without(some[:3]).items():
             assert found.tolist() == pytest.approx(expected[unit].tolist(), abs=1e-9)
-        assert parts.best is not None and parts.best.span in [parts.spans()[unit] for unit in some]
+        best = max(some[:3], key=lambda unit: float(expected[unit].sum()))
+        parts.delete(best if len(parts.left) % 2 else generator.choice(parts.left))
     assert lengths == {True, False}
+
+
+def test_what_is_read_in_part_begins_where_something_has_changed(model: Any) -> None:
+    scorer = Scorer(model.double(), QUESTION, [[token] for token in CHAIN], ANSWER, batch_tokens=1)
+    assert scorer.known.end < len(QUESTION) + 5  # of what comes after, no states are kept
+    first = len(QUESTION)
+    assert len(scorer.read_without([0], 2)[0]) == first + 2
+    scorer.read_without([0])
+    scorer.delete(7)
+    # Without 0 the sequence is up to where 7 was what it was.
+    assert len(scorer.read_without([0], 2)[0]) == first + 6 + 2
+    assert len(scorer.read_without([8], 2)[8]) == first + 7 + 2
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_chain_that_fills_the_context_can_be_read_in_parts(architecture: str) -> None:
+    length = len(QUESTION) + len(CHAIN) + len(ANSWER)
+    name = "n_positions" if architecture == "gpt2" else "max_position_embeddings"
+    model = tiny_model(architecture, initializer_range=0.3, **{name: length}).double()
+    scorer = Scorer(model, QUESTION, [[token] for token in CHAIN], ANSWER)
+    expected = scorer.read_without([0, 8])
+    for unit, found in Scorer(model, QUESTION, [[token] for token in CHAIN], ANSWER).read_without([0, 8], 9).items():
+        assert found.tolist() == pytest.approx(expected[unit][: len(found)].tolist(), abs=1e-9)
+
+
+def test_for_the_answer_alone_all_is_read_to_the_end(model: Any) -> None:
+    scorer = Scorer(model, QUESTION, [[token] for token in CHAIN], ANSWER, "answer")
+    assert len(scorer.read_without([0], 2)[0]) == len(scorer.ids) - 1
 
 
 def test_a_model_without_positions_reads_to_the_end() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,15 +36,41 @@ def spearman(order: list[int], other: list[int]) -> float:
 
 
 @pytest.mark.parametrize(("objective", "least"), [("joint", 0.7), ("answer", 0.5)])
-def test_screening_comes_close_to_the_exact_ranks_for_a_fraction_of_the_scores(objective: str, least: float) -> None:
+def test_screening_comes_close_to_the_exact_ranks_for_a_fraction_of_the_positions(
+    objective: str, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A random model is the hard case: what its tokens do to each other has no order.
-    correlations = []
+    correlations, read = [], []
     for seed in range(3):
         exact, screened, all_read, few_read = both(objective, seed)
         assert sorted(screened.order) == list(range(len(CHAIN)))
         assert 0.1 * all_read.positions < few_read.positions < 0.6 * all_read.positions
         correlations.append(spearman(exact.order, screened.order))
+        read.append(few_read.positions)
     assert sum(correlations) / 3 > least
+    monkeypatch.setattr("graftlm.pruning.screened.REACH", 1000)
+    to_the_end = sum(both(objective, seed)[3].positions for seed in range(3))
+    assert sum(read) < 0.95 * to_the_end if objective == "joint" else sum(read) == to_the_end
+
+
+def test_of_those_read_in_part_the_best_is_scored_and_whatever_may_be_better() -> None:
+    true = {1: -5.0, 2: -3.0, 3: -9.0, 4: -1.0}
+    asked: list[list[int]] = []
+
+    class Told(Screen):
+        def __init__(self) -> None:
+            pass
+
+        def read(self, units: Sequence[int], reach: int | None = None) -> dict[int, float]:
+            asked.append(list(units))
+            return {unit: true[unit] for unit in units}
+
+    upper = {1: -2.0, 2: -2.5, 3: -6.0, 4: -5.5}
+    assert Told()._finals(upper, {}) == {1: -5.0, 2: -3.0} and asked == [[1], [2]]
+    asked.clear()
+    assert Told()._finals(upper, {9: -2.2}) == {1: -5.0} and asked == [[1]]
+    asked.clear()
+    assert Told()._finals(upper, {9: -1.0}) == {} and asked == []
 
 
 @pytest.mark.parametrize("objective", ["joint", "answer"])
