@@ -73,7 +73,7 @@ def held_out_prompts(folder: Path, kind: str, tokenizer: Any, count: int) -> lis
 
 
 def peers(model: Any, heads: MultiTokenHeads) -> dict[str, Callable[..., Any]]:
-    """Functions that write; Off a CPU just two, since nothing is quickened."""
+    """Functions that write; off a CPU just two, since nothing is quickened."""
     decoding = HeadsDecoding(model, heads)
     quicken(model)
     quicken(decoding.heads)

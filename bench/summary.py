@@ -138,7 +138,7 @@ AREAS = (
          "bench/pruning_speed.py", pruning),
     Area("audit", "Audit", "one forward over the prompts", "audit.json", "bench/audit.py", audit),
     Area("server", "Server", "", "serve_load.json", "bench/serve_load.py", server),
-    Area("gpu", "On a GPU (H100)", "the two or three products of hidden states and unembedding", "gpu.json",
+    Area("gpu", "On a GPU", "the two or three products of hidden states and unembedding", "gpu.json",
          "bench/gpu.py", gpu),
 )  # fmt: skip
 

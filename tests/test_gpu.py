@@ -31,15 +31,17 @@ from tests.reinforce.training import trainer as reinforcement_trainer
 
 DEVICE = os.environ.get("GRAFTLM_TEST_DEVICE", "")
 pytestmark = [
-    pytest.mark.skipif(not DEVICE, reason="needs GRAFTLM_TEST_DEVICE=cuda and such a device"),
+    pytest.mark.skipif(not DEVICE, reason="make test-gpu runs these"),
     pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing.:FutureWarning"),
     pytest.mark.filterwarnings(TRL_WARNING),
 ]
+if DEVICE == "cuda" and not torch.cuda.is_available():
+    pytest.exit("GRAFTLM_TEST_DEVICE=cuda, but PyTorch finds no CUDA device here", returncode=2)
 ON_CPU = {"use_cpu": True, "bf16": False}
 ON_DEVICE = {"use_cpu": DEVICE == "cpu"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_heads_are_distilled(dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> None:
     model = counting_model(1).to(DEVICE, dtype)
     config = DistillConfig(num_heads=2, epochs=6, tokens_per_batch=128, held_out=0.2)
@@ -49,9 +51,9 @@ def test_heads_are_distilled(dtype: torch.dtype, tokenizer: PreTrainedTokenizerB
         assert result.agreement["domain"][k] > 0.8 > 0.5 > result.undistilled["domain"][k]
 
 
-@pytest.mark.parametrize("rank", [None, 0.0], ids=["full", "lora"])
+@pytest.mark.parametrize("dropout", [None, 0.0], ids=["full", "lora"])
 def test_training_gives_the_losses_of_a_cpu(
-    rank: float | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    dropout: float | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     losses = []
     for name, where in {
@@ -60,9 +62,10 @@ def test_training_gives_the_losses_of_a_cpu(
         "bf16": {**ON_DEVICE, "bf16": True},
     }.items():
         trainer = training.train(
-            tokenizer, str(tmp_path / name), lora_dropout=rank, train_heads=True, anchored=True, anchor_weight=0.1,
+            tokenizer, str(tmp_path / name), lora_dropout=dropout, train_heads=True, anchored=True, anchor_weight=0.1,
             **where,
         )  # fmt: skip
+        assert trainer.model.device.type == ("cpu" if name == "cpu" else DEVICE)
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
         MultiTokenHeads.from_pretrained(
             tmp_path / name / "heads", trainer.accelerator.unwrap_model(trainer.model).model
@@ -96,7 +99,8 @@ def test_heads_draft_what_generate_writes(architecture: str) -> None:
     assert drafted.accepted > 0
     assert torch.equal(drafted.sequences, model.generate(**inputs, **GREEDY))
     torch.manual_seed(0)
-    decoding.generate(**inputs, **{**GREEDY, "do_sample": True})
+    drawn = decoding.generate(**inputs, **{**GREEDY, "do_sample": True})
+    assert drawn.shape == drafted.sequences.shape and not torch.equal(drawn, drafted.sequences)
 
 
 def test_a_steered_model_writes_what_it_writes_on_a_cpu() -> None:
@@ -127,7 +131,7 @@ def test_forking_tokens_are_learnt_from(lora: bool, tokenizer: PreTrainedTokeniz
     trainer.train()
     assert trainer.model.device.type == DEVICE
     assert any(not torch.equal(each, before[name]) for name, each in trainer.model.named_parameters() if name in before)
-    assert len(trainer.chosen()) == pytest.approx(0.2 * sum(map(len, trainer.rollouts[0]["completion_ids"])), abs=8)
+    assert len(trainer.chosen()) == pytest.approx(0.2 * sum(map(len, trainer.rollouts[0]["completion_ids"])), abs=4)
 
 
 def test_candidates_are_scored_as_on_a_cpu(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,6 +17,7 @@ Where this differs from the authors' code:
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -140,8 +141,9 @@ def _train(
 ) -> list[float]:
     """Teach the heads; returns the seconds of each epoch."""
     dtype = decoder.unembedding.weight.dtype
-    heads.train().requires_grad_(True).to(torch.promote_types(dtype, torch.float32))  # small steps get lost in less
-    device = decoder.unembedding.weight.device
+    precision = torch.promote_types(dtype, torch.float32)  # small steps and gradients get lost in less
+    heads.train().requires_grad_(True).to(precision)
+    norm = copy.deepcopy(decoder.final_norm).to(precision).requires_grad_(False)
     frozen = {p: p.requires_grad for p in decoder.model.parameters()}
     decoder.model.requires_grad_(False)
     total = config.epochs * len(batches)
@@ -154,8 +156,7 @@ def _train(
         for epoch in range(config.epochs):
             started = time.perf_counter()
             for batch in order.sample(batches, len(batches)):
-                with torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
-                    losses = _step(decoder, heads, batch, config)
+                losses = _step(decoder, norm, heads, batch, config)
                 nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
@@ -173,14 +174,16 @@ def _train(
     return seconds
 
 
-def _step(decoder: Decoder, heads: MultiTokenHeads, batch: CachedBatch, config: DistillConfig) -> list[float]:
+def _step(
+    decoder: Decoder, norm: nn.Module, heads: MultiTokenHeads, batch: CachedBatch, config: DistillConfig
+) -> list[float]:
     """Forward and backward of one batch, head by head; returns each head's mean loss in nats."""
     words = candidate_words(batch, decoder.unembedding.weight.shape[0], config.candidates)
-    call = batch.call(decoder.unembedding.weight.device)
+    call = batch.call(next(heads.parameters()))
     losses = []
     for head in range(1, heads.num_heads + 1):
         positions = batch.targets(head)
-        rows = decoder.final_norm(heads.hidden_states(head, call)[positions])
+        rows = norm(heads.hidden_states(head, call)[positions])
         if not len(rows):
             losses.append(0.0)
             continue
@@ -226,7 +229,8 @@ def candidate_cross_entropy(
     `weights` [rows, n]; what these leave of 1 is the probability of all other words together, as one bin."""
     ids = words.ids.to(rows.device)
     bias = getattr(decoder.unembedding, "bias", None)
-    logits = nn.functional.linear(rows, decoder.unembedding.weight[ids], None if bias is None else bias[ids])
+    weight = decoder.unembedding.weight[ids].to(rows.dtype)
+    logits = nn.functional.linear(rows, weight, None if bias is None else bias[ids].to(rows.dtype))
     logits = logits.float() * decoder.logit_scale
     if decoder.logit_softcap is not None:
         logits = decoder.logit_softcap * torch.tanh(logits / decoder.logit_softcap)
@@ -243,7 +247,7 @@ def agreement(decoder: Decoder, heads: MultiTokenHeads, batches: Sequence[Cached
     """Share [K] of positions where head k's likeliest word is the model's own greedy one, k positions later."""
     right, count = [0] * heads.num_heads, [0] * heads.num_heads
     for batch in batches:
-        call = batch.call(decoder.unembedding.weight.device)
+        call = batch.call(decoder.unembedding.weight)
         for head in range(1, heads.num_heads + 1):
             positions = batch.targets(head)
             rows = decoder.final_norm(heads.hidden_states(head, call)[positions])

@@ -102,18 +102,19 @@ class MultiTokenHeads(nn.Module):
     def belong_to(self, model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Note in the config that the heads fit `model`, whose unembedding may have been trained since.
 
-        state_dict: its weights in one piece, where its own are divided over devices.
+        state_dict: its weights in one piece, where its own are divided over devices. Without the unembedding in there
+            the heads keep what they say of it.
         """
         decoder = Decoder(model)
         unembedding: Any = decoder.unembedding.weight
         if state_dict is not None:
             names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is unembedding]
-            unembedding = next(state_dict[name] for name in names if name in state_dict)
+            unembedding = next((state_dict[name] for name in names if name in state_dict), None)
         self.config = replace(
             self.config,
             base_model=str(decoder.model.name_or_path),
             base_revision=getattr(decoder.model.config, "_commit_hash", None),
-            unembedding_hash=_unembedding_hash(unembedding),
+            unembedding_hash=self.config.unembedding_hash if unembedding is None else _unembedding_hash(unembedding),
         )
 
     @property

@@ -30,9 +30,9 @@ class CachedBatch:
     top_tokens: Tensor
     top_probabilities: Tensor
 
-    def call(self, device: torch.device) -> LayerCall:
-        """With the hidden states on the device too."""
-        return replace(self.cached, args=(self.cached.args[0].to(device), *self.cached.args[1:]))
+    def call(self, like: Tensor) -> LayerCall:
+        """With the hidden states in dtype and on the device of `like`."""
+        return replace(self.cached, args=(self.cached.args[0].to(like), *self.cached.args[1:]))
 
     def targets(self, head: int) -> Tensor:
         """Positions [batch, time] (bool) where head `head` (1..K) has to predict a token that the model wrote."""

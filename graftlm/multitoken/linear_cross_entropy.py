@@ -83,10 +83,13 @@ class _Function(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias) if need_bias and bias is not None else None
         kind = hidden_states.device.type
-        if torch.is_autocast_enabled(kind):  # or each chunk would cast the whole unembedding again
-            narrow = torch.get_autocast_dtype(kind)
+        if torch.is_autocast_enabled(kind) and accumulate == torch.float32:
+            narrow = torch.get_autocast_dtype(kind)  # once, or each chunk would cast the whole unembedding
             hidden_states, weight = hidden_states.to(narrow), weight.to(narrow)
             bias = None if bias is None else bias.to(narrow)
+        factors = row_weights.to(accumulate) * scale
+        # Weights such as one in 100,000 are nothing in float16.
+        largest = factors.abs().max().clamp(min=torch.finfo(accumulate).tiny) if rows else factors.new_ones(())
 
         step = chunk_rows(hidden_states.device)
         for start in range(0, rows, step):
@@ -116,18 +119,18 @@ class _Function(torch.autograd.Function):
             gradient.scatter_add_(1, target, torch.full_like(target, -1, dtype=accumulate))
             if slope is not None:
                 gradient *= slope
-            factor = (row_weights[chunk].to(accumulate) * scale)[:, None]
+            factor = factors[chunk, None]
+            relative = (factor / largest).to(hidden.dtype)
             gradient = gradient.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[chunk] = (gradient @ weight) * factor.to(hidden.dtype)
+                grad_hidden[chunk] = (gradient @ weight) * factor
             if grad_weight is not None:
-                scaled = hidden * factor.to(hidden.dtype)
-                if scaled.dtype == grad_weight.dtype:
-                    grad_weight.addmm_(gradient.t(), scaled)
+                if hidden.dtype == grad_weight.dtype:
+                    grad_weight.addmm_(gradient.t(), hidden * factor.to(hidden.dtype))
                 else:  # summed up in the wider type
-                    grad_weight += gradient.t() @ scaled
+                    grad_weight += (gradient.t() @ (hidden * relative)).to(accumulate) * largest
             if grad_bias is not None:
-                grad_bias += (gradient * factor.to(hidden.dtype)).sum(0)
+                grad_bias += (relative.t() @ gradient)[0].to(accumulate) * largest
 
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll, entropy, correct)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from peft import get_peft_model
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from graftlm.multitoken import MultiTokenHeads
@@ -42,18 +43,19 @@ def batch(number: int) -> dict[str, Tensor]:
 
 
 def shard(whole: MultiTokenModel) -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     decoder = Decoder(whole.model)
     assert isinstance(whole.heads, MultiTokenHeads)
     for layer in (*decoder.layers, *(layer for head in whole.heads.layers for layer in head)):  # type: ignore[union-attr]
-        fully_shard(layer)
+        fully_shard(layer, mesh=mesh)
     embedding = decoder.model.get_input_embeddings()
     tail = [decoder.final_norm, decoder.unembedding]
     if embedding.weight is decoder.unembedding.weight:
         tail.insert(1, embedding)
     else:
-        fully_shard(embedding)
-    fully_shard(tail, reshard_after_forward=False)
-    fully_shard(whole)
+        fully_shard(embedding, mesh=mesh)
+    fully_shard(tail, mesh=mesh, reshard_after_forward=False)
+    fully_shard(whole, mesh=mesh)
 
 
 def compare(**kind: bool) -> None:

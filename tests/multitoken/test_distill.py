@@ -129,7 +129,7 @@ class TestHiddenStateCache:
         seen = 0
         for batch in cached.batches:
             with torch.no_grad():
-                of_head = Decoder(model).logits(heads.hidden_states(1, batch.call(model.device)))
+                of_head = Decoder(model).logits(heads.hidden_states(1, batch.call(next(model.parameters()))))
             for row in range(len(batch.tokens)):
                 length = int((batch.tokens[row] != 258).sum())
                 with torch.no_grad():
@@ -339,6 +339,22 @@ def test_a_distillation_leaves_heads_text_and_agreement_and_its_text_serves_agai
         Run.create(missing.output, "distill", missing, {}) as run,
     ):
         distill(missing, run)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_heads_are_trained_in_float32_whatever_the_model_is(
+    architecture: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    written = texts(tiny_model(architecture), tokenizer, 150)
+    losses = []
+    for kind in (torch.float32, dtype):
+        lines: list[dict[str, float]] = []
+        config = DistillConfig(num_heads=2, epochs=2, tokens_per_batch=128)
+        heads = distill_heads(tiny_model(architecture).to(kind), tokenizer, written, config, log=lines.append).heads
+        assert {each.dtype for each in heads.parameters()} == {kind}
+        losses.append([lines[-1]["loss_1"], lines[-1]["loss_2"]])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
 def test_steps_that_bfloat16_would_lose_add_up(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -269,6 +270,26 @@ class TestFiles:
         assert config["num_heads"] == 2
         assert config["vocabulary_size"] == VOCABULARY
         assert config["layer_class"] == "LlamaDecoderLayer"
+
+    @pytest.mark.parametrize("tied", [False, True])
+    @pytest.mark.parametrize("adapted", [False, True])
+    def test_they_belong_to_a_model_whose_weights_are_gathered(self, tied: bool, adapted: bool) -> None:
+        plain: Any = tiny_model(tie_word_embeddings=tied)
+        heads = self.heads(plain)
+        before = heads.config.unembedding_hash
+        with torch.no_grad():
+            plain.get_output_embeddings().weight.mul_(2)
+        model = get_peft_model(plain, LoraConfig(target_modules="all-linear")) if adapted else plain
+        gathered = {name: weight.clone() for name, weight in model.state_dict().items()}
+        unembedding = plain.get_output_embeddings().weight
+        whole, unembedding.data = unembedding.data, unembedding.data[:0]  # as ZeRO leaves it
+        heads.belong_to(model, {})
+        assert heads.config.unembedding_hash == before
+        heads.belong_to(model, gathered)
+        found = heads.config.unembedding_hash
+        unembedding.data = whole
+        heads.belong_to(model)
+        assert found == heads.config.unembedding_hash != before
 
     def refuses(self, folder: Path, model: nn.Module, says: str) -> None:
         with pytest.raises(InputError, match=says) as error:
