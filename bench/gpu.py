@@ -19,11 +19,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from multitoken_trainer import multitoken_trainer
+from multitoken_trainer import multitoken_trainer, optimization_step
 from pruning_speed import BASE, agreement, chains, plain
 from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
@@ -56,7 +57,7 @@ def milliseconds(run: Callable[[], object], repeats: int = REPEATS) -> dict[str,
     return {"median_ms": statistics.median(found), "least_ms": min(found), "peak_mib": peak / 2**20}
 
 
-def loss(_: argparse.Namespace) -> dict[str, Any]:
+def loss() -> dict[str, Any]:
     found = {}
     for rows, hidden, words, trained in (
         (8192, 576, 49152, False), (8192, 4096, 128256, False), (8192, 4096, 128256, True)
@@ -115,7 +116,7 @@ def peers_of_loss(
     return found
 
 
-def step(arguments: argparse.Namespace) -> dict[str, Any]:
+def step() -> dict[str, Any]:
     found = {}
     for name, heads in (("TRL next-token", 0), ("4 heads", 4)):
         for dtype in (torch.float32, torch.bfloat16):
@@ -125,19 +126,13 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
             with tempfile.TemporaryDirectory() as folder:
                 trainer, _ = multitoken_trainer(model, tokenizer, num_heads=heads, recompute_every=0, folder=folder)
-
-                def run(trainer: Any = trainer, batch: dict[str, Tensor] = batch) -> None:
-                    trainer.training_step(trainer.model, dict(batch), (batch["labels"] != -100).sum())
-                    trainer.optimizer.step()
-                    trainer.optimizer.zero_grad(set_to_none=True)
-
                 label = f"{name}, weights in {str(dtype).rpartition('.')[2]}"
-                found[label] = milliseconds(run)
+                found[label] = milliseconds(partial(optimization_step, trainer, batch))
                 say(f"  {label}: {found[label]['median_ms']:.1f} ms, {found[label]['peak_mib']:.0f} MiB")
     return found
 
 
-def pruning(arguments: argparse.Namespace) -> dict[str, Any]:
+def pruning() -> dict[str, Any]:
     found: dict[str, Any] = {}
     orders = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -179,7 +174,7 @@ def main() -> None:
         document = made  # what another card or version took stands beside nothing of this one
     for name in arguments.only:
         say(name)
-        document[name] = PARTS[name](arguments)
+        document[name] = PARTS[name]()
         write_text(arguments.output, dump_json(document, indent=1) + "\n")
 
 

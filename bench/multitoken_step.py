@@ -63,7 +63,7 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
     from measure import measure_step, resident_bytes
-    from multitoken_trainer import multitoken_trainer
+    from multitoken_trainer import multitoken_trainer, optimization_step
 
     from graftlm import load_model
 
@@ -80,12 +80,9 @@ def run_graftlm(arguments: argparse.Namespace) -> dict[str, Any]:
             model, tokenizer, num_heads=arguments.num_heads, recompute_every=arguments.recompute_every, folder=folder
         )
         losses: list[float] = []
-        supervised = (batch["labels"][:, 1:] != -100).sum()
 
         def step() -> None:
-            losses.append(float(trainer.training_step(trainer.model, dict(batch), supervised)))
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad(set_to_none=True)
+            losses.append(float(optimization_step(trainer, batch)))
 
         result: dict[str, Any] = {}
         seconds, bound = [], []

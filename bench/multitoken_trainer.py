@@ -15,6 +15,14 @@ from graftlm import MultiTokenConfig, MultiTokenHeads, MultiTokenTrainer
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+def optimization_step(trainer: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Forward, backward, update, gradients cleared; the loss."""
+    loss: torch.Tensor = trainer.training_step(trainer.model, dict(batch), (batch["labels"][:, 1:] != -100).sum())
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
 def multitoken_trainer(
     model: Any, tokenizer: Any, *, num_heads: int, recompute_every: int, folder: str
 ) -> tuple[Any, MultiTokenHeads | None]:

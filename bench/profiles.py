@@ -21,7 +21,7 @@ import torch
 from forking_step import even_length
 from forking_step import trainer as reinforcement_trainer
 from multitoken_step import make_batches
-from multitoken_trainer import multitoken_trainer
+from multitoken_trainer import multitoken_trainer, optimization_step
 from pruning_speed import chains
 from torch.profiler import ProfilerActivity, profile
 
@@ -56,14 +56,8 @@ def multitoken(arguments: argparse.Namespace) -> tuple[str, Callable[[], object]
     make_batches(folder, model.config.vocab_size)
     stored = np.load(folder / "half.npz")
     batch = {name: torch.from_numpy(stored[name]) for name in stored}
-    supervised = (batch["labels"][:, 1:] != -100).sum()
-
-    def step() -> None:
-        trainer.training_step(trainer.model, dict(batch), supervised)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
-
-    return "a step of LoRA with 4 heads, 8 rows of 128 tokens, half of them supervised", step
+    said = "a step of LoRA with 4 heads, 8 rows of 128 tokens, half of them supervised"
+    return said, lambda: optimization_step(trainer, batch)
 
 
 def prompts_of(tokenizer: Any) -> list[Any]:

@@ -7,6 +7,7 @@ them once (`Decoder.verify`).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -118,6 +119,11 @@ class Decoder:
                 return child
             after_layers = after_layers or child is self.layers
         raise self._unsupported("has no normalisation after its last decoder layer")
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the rows of a pass can be told apart by their positions, or only by their columns."""
+        return "position_ids" in inspect.signature(self.trunk.forward).parameters
 
     @property
     def logit_scale(self) -> float:

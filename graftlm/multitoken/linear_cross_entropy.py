@@ -88,8 +88,9 @@ class _Function(torch.autograd.Function):
             hidden_states, weight = hidden_states.to(narrow), weight.to(narrow)
             bias = None if bias is None else bias.to(narrow)
         factors = row_weights.to(accumulate) * scale
-        # Weights such as one in 100,000 are nothing in float16.
-        largest = factors.abs().max().clamp(min=torch.finfo(accumulate).tiny) if rows else factors.new_ones(())
+        if rows and (need_weight or need_bias):  # a weight of one in 100,000 is nothing in float16
+            largest = factors.abs().max().clamp(min=torch.finfo(accumulate).tiny)
+            relative = (factors / largest).to(hidden_states.dtype)[:, None]
 
         step = chunk_rows(hidden_states.device)
         for start in range(0, rows, step):
@@ -120,7 +121,6 @@ class _Function(torch.autograd.Function):
             if slope is not None:
                 gradient *= slope
             factor = factors[chunk, None]
-            relative = (factor / largest).to(hidden.dtype)
             gradient = gradient.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[chunk] = (gradient @ weight) * factor
@@ -128,9 +128,9 @@ class _Function(torch.autograd.Function):
                 if hidden.dtype == grad_weight.dtype:
                     grad_weight.addmm_(gradient.t(), hidden * factor.to(hidden.dtype))
                 else:  # summed up in the wider type
-                    grad_weight += (gradient.t() @ (hidden * relative)).to(accumulate) * largest
+                    grad_weight += (gradient.t() @ (hidden * relative[chunk])).to(accumulate) * largest
             if grad_bias is not None:
-                grad_bias += (relative.t() @ gradient)[0].to(accumulate) * largest
+                grad_bias += (relative[chunk].t() @ gradient)[0].to(accumulate) * largest
 
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll, entropy, correct)

@@ -21,7 +21,6 @@ Source: blockwise parallel decoding (arXiv 1811.03115), with heads as in CAFT (a
 from __future__ import annotations
 
 import copy
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,9 +78,8 @@ class HeadsDecoding:
             raise InputError(
                 f"{type(self.decoder.model).__name__} cannot forget tokens ({names}): decode it without heads"
             )
-        takes_positions = "position_ids" in inspect.signature(self.decoder.model.forward).parameters
         windows = DynamicSlidingWindowLayer in kinds or hasattr(self.decoder.config, "attention_types")
-        self.counts_columns = windows or not takes_positions
+        self.counts_columns = windows or not self.decoder.takes_positions
         """Whether the distance of two tokens is that of their columns in the cache."""
         self.draft_tokens = draft_tokens
         self.drafted = self.accepted = 0

@@ -16,13 +16,18 @@ States = list[Tensor]
 """Each [rows, ..., time, size], of the positions from the chain's first on: keys, values, hidden states."""
 
 
-class Known(NamedTuple):
-    """Of a sequence without the unit of `size` tokens at `start`: what holds of its positions before `until`."""
+class Held(NamedTuple):
+    """The sequence without the unit of `size` tokens at `start` is before `until` what it was when it was read."""
 
     start: int
     size: int
     until: int
-    log_probs: Tensor  # [until or more]
+
+
+class Known(NamedTuple):
+    """What a pass found out of a sequence: log-probabilities [time], and `states`, of which it is one `row`."""
+
+    log_probs: Tensor
     states: States
     row: int
 
@@ -39,18 +44,18 @@ class KnownSequences:
         """Of positions from here on nothing is kept: then all sequences find room up to here, and once more while
         those of one step take the place of those before."""
         self.known: dict[int, Known] = {}
-        self.held: dict[int, tuple[int, int, int]] = {}
-        """Of each unit whose sequence was read since a token before it went: where it starts, its size, and before
-        which position of its sequence nothing has changed since, whether states of it are kept or not."""
+        self.held: dict[int, Held] = {}
+        """Of each unit whose sequence was read since a token before it went, whether states of it are kept or not."""
 
     def held_until(self, unit: int) -> int:
         """Before which position of the sequence without `unit` nothing has changed since it was read; 0 if all may."""
-        return self.held.get(unit, (0, 0, 0))[2]
+        return self.held[unit].until if unit in self.held else 0
 
     def log_probs(self, unit: int) -> Tensor | None:
-        """[time], what holds of the sequence without `unit`, if anything is known of it."""
+        """[time], what holds of the sequence without `unit`, as far as its states are kept, if any are."""
         found = self.known.get(unit)
-        return None if found is None else found.log_probs[: found.until]
+        # The last token went through no layer.
+        return None if found is None else found.log_probs[:-1][: min(self.end, self.held_until(unit))]
 
     def add(self, spans: Mapping[int, tuple[int, int]], log_probs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
         """The results of a pass whose rows lack the units of `spans`, where those are: log-probabilities [time] each.
@@ -58,27 +63,22 @@ class KnownSequences:
         `states`: each [rows, ..., time - 1 or more, size], from the question's first position on.
         """
         for (unit, (start, stop)), found in zip(spans.items(), log_probs, strict=True):
-            self.held[unit] = (start, stop - start, len(found))
+            self.held[unit] = Held(start, stop - start, len(found))
         near = [(row, unit, span) for row, (unit, span) in enumerate(spans.items()) if span[0] < self.end]
         if not near:
             return
         kept = [state[..., self.first : self.end, :][[row for row, _, _ in near]] for state in states]
-        for place, (row, unit, (start, stop)) in enumerate(near):
-            until = min(self.end, len(log_probs[row]) - 1)
-            self.known[unit] = Known(start, stop - start, until, log_probs[row], kept, place)
+        for place, (row, unit, _) in enumerate(near):
+            self.known[unit] = Known(log_probs[row], kept, place)
 
     def delete(self, start: int) -> None:
         """The unit that starts at `start` is gone for good."""
         self.held = {
-            other: (first, size, min(until, start - size))
-            for other, (first, size, until) in self.held.items()
-            if first < start
-        }
-        self.known = {
             other: found._replace(until=min(found.until, start - found.size))
-            for other, found in self.known.items()
+            for other, found in self.held.items()
             if found.start < start
         }
+        self.known = {other: found for other, found in self.known.items() if other in self.held}
         self._make_room()
 
     def before(self, units: Sequence[int], shared: Sequence[Tensor], begin: int) -> list[Tensor]:
@@ -107,7 +107,7 @@ class KnownSequences:
 
     def _make_room(self) -> None:
         while self.tokens < sum({id(found.states): _tokens(found.states) for found in self.known.values()}.values()):
-            last = max(self.known.values(), key=lambda found: found.start).states
+            last = self.known[max(self.known, key=lambda unit: self.held[unit].start)].states
             self.known = {unit: found for unit, found in self.known.items() if found.states is not last}
 
 

@@ -10,7 +10,6 @@ what it was (`graftlm.pruning.known_sequences`), and only what comes after q nee
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,8 +86,6 @@ class Scorer:
         flat = [token for unit in units for token in unit]
         self.ids = torch.tensor([*question, *flat, *answer], device=self.device)
         self.cache = DynamicCache() if reuse and _keeps_only_keys_and_values(self.decoder.config) else None
-        self.places_rows = "position_ids" in inspect.signature(self.decoder.trunk.forward).parameters
-        """Whether the rows of a pass can start at different positions."""
         self.hidden = torch.empty(0)
         """[time - 1, hidden], final, of all tokens but the last."""
         self.log_probs = torch.zeros(0, dtype=torch.float64)
@@ -130,7 +127,7 @@ class Scorer:
             `joint`, and where a model's rows can start at different positions.
         """
         every = self.spans()
-        if self.objective == "answer" or self.cache is None or not self.places_rows:
+        if self.objective == "answer" or self.cache is None or not self.decoder.takes_positions:
             reach = None
         known = {unit: len(self._known(unit, every[unit])) if self.cache is not None else 0 for unit in units}
         stops, room = dict.fromkeys(units, len(self.ids) - 1), len(self.ids)

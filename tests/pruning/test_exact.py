@@ -155,7 +155,7 @@ def test_a_model_without_positions_reads_to_the_end() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
     scorer = Scorer(model, QUESTION, [[token] for token in CHAIN], ANSWER)
-    assert scorer.cache is not None and not scorer.places_rows
+    assert scorer.cache is not None and not scorer.decoder.takes_positions
     lengths = [len(found) for found in scorer.read_without([0, 4], 2).values()]
     assert lengths == [len(QUESTION) + len(CHAIN) - 1 + len(ANSWER)] * 2
 
