@@ -154,13 +154,15 @@ def student(kind: str, arm: Arm, seed: int, folder: Path, arguments: argparse.Na
     config = TuneConfig(
         model=MODEL, data=str(data), output=str(output), objective="next-token", method="lora", seed=seed,
         learning_rate=arguments.learning_rate, epochs=arguments.epochs, batch_size=8,
+        trainer={"bf16": False},  # on a GPU what a CPU does
     )  # fmt: skip
     if not (output / "model").exists():
         with Run.create(output, "tune", config, {}, overwrite=output.exists()) as run:
             tune(config, run)
     model, tokenizer = load_model(str(output / "model"))
     found = measure(model.eval(), tokenizer, kind, arguments)
-    write_text(output / RESULT, dump_json({"kind": kind, "mode": arm.mode, "keep": arm.keep, "seed": seed, **found}))
+    about = {"kind": kind, "mode": arm.mode, "keep": arm.keep, "seed": seed, "device": model.device.type}
+    write_text(output / RESULT, dump_json({**about, **found}))
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, Arm]]:
