@@ -127,7 +127,7 @@ def rows_of(kind: str, arm: Arm, folder: Path) -> Path:
         return path
     mode = GREEDY[kind] if arm.mode == "greedy" else arm.mode
     ranks = ranked(kind, mode, folder)
-    prune_rows(str(ranks), path, Ranking(pruner=MODEL, mode=mode), Cut(keep=(arm.keep,)))  # type: ignore[arg-type]
+    prune_rows(str(ranks), path, Ranking(pruner=MODEL, mode=mode), Cut(keep=(arm.keep,)), resume=True)  # type: ignore[arg-type]
     return path
 
 
