@@ -49,7 +49,7 @@ def prepare(folder: Path, domain_tokens: int, general_tokens: int) -> None:
         "tuned": ["tune", "--data", "molecules", "--heads", str(folder / "heads")],
         "refreshed": [
             "distill", "--data", "molecules", "--model", str(folder / "tuned" / "model"), "--general-tokens", "0",
-            "--domain-tokens", str(domain_tokens), "--epochs", "5", "--temperature", "0.3",
+            "--domain-tokens", str(domain_tokens // 2), "--epochs", "3", "--temperature", "0.3",
             "--refresh", str(folder / "heads"),
         ],
     }  # fmt: skip
