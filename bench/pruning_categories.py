@@ -24,7 +24,7 @@ from graftlm.pruning.rows import COLUMN
 
 SHARES = [round(1 - 0.05 * step, 2) for step in range(20)]
 HALF = 0.5
-PAPER = "symbolic maths is kept longest; grammar and meta-discourse go first"
+PAPER = "symbolic maths is kept longest; coreference, grammar and meta-discourse go first"
 DRAWS = 1000
 Ranked = tuple[list[list[float]], list[list[str]]]
 """Of each chain its tokens' ranks and categories."""
@@ -80,14 +80,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="of bench/pruning_students.py")
     parser.add_argument("--output", type=Path, default=Path("bench/results/pruning"))
     parser.add_argument("--kinds", nargs="+", default=list(GREEDY))
-    parser.add_argument("--answers", type=int, default=60)
+    parser.add_argument("--answers", type=int, default=20, help="chains; 0 leaves that objective out")
     arguments = parser.parse_args()
     document, lines = {}, [f"The paper's order: {PAPER}.", ""]
     for kind in arguments.kinds:
-        for objective, path in (
-            ("joint", ranked(kind, GREEDY[kind], arguments.folder)),
-            ("answer", ranked(kind, GREEDY[kind], arguments.folder, "answer", arguments.answers)),
-        ):
+        paths = {"joint": ranked(kind, GREEDY[kind], arguments.folder)}
+        if arguments.answers:
+            paths["answer"] = ranked(kind, GREEDY[kind], arguments.folder, "answer", arguments.answers)
+        for objective, path in paths.items():
             found = measure(ranked_rows(path))
             document[f"{kind}, {objective}"] = {"mode": GREEDY[kind], **found}
             name = f"categories-{kind}-{objective}.svg"
