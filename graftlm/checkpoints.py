@@ -6,6 +6,7 @@ Weights are read from safetensors only: a pickle can run any code when it is loa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,16 @@ def is_adapter(folder: Path) -> bool:
 
 def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits of the sha256 over its safetensors files; "" without any."""
+    digest, files = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
+    for path in files:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16] if files else ""
 
 
 def check_model_folder(folder: Path) -> None:

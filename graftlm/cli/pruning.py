@@ -23,8 +23,12 @@ Data = Annotated[
         "GSM8K; or whatever `graftlm tune` takes. See docs/pruning.md.",
     ),
 ]
-Pruner = Annotated[str, typer.Option(help="Model whose likelihood says what a token is worth.")]
-Objective = Annotated[str, typer.Option(help="joint: of what is left and the answer; answer: of the answer alone.")]
+Pruner = Annotated[
+    str, typer.Option(help="Model whose likelihood says what a token is worth: a folder, a LoRA adapter, a hub id.")
+]
+Objective = Annotated[
+    str, typer.Option(help="joint: the likelihood of what is left and the answer; answer: of the answer alone.")
+]
 AnswerStart = Annotated[
     str | None,
     typer.Option(
@@ -32,7 +36,7 @@ AnswerStart = Annotated[
         help="Where the final answer starts in a completion. [default: </think>, ####, 'the answer is' or \\boxed]",
     ),
 ]
-BatchTokens = Annotated[int, typer.Option(help="Most tokens in one pass.", min=1)]
+BatchTokens = Annotated[int, typer.Option(help="Most tokens in one pass; a GPU wants thousands.", min=1)]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")]
 ResumeFile = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")]
 
@@ -44,13 +48,16 @@ def prune(
     pruner: Pruner,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Rows with shorter chains: .jsonl or .parquet.")],
     keep: Annotated[
-        str, typer.Option(help="Share of each chain's tokens to keep; of several (0.5,0.7,1) each row gets one.")
+        str,
+        typer.Option(
+            help="Share of each chain's tokens to keep; of several (0.5,0.7,1) each row gets one. 1: ranks as weights."
+        ),
     ] = "0.7",
     mode: Annotated[
         str,
         typer.Option(
-            help="exact: every deletion is scored at every step; screened: the likeliest ones; surrogate: one pass and "
-            "a network. Baselines: random, surprisal, attention, truncation, llmlingua2."
+            help="exact: every deletion is scored at every step; screened: the likeliest ones, several times as fast; "
+            "surrogate: one pass and a network. Baselines: random, surprisal, attention, truncation, llmlingua2."
         ),
     ] = "exact",
     surrogate: Annotated[
@@ -61,7 +68,8 @@ def prune(
     protect: Annotated[
         list[str] | None,
         typer.Option(
-            help="What goes last: numbers, answer, or a regular expression; repeatable. [default: think tags]"
+            help="What goes last: numbers, answer, or a regular expression; repeatable. [default: think tags, unless "
+            "anything else is given]"
         ),
     ] = None,
     keep_in_prompt: Annotated[
@@ -78,7 +86,7 @@ def prune(
     seed: Annotated[int, typer.Option(help="Of mode random, and of the draw from several shares.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
     resume: ResumeFile = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, its page and its list of failures.")] = False,
 ) -> None:
     """Shorten chains of reasoning to what a model needs.
 

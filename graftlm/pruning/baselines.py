@@ -11,12 +11,14 @@ Where these differ from their sources:
 
 1. H2O evicts while it generates; here the sums are those of one pass over question, chain and answer.
 2. Selective Context adds up a phrase's surprisal, LLMLingua-2 averages over a word; here a unit's score is the mean of
-   its tokens', and a chain token's keep-probability the mean over its characters.
+   its tokens', and a chain token's keep-probability the mean over its characters, or, where it is white space that
+   the classifier's tokenizer leaves out, that of the next character.
 3. LLMLingua-2 runs on transformers alone, without the package `llmlingua`.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
@@ -63,12 +65,21 @@ def keep_probabilities(encoding: Encoding, text: str, scorer_model: str) -> list
     windows = tokenizer(
         text, truncation=True, max_length=longest, return_overflowing_tokens=True, return_offsets_mapping=True
     )
-    kept = torch.zeros(len(text) + 1, dtype=torch.float64)
+    kept = torch.full((len(text),), math.nan, dtype=torch.float64)
     for ids, offsets in zip(windows["input_ids"], windows["offset_mapping"], strict=True):
         probabilities = classifier(input_ids=torch.tensor([ids])).logits[0].softmax(-1)[:, 1]
         for probability, (start, stop) in zip(probabilities, offsets, strict=True):
             kept[start:stop] = float(probability)
-    return [float(kept[token.start : max(token.stop, token.start + 1)].mean()) for token in encoding.chain]
+    return [_mean_known(kept, token.start, max(token.stop, token.start + 1)) for token in encoding.chain]
+
+
+def _mean_known(values: torch.Tensor, start: int, stop: int) -> float:
+    """Of what is no NaN there; else the next such value, or the last one before; 0 where there is none at all."""
+    known = ~values.isnan()
+    if known[start:stop].any():
+        return float(values[start:stop][known[start:stop]].mean())
+    nearest = [*values[stop:][known[stop:]][:1].tolist(), *values[:start][known[:start]][-1:].tolist(), 0.0]
+    return float(nearest[0])
 
 
 @lru_cache(maxsize=1)

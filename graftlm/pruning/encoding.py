@@ -60,7 +60,7 @@ def encode_chain(tokenizer: PreTrainedTokenizerBase, question: Question, chain: 
     Of a `question` that is text, special tokens are read as such, as in any prompt; messages get the tokenizer's own
     chat template with its generation prompt.
 
-    InputError for an empty text, a tokenizer without offsets, or one that does not give the chain back.
+    InputError for an empty text, a tokenizer without offsets, or one that does not give chain and answer back.
     """
     if not tokenizer.is_fast:
         raise InputError(f"{type(tokenizer).__name__} has no character offsets: pruning needs a fast tokenizer")
@@ -71,11 +71,14 @@ def encode_chain(tokenizer: PreTrainedTokenizerBase, question: Question, chain: 
         raise InputError("the text has half a character (a lone surrogate): repair or remove it")
     prompt, prompt_ids, options = _encode_question(tokenizer, question)
     joint = _joint(tokenizer, prompt, prompt_ids, chain, answer, options)
+    name, text = "chain", chain
     for ids, offsets, answer_ids in filter(None, (joint, _apart(tokenizer, chain, answer))):
-        if ids and answer_ids and _gives_back(tokenizer, prompt_ids, ids, chain):
-            return Encoding(question=prompt_ids, chain=_covering(ids, offsets, chain), answer=answer_ids)
+        if ids and _gives_back(tokenizer, prompt_ids, ids, chain):
+            if answer_ids and _gives_back(tokenizer, prompt_ids + ids, answer_ids, answer):
+                return Encoding(question=prompt_ids, chain=_covering(ids, offsets, chain), answer=answer_ids)
+            name, text = "answer", answer
     raise InputError(
-        f"{type(tokenizer).__name__} does not give the chain {_shown(chain)} back: it changes or drops some of its text"
+        f"{type(tokenizer).__name__} does not give the {name} {_shown(text)} back: it changes or drops some of its text"
     )
 
 
@@ -105,11 +108,16 @@ def protected_tokens(chain: Sequence[ChainToken], text: str, answer: str, protec
     check_patterns(protect)
     found = set()
     for each in protect:
-        pattern = {"numbers": NUMBER, "answer": re.escape(bare_answer(answer))}.get(each, each)
+        pattern = {"numbers": NUMBER, "answer": _standing_alone(bare_answer(answer))}.get(each, each)
         for match in re.finditer(pattern, text):
             start, stop = match.span()
             found |= {i for i, token in enumerate(chain) if token.start < stop and start < token.stop}
     return found
+
+
+def _standing_alone(text: str) -> str:
+    """The text, but not within a longer word or number: no 5 of 15, 5.2 or 2,500."""
+    return rf"(?<!\w)(?<!\d[.,]){re.escape(text)}(?!\w|[.,]\d)"
 
 
 def check_patterns(protect: Sequence[str]) -> None:
@@ -174,12 +182,12 @@ def _apart(tokenizer: PreTrainedTokenizerBase, chain: str, answer: str) -> _Part
     )
 
 
-def _gives_back(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ids: list[int], chain: str) -> bool:
-    """By itself, or after the question: some decoders strip the first space."""
+def _gives_back(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: list[int], text: str) -> bool:
+    """By itself, or after what stands before it: some decoders strip the first space."""
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    if tokenizer.decode(ids, **options) == chain:
+    if tokenizer.decode(ids, **options) == text:
         return True
-    return str(tokenizer.decode(prompt_ids + ids, **options)).endswith(chain)
+    return str(tokenizer.decode(before + ids, **options)).endswith(text)
 
 
 def _covering(ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> list[ChainToken]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm import __version__
+from graftlm.checkpoints import weights_fingerprint
 from graftlm.console import Report
 from graftlm.datasets import data_fingerprint, read_source
 from graftlm.errors import InputError
@@ -24,7 +25,7 @@ from graftlm.pruning.partial import Partial, check_output_file, companions, writ
 from graftlm.pruning.pruned_chain import kept_text
 from graftlm.pruning.pruner import prune_chain
 from graftlm.pruning.solutions import Solution, solution_of
-from graftlm.pruning.surrogate import Surrogate, fingerprint, load_surrogate
+from graftlm.pruning.surrogate import Surrogate, load_surrogate
 from graftlm.rows import TOKEN_COLUMNS
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ class Ranking:
             raise InputError("--mode surrogate and --surrogate FOLDER, which graftlm prune fit makes, go together")
 
     def provenance(self) -> dict[str, Any]:
-        """What the ranks depend on, without what this mode does not read; a surrogate by its content."""
+        """What the ranks depend on, without what this mode does not read; folders with what is in them."""
         found: dict[str, Any] = plain(asdict(self))
-        if self.surrogate is not None:
-            found["surrogate"] = f"{self.surrogate} {fingerprint(Path(self.surrogate))}"
+        for name in ("pruner", "surrogate"):
+            if found[name] is not None and (folder := Path(found[name]).expanduser()).is_dir():
+                found[name] += f" {weights_fingerprint(folder)}"
         found["seed"] = self.seed if self.mode == "random" else None
         found["llmlingua_model"] = self.llmlingua_model if self.mode == "llmlingua2" else None
         return found
@@ -129,6 +131,8 @@ def prune_rows(
     Raises:
         InputError: a bad option, a file that is there, unreadable data, or not one row that can be pruned.
     """
+    if check and ranking.mode == "exact":
+        raise InputError("--check compares another --mode with exact: leave it out")
     check_output_file(output, resume=resume, overwrite=overwrite)
     check_answer_start(answer_start)
     source = read_rows(data, split, limit)
@@ -264,7 +268,7 @@ def _finished(job: Job, ranker: Ranker, cut: Cut, keep: float, on_step: Callable
         else:
             ranked = ranker.rank(solution, on_step)
         chain = kept_text(solution.chain, ranked["spans"], ranked["ranks"], keep)
-        end = ranker.tokenizer.eos_token or ""
+        end = ranker.tokenizer.eos_token or "\n"
         made = solution.row(chain, f"{end}{keep:g}{end}" if cut.keep_in_prompt else "")
         if cut.importance and set(cut.keep) == {1.0}:
             made["importance"] = importance(ranker.tokenizer, made, ranked["spans"], ranked["ranks"])

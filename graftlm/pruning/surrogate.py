@@ -17,7 +17,6 @@ deletion with a correlation of 0.88. Where this differs:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -137,12 +136,6 @@ def load_surrogate(folder: str | os.PathLike[str]) -> Surrogate:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path / WEIGHTS_FILE} is truncated or of another kind ({reason}); fit it anew") from error
     return Surrogate(network, config)
-
-
-def fingerprint(folder: Path) -> str:
-    """Of a surrogate's weights; "" where there are none."""
-    path = folder / WEIGHTS_FILE
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
 
 
 def fit_surrogate(chains: Sequence[RankedChain], pruner: str, objective: Objective, seed: int = 0) -> Surrogate:

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase, XLMRobertaConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+)
 
 from graftlm.pruning import prune_chain
 from graftlm.pruning.baselines import attention_scores, keep_probabilities, order_of
@@ -71,3 +77,17 @@ def test_llmlingua2_keeps_what_its_classifier_would(tokenizer: PreTrainedTokeniz
         tiny_model(), tokenizer, QUESTION, chain, ANSWER, mode="llmlingua2", llmlingua_model=str(classifier)
     )
     assert pruned.order == sorted(range(len(found)), key=lambda place: found[place])
+
+
+def test_space_that_the_classifier_does_not_read_goes_with_the_next_word(
+    tokenizer: PreTrainedTokenizerBase, classifier: Path
+) -> None:
+    chain = "so 5  is\n"
+    pieces = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]  # XLM-RoBERTa's: no token has the spaces
+    words = Tokenizer(models.WordLevel({"▁so": 5, "▁5": 6, "▁is": 7}, unk_token="▁so"))
+    words.pre_tokenizer = pre_tokenizers.Sequence(pieces)
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="▁so").save_pretrained(classifier)
+    model: Any = AutoModelForTokenClassification.from_pretrained(classifier).eval()
+    so, five, last = model(torch.tensor([[5, 6, 7]])).logits[0].softmax(-1)[:, 1].tolist()
+    found = keep_probabilities(encode_chain(tokenizer, QUESTION, chain, ANSWER), chain, str(classifier))
+    assert found == pytest.approx([so, so, five, five, last, last, last, last, last], rel=1e-5)

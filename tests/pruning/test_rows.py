@@ -118,6 +118,9 @@ def test_ranks_of_the_same_kind_are_not_computed_again(
     assert again.rows[0][COLUMN] == direct.rows[0][COLUMN] != first.rows[0][COLUMN]
     pruned(str(tmp_path / "first.jsonl"), tmp_path / "other.jsonl", pruner, "surprisal")
     assert len(calls) == len(SOLUTIONS)
+    tiny_model(initializer_range=0.2).save_pretrained(pruner)
+    pruned(str(tmp_path / "first.jsonl"), tmp_path / "retrained.jsonl", pruner)
+    assert len(calls) == 2 * len(SOLUTIONS)
 
 
 def test_of_several_shares_each_row_gets_one_and_can_say_so(tmp_path: Path, pruner: str) -> None:
@@ -201,6 +204,7 @@ def test_kill_and_resume_is_the_uninterrupted_file(pruner: str, tmp_path: Path) 
         (["--surrogate", "absent"], "absent holds no surrogate"),
         (["--objective", "both"], "--objective is 'both'"),
         (["--granularity", "line"], "--granularity is 'line'"),
+        (["--check", "1"], "--check compares another --mode with exact"),
         (["--protect", "("], "protect has '(', which is no regular expression"),
         (["--answer-start", "("], "--answer-start '(' is no regular expression"),
         (["--output", "out.csv"], "--output out.csv: the name must end in .jsonl or .parquet"),
