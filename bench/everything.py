@@ -40,7 +40,7 @@ def areas(folder: Path) -> dict[str, list[tuple[str | None, list[str]]]]:
         ],
         "speculative": [(None, ["bench/speculative.py", "--folder", str(folder / "speculative")])],
         "forking": [(None, ["bench/forking_step.py", "--output", f"{RESULTS}/forking/step.json"])],
-        "pruning": [(None, ["bench/pruning_speed.py", "--every", "8", "--output", f"{RESULTS}/pruning/speed.json"])],
+        "pruning": [(None, ["bench/pruning_speed.py", "--every", "20", "--output", f"{RESULTS}/pruning/speed.json"])],
         "audit": [(None, ["bench/audit.py"])],
         "server": [(None, ["bench/serve_load.py", "--output", f"{RESULTS}/serve_load.json"])],
         **({"gpu": [(None, ["bench/gpu.py"])]} if torch.cuda.is_available() else {}),
