@@ -86,7 +86,7 @@ def prune(
     seed: Annotated[int, typer.Option(help="Of mode random, and of the draw from several shares.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
     resume: ResumeFile = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, its page and its list of failures.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, its page and its list.")] = False,
 ) -> None:
     """Shorten chains of reasoning to what a model needs.
 

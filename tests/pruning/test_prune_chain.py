@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import graftlm.pruning
@@ -101,6 +101,17 @@ def test_a_tokenizer_that_changes_the_text_is_refused(tokenizer: PreTrainedToken
         encode_chain(abc_tokenizer(), "a", "axb", "b")
     with pytest.raises(InputError, match="does not give the answer 'xc' back"):
         encode_chain(abc_tokenizer(), "a", "ab", "xc")
+
+
+@pytest.mark.parametrize("splits", [[], [pre_tokenizers.WhitespaceSplit()]], ids=["with spaces", "without spaces"])
+def test_space_belongs_to_the_token_after_it_whatever_its_offsets_say(splits: list[Any]) -> None:
+    words = Tokenizer(models.WordLevel({"▁so": 0, "▁5": 1, "▁is": 2, "?": 3}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.Metaspace()])
+    words.decoder = decoders.Metaspace()
+    encoding = encode_chain(PreTrainedTokenizerFast(tokenizer_object=words), "so", " 5 is", " so")
+    assert [token.text for token in encoding.chain] == [" 5", " is"]
+    with pytest.raises(InputError, match="does not give the chain ' 5  is' back"):
+        encode_chain(PreTrainedTokenizerFast(tokenizer_object=words), "so", " 5  is", " so")
 
 
 def test_a_token_across_a_boundary_is_not_used() -> None:
