@@ -80,7 +80,8 @@ def speculative(found: dict[str, Any]) -> Iterator[Row]:
                 f"{each['tokens_per_pass']:.2f} of at most {best} tokens a pass; {len(each['differing'])} texts differ"
             )
             yield Row(f"{kind}, batch {batch}", "transformers' generate", each["times_generate"]["heads"], None, note)
-            yield Row(f"{kind}, batch {batch}", "generate with our products", each["times_quick"])
+            yield Row(f"{kind}, batch {batch}", "generate with our products", each["times_quick"],
+                      each["tokens_per_pass"] / each["times_quick"])  # fmt: skip
 
 
 def forking(found: dict[str, Any]) -> Iterator[Row]:
@@ -132,7 +133,8 @@ AREAS = (
          "bench/multitoken_step.py", multitoken),
     Area("proxy", "Proxy-tuned decoding", "one forward of each model, with the same products", "proxy/decoding.json",
          "bench/proxy_decoding.py", proxy),
-    Area("speculative", "Drafting heads", "", "speculative.json", "bench/speculative.py", speculative),
+    Area("speculative", "Drafting heads", "as many passes over one token, and drafts that cost nothing",
+         "speculative.json", "bench/speculative.py", speculative),
     Area("forking", "Forking tokens", "", "forking/step.json", "bench/forking_step.py", forking),
     Area("pruning", "Pruning", "the products of the positions that exact pruning has to read", "pruning/speed.json",
          "bench/pruning_speed.py", pruning),
