@@ -38,7 +38,10 @@ def areas(folder: Path) -> dict[str, list[tuple[str | None, list[str]]]]:
             (None, ["bench/proxy_decoding.py", "--antiexpert", sibling, "--expert", f"{expert}/model", "--output",
                     f"{RESULTS}/proxy/decoding.json"]),
         ],
-        "speculative": [(None, ["bench/speculative.py", "--folder", str(folder / "speculative")])],
+        "speculative": [
+            (None, ["bench/speculative.py", "--folder", str(folder / "speculative")]),
+            (None, ["bench/speculative_sampling.py", "--folder", str(folder / "speculative")]),
+        ],
         "forking": [(None, ["bench/forking_step.py", "--output", f"{RESULTS}/forking/step.json"])],
         "pruning": [(None, ["bench/pruning_speed.py", "--every", "20", "--output", f"{RESULTS}/pruning/speed.json"])],
         "audit": [(None, ["bench/audit.py"])],
