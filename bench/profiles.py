@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/profiles.py --heads FOLDER/heads --antiexpert SIBLING --expert EXPERT/model
 
-Shares are of the process's CPU time, so that other work on the machine does not move them much. What is between the
+Shares are of the process's CPU time with one thread, so that other work on the machine does not move them much. What is between the
 operators (Python, their dispatch, and the profiler itself, which makes it look larger) is told as such. The folders
 are those that bench/speculative.py and bench/proxy_decoding.py leave.
 """
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PATHS, metavar="PATH", help=f"some of {', '.join(PATHS)}")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)
+    torch.set_num_threads(1)  # a second thread's waiting would count as time between operators
     sections = []
     for name in arguments.only or PATHS:
         say(name)
