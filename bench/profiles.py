@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/profiles.py --heads FOLDER/heads --antiexpert SIBLING --expert EXPERT/model
 
-Shares are of the process's CPU time with one thread, so that other work on the machine does not move them much. What is between the
-operators (Python, their dispatch, and the profiler itself, which makes it look larger) is told as such. The folders
-are those that bench/speculative.py and bench/proxy_decoding.py leave.
+Shares are of the process's CPU time with one thread, so that other work on the machine does not move them much. What is
+between the operators (Python, their dispatch, and the profiler itself, which makes it look larger) is told as such. The
+folders are those that bench/speculative.py and bench/proxy_decoding.py leave.
 """
 
 from __future__ import annotations
