@@ -4,7 +4,7 @@
     .venv/bin/python bench/everything.py --folder /tmp/bench --only audit   one
 
 FOLDER keeps the models that are trained for it, so that a call that was cut off does not train them again; what was
-measured is measured anew. All of it takes most of a day on two cores, of which pruning's plain algorithm is half.
+measured is measured anew. All of it takes several hours on two cores, half of them for pruning's 20 chains.
 """
 
 from __future__ import annotations
