@@ -60,6 +60,13 @@ def prepare(folder: Path, domain_tokens: int, general_tokens: int) -> None:
             subprocess.run([*command, *(["--resume"] if (folder / name).exists() else [])], check=True)
 
 
+def tuned_model(folder: Path) -> tuple[Any, MultiTokenHeads, Any]:
+    """The tuned model, in one piece, with its refreshed heads, and its tokenizer."""
+    adapted, tokenizer = load_model(str(folder / "tuned" / "model"))
+    model = adapted.merge_and_unload()  # type: ignore[union-attr, operator]
+    return model, MultiTokenHeads.from_pretrained(folder / "refreshed", model), tokenizer
+
+
 def held_out_prompts(folder: Path, kind: str, tokenizer: Any, count: int) -> list[list[int]]:
     """Of the distillation's prompts those that its heads have not learnt from."""
     from graftlm.multitoken.config import DistillConfig
@@ -177,14 +184,11 @@ def main() -> None:
             prompts += others[: arguments.prompts - len(prompts)]
         say(f"{kind}: {len(prompts)} prompts")
         results[kind] = measure(model, heads, prompts, tokenizer.pad_token_id, arguments)
-    tuned, _ = load_model(str(arguments.folder / "tuned" / "model"))
-    merged: Any = tuned
-    tuned = merged.merge_and_unload()
+    tuned, refreshed, _ = tuned_model(arguments.folder)
     say("molecules")
     questions = get_task("molecules").rows("test")["prompt"][: arguments.prompts]
     results["molecules"] = measure(
-        tuned, MultiTokenHeads.from_pretrained(arguments.folder / "refreshed", tuned),
-        [list(tokenizer(text)["input_ids"]) for text in questions], tokenizer.pad_token_id, arguments,
+        tuned, refreshed, [list(tokenizer(text)["input_ids"]) for text in questions], tokenizer.pad_token_id, arguments,
     )  # fmt: skip
     agreements = {name: json.loads((arguments.folder / name / "agreement.json").read_text())["heads"]
                   for name in ("heads", "refreshed")}  # fmt: skip

@@ -11,18 +11,16 @@ distribution itself, with a vocabulary of five.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from intervals import difference, mean, spread
+from speculative import tuned_model
 
-from graftlm import load_model
 from graftlm.console import say
 from graftlm.few_rows import quicken
 from graftlm.files import dump_json, write_text
-from graftlm.multitoken import MultiTokenHeads
 from graftlm.multitoken.speculative import HeadsDecoding
 from graftlm.provenance import versions
 from graftlm.tasks import get_task
@@ -38,8 +36,7 @@ def answers(generate: Any, tokenizer: Any, questions: list[str], batch_size: int
     found: list[str] = []
     for start in range(0, len(questions), batch_size):
         inputs = tokenizer(questions[start : start + batch_size], return_tensors="pt", padding=True)
-        inputs.pop("token_type_ids", None)
-        outputs = generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=NEW_TOKENS,
+        outputs = generate(**inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=NEW_TOKENS,
                            pad_token_id=tokenizer.pad_token_id)  # fmt: skip
         found += tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return found
@@ -70,16 +67,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
-    tuned, tokenizer = load_model(str(arguments.folder / "tuned" / "model"))
-    merged: Any = tuned
-    model = merged.merge_and_unload()
-    heads = MultiTokenHeads.from_pretrained(arguments.folder / "refreshed", model)
+    model, heads, tokenizer = tuned_model(arguments.folder)
     decoding = HeadsDecoding(model, heads, draft_tokens=heads.num_heads)
     quicken(model)
     quicken(decoding.heads)
     rows = get_task("molecules").rows("test")
     questions, references = rows["prompt"][: arguments.questions], rows["completion"][: arguments.questions]
-    writers = {"without drafts": partial(model.generate, use_cache=True), "with drafts": decoding.generate}
+    writers = {"without drafts": model.generate, "with drafts": decoding.generate}
     runs: dict[str, list[dict[str, list[float]]]] = {name: [] for name in writers}
     for repeat in range(arguments.repeats):
         for name, generate in writers.items():

@@ -8,7 +8,6 @@ training: the weights lose the quantisation mark, and the pre-tokenizer splits o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftlm.errors import InputError
+from graftlm.files import sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,11 +182,7 @@ def convert(gguf: Path, temporary: Path, bundled: BundledModel, step: Callable[[
 
 
 def check_hash(gguf: Path, bundled: BundledModel) -> None:
-    digest = hashlib.sha256()
-    with gguf.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    found = digest.hexdigest()
+    found = sha256_of([gguf])
     if found != bundled.sha256:
         raise InputError(
             f"{gguf} is damaged or of another version (sha256 {found[:12]}, expected {bundled.sha256[:12]}); "

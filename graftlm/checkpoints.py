@@ -6,12 +6,12 @@ Weights are read from safetensors only: a pickle can run any code when it is loa
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from graftlm.errors import InputError
+from graftlm.files import sha256_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLE_ENDINGS = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
@@ -28,12 +28,8 @@ def has_tokenizer(folder: Path) -> bool:
 
 def weights_fingerprint(folder: Path) -> str:
     """16 hexadecimal digits of the sha256 over its safetensors files; "" without any."""
-    digest, files = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
-    for path in files:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16] if files else ""
+    files = sorted(folder.glob("*.safetensors"))
+    return sha256_of(files)[:16] if files else ""
 
 
 def check_model_folder(folder: Path) -> None:

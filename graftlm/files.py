@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().rpartition(b"\n")[0].splitlines()
     return [json.loads(line) for line in lines]
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Hexadecimal, over what is in the files, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:

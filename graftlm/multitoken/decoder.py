@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ class Decoder:
             after_layers = after_layers or child is self.layers
         raise self._unsupported("has no normalisation after its last decoder layer")
 
-    @property
+    @cached_property
     def takes_positions(self) -> bool:
         """Whether the rows of a pass can be told apart by their positions, or only by their columns."""
         return "position_ids" in inspect.signature(self.trunk.forward).parameters

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ class Ranking:
         if (self.mode == "surrogate") != (self.surrogate is not None):
             raise InputError("--mode surrogate and --surrogate FOLDER, which graftlm prune fit makes, go together")
 
+    @cached_property
     def provenance(self) -> dict[str, Any]:
         """What the ranks depend on, without what this mode does not read; folders with what is in them."""
         found: dict[str, Any] = plain(asdict(self))
@@ -175,7 +177,7 @@ def what_rows_depend_on(
     ranking: Ranking, cut: Cut, answer_start: str | None, source: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> dict[str, Any]:
     return {
-        "ranking": ranking.provenance(), "keep": plain(asdict(cut)), "answer start": answer_start,
+        "ranking": ranking.provenance, "keep": plain(asdict(cut)), "answer start": answer_start,
         "data": data_fingerprint(row for _, row in source),
     }  # fmt: skip
 
@@ -223,13 +225,12 @@ class Ranker:
     ranking: Ranking
     surrogate: Surrogate | None
     batch_tokens: int
-    provenance: dict[str, Any]
 
     @classmethod
     def load(cls, ranking: Ranking, batch_tokens: int, trust_remote_code: bool) -> Ranker:
         surrogate = None if ranking.surrogate is None else load_surrogate(Path(ranking.surrogate))
         model, tokenizer = load_model(ranking.pruner, trust_remote_code=trust_remote_code)
-        return cls(model, tokenizer, ranking, surrogate, batch_tokens, ranking.provenance())
+        return cls(model, tokenizer, ranking, surrogate, batch_tokens)
 
     def rank(self, solution: Solution, on_step: Callable[[int], None] | None = None) -> Ranked:
         """InputError where this chain cannot be ranked."""
@@ -258,7 +259,7 @@ def _finished(job: Job, ranker: Ranker, cut: Cut, keep: float, on_step: Callable
     solution = job.solution
     if solution is None:
         return {"place": job.place, "failed": job.wrong}
-    provenance = {**ranker.provenance, "graftlm": __version__}
+    provenance = {**ranker.ranking.provenance, "graftlm": __version__}
     before = job.row.get(COLUMN)
     before = before if isinstance(before, Mapping) else {}
     try:
