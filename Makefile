@@ -19,7 +19,7 @@ help:
 	@echo "make demo    heads, two fine-tunes and their table on the bundled model (about 15 minutes)"
 	@echo "make test    the tests (make test-gpu: those that need a GPU)"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   every area beside its peer and its limit (most of a day)"
+	@echo "make bench   every area beside its peer and its limit (about two hours, and an hour and a half before the first)"
 
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py --output demo

@@ -190,6 +190,23 @@ def plot(title: str, rows: list[Row]) -> str:
     ) + "\n"  # fmt: skip
 
 
+def when_measured(results: Path) -> list[str]:
+    """Which areas one run of bench/everything.py has measured, and which were measured by themselves."""
+    path = results / "runs.json"
+    runs = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    areas: dict[tuple[str, str], list[str]] = {}
+    for area in AREAS:
+        found = runs.get(area.name)
+        origin = (found["run"], found["commit"]) if found else ("", "")
+        areas.setdefault(origin, []).append(area.title + (f" ({found['minutes']:g} minutes)" if found else ""))
+    lines = []
+    for (run, commit), titles in areas.items():
+        version = f"{commit[:10]}{', edited' if commit.endswith('-dirty') else ''}"
+        how = f"By the run of {run[:16].replace('T', ' ')} UTC (commit {version})" if run else "By themselves"
+        lines += [f"{how}: {', '.join(titles)}.", ""]
+    return lines
+
+
 def summarised(results: Path) -> tuple[list[str], list[Row]]:
     """The page's lines, and the first row of each area that has one."""
     lines, first, losing = [], [], []
@@ -209,7 +226,8 @@ def summarised(results: Path) -> tuple[list[str], list[Row]]:
                    for row in rows if row.times_peer is not None and row.times_peer < 1]  # fmt: skip
     head = [
         "# Beside others and the limit", "",
-        "Each area's peer and limit are measured in the same run; but for the last, on two cores without a GPU.", "",
+        "Each area's peer and limit are measured in turns; but for the last, on two cores without a GPU.", "",
+        *when_measured(results),
         "## Where graftlm loses", "",
     ]  # fmt: skip
     return [*head, *(losing or ["Nowhere that was measured."]), "", *lines], first
