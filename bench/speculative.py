@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import pad as pad_rows
 
 from graftlm import load_model
 from graftlm.console import say
@@ -135,7 +136,7 @@ def measure(
             totals["rows"] += (drafted.rounds + 1) * len(rows)
             totals["drafted"] += drafted.drafted
             totals["accepted"] += drafted.accepted
-            gaps += differing_gaps(model, plain, drafted.sequences, inputs["attention_mask"])
+            gaps += differing_gaps(model, plain, drafted.sequences, inputs["attention_mask"], pad)
         rates = {name: totals["tokens"] / taken for name, taken in seconds.items()}
         found[str(batch)] = {
             "prompts": len(prompts), **totals, "seconds": seconds, "tokens_per_second": rates,
@@ -151,11 +152,12 @@ def measure(
     return found
 
 
-def differing_gaps(model: Any, plain: Any, drafted: Any, mask: Any) -> list[float]:
-    """Of each row that differs: how far apart the logits of the two first differing tokens are, in nats."""
+def differing_gaps(model: Any, plain: Any, drafted: Any, mask: Any, pad: int) -> list[float]:
+    """Of each row that differs, be it in length: how far apart the logits of the two first differing tokens are."""
     gaps = []
-    width = min(plain.shape[1], drafted.shape[1])
-    for row, other, kept in zip(plain[:, :width], drafted[:, :width], mask, strict=True):
+    width = max(plain.shape[1], drafted.shape[1])
+    plain, drafted = (pad_rows(each, (0, width - each.shape[1]), value=pad) for each in (plain, drafted))
+    for row, other, kept in zip(plain, drafted, mask, strict=True):
         if len(places := (row != other).nonzero()):
             place, start = int(places[0]), int((kept == 0).sum())
             logits = model(row[None, start:place]).logits[0, -1]

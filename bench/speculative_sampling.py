@@ -5,7 +5,7 @@
 The model that bench/speculative.py has tuned on `molecules` answers test questions at temperature 1, alone and with as
 many drafts as there are heads in each pass, several times each. Of every answer: whether it is the right molecule, how
 similar it is (RDKit), its tokens, and its log-likelihood a token under the model, in nats. The tests hold the
-distribution itself, with a vocabulary of five.
+distribution itself, with a vocabulary of four.
 """
 
 from __future__ import annotations
