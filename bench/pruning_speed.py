@@ -17,8 +17,8 @@ stays the same, all in batches of 512.
 
 Chains: GSM-Symbolic problems of reasoning-gym with their own solutions. The plain algorithm takes a quarter of an hour
 for 60 tokens and two for 150: each chain's result is kept in the output file, and a chain that is there is not measured
-again (with --again only screened and surrogate are). Seconds are those of the process's own CPU time, so that what else
-the machine does counts less; with more than one thread they add up.
+again (with --again only screened and surrogate are). Seconds are those of the process's own CPU time, with one thread,
+so that what else the machine does counts less.
 """
 
 from __future__ import annotations
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--rounded", type=int, default=0, help="of how many chains rounded weights are tried")
     arguments = parser.parse_args()
     begun = time.monotonic()
+    torch.set_num_threads(1)
     model, tokenizer = load_model(BASE)
     costs = seconds_a_position(model)
     surrogate = load_surrogate(arguments.surrogate) if arguments.surrogate else None
