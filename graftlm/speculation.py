@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
+
+from graftlm.errors import InputError
 
 
 @dataclass
@@ -22,6 +25,16 @@ class SpeculativeOutput(GenerateDecoderOnlyOutput):
     drafted: int | None = None
     accepted: int | None = None
     rounds: int | None = None
+
+
+def check_can_forget(model: Any) -> set[type]:
+    """The kinds of the model's caches, which a plain DynamicCache can take the place of, sliding windows being left to
+    the mask. InputError where a layer keeps other states than keys and values."""
+    kinds = {type(layer) for layer in DynamicCache(config=model.config.get_text_config()).layers}
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InputError(f"{type(model).__name__} cannot forget tokens ({names}): decode it without drafts")
+    return kinds
 
 
 def kept_or_drawn(token: int, wanted: Tensor, proposed: Tensor) -> int:
@@ -39,16 +52,24 @@ def decoding_arguments(
     """The arguments of a call of `generate`, with `decoding` as its `custom_generate`; `own_config` is the model's.
 
     transformers (5.23) keeps a streamer, and the tokenizer that stop strings need, from a method that is given as a
-    function: the one goes along with it, the other two become a stopping criterion.
+    function: the one goes along with it, the other two become a stopping criterion. InputError for stop strings
+    without a tokenizer, and for an assistant.
     """
+    if arguments.get("assistant_model") is not None:
+        raise InputError("there are drafts already: leave out assistant_model")
     given = {**arguments, "custom_generate": partial(decoding, streamer=arguments.get("streamer"))}
-    tokenizer, stop = given.pop("tokenizer", None), given.pop("stop_strings", None)
-    config = given.get("generation_config") or own_config
-    if config.stop_strings and tokenizer is not None:
-        stop = stop or config.stop_strings
-        given["generation_config"] = copy.deepcopy(config)
-        given["generation_config"].stop_strings = None
+    tokenizer, config = given.pop("tokenizer", None), given.get("generation_config")
+    stop = given.pop("stop_strings", None)
+    if "stop_strings" not in arguments:
+        stop = (config and config.stop_strings) or own_config.stop_strings
+    if own_config.stop_strings:
+        given["stop_strings"] = None
     if stop:
+        if tokenizer is None:
+            raise InputError("stop strings need the model's tokenizer: give generate tokenizer=... as well")
+        if config is not None and config.stop_strings:
+            given["generation_config"] = copy.deepcopy(config)
+            given["generation_config"].stop_strings = None
         criterion = StopStringCriteria(tokenizer, stop)
         given["stopping_criteria"] = StoppingCriteriaList([*(given.get("stopping_criteria") or []), criterion])
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import graftlm
 from graftlm.cli import main
+from graftlm.cli.using import read_prompts
 from graftlm.errors import InputError
 from graftlm.multitoken import MultiTokenHeads
 from graftlm.multitoken.config import TuneConfig
+from graftlm.multitoken.pace import Pace
 from graftlm.runs import Run
 from graftlm.tasks import TASKS, TaskResult
 from graftlm.yaml_text import parse_yaml
@@ -265,8 +268,13 @@ def test_generate_writes_the_text_to_stdout_and_repeats_itself(
 
 
 def test_generate_with_heads_writes_the_same_text_and_says_how_much_faster(
-    tmp_path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Pace, "choose", lambda pace, batch: pace.heads)
     folder = saved(tmp_path / "model", model, tokenizer)
     MultiTokenHeads.from_model(model, 2).save_pretrained(tmp_path / "heads")
     arguments = ["generate", folder, "--no-chat", "--prompt", "abc", "--max-new-tokens", "12"]
@@ -276,7 +284,7 @@ def test_generate_with_heads_writes_the_same_text_and_says_how_much_faster(
     shown = capsys.readouterr()
     assert shown.out == plain
     pattern = (
-        r"12 tokens in \d+ passes \((\d+ of \d+ drafted tokens kept|nothing drafted)\): [\d.]+ tokens/s, "
+        r"12 tokens in \d+ passes \(\d+ of \d+ drafted tokens kept\): [\d.]+ tokens/s, "
         r"[\d.]+ times the [\d.]+ without drafts, the same tokens"
     )
     assert re.fullmatch(pattern, shown.err.strip().splitlines()[-1])
@@ -287,6 +295,21 @@ def test_generate_with_heads_writes_the_same_text_and_says_how_much_faster(
     ):
         assert call(*arguments, *options) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_file_of_prompts_has_a_line_each_whatever_wrote_it(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes("\ufeffone\u2028still one\r\n\r\ntwo\r\n".encode())
+    assert read_prompts(tmp_path / "prompts.txt") == ["one\u2028still one", "two"]
+
+
+def test_signs_that_the_output_cannot_show_are_no_failure() -> None:
+    code = (
+        "import graftlm.cli.training as training; from graftlm.cli import main; "
+        "training.read_recipe = lambda name: '→ α'; print('before'); main(['recipes', 'dapo'])"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0 and done.stdout.splitlines()[1] == b"? ?"
 
 
 def test_generate_refuses_a_prompt_that_does_not_fit(

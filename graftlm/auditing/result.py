@@ -160,9 +160,20 @@ class AuditResult:
         return short_names(list(self.tuned))
 
 
+STEERED_BY = " + "
+"""Between a base model's name and its expert's (graftlm.proxy.model.steering)."""
+
+
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Name -> the last part of it that says something, or the whole where two (or "base") would be called the same."""
-    parts = {name: [part for part in Path(name).parts if part not in ("/", "model")] for name in names}
-    short = {name: kept[-1] if kept else name for name, kept in parts.items()}
+    """Name -> the last part of it that says something, or the whole where two (or "base") would be called the same.
+
+    Of a steered model, the base model's and the expert's.
+    """
+
+    def last(name: str) -> str:
+        kept = [part for part in Path(name).parts if part not in ("/", "model")]
+        return kept[-1] if kept else name
+
+    short = {name: STEERED_BY.join(map(last, name.split(STEERED_BY))) for name in names}
     taken = Counter(["base", *short.values()])
     return {name: last if taken[last] == 1 else name for name, last in short.items()}

@@ -26,7 +26,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of what a task draws.")] = 0,
     expert: Expert = None,
     antiexpert: Antiexpert = None,
-    alpha: Alpha = 1.0,
+    alpha: Alpha = None,
     as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="File for the same as JSON, with every example's output.")] = None,
 ) -> None:
@@ -46,7 +46,9 @@ def evaluate(
 
     settings: dict[str, Any] = {"limit": limit, "shots": shots, "batch_size": batch_size, "seed": seed}
     if expert is not None:
-        settings |= {"expert": expert, "antiexpert": antiexpert, "alpha": alpha}
+        settings |= {"expert": expert, "antiexpert": antiexpert, "alpha": 1.0}
+    if alpha is not None:
+        settings["alpha"] = alpha
     results = {}
     for name in models:
         model, tokenizer = steered(name, expert, antiexpert, alpha)
@@ -76,7 +78,7 @@ def audit(
     tuned: Annotated[list[str] | None, typer.Argument(metavar="[TUNED]...", help="Folders, adapters, hub ids.")] = None,
     expert: Expert = None,
     antiexpert: Antiexpert = None,
-    alpha: Alpha = 1.0,
+    alpha: Alpha = None,
     task: Annotated[list[str] | None, typer.Option(help="What they were tuned for; repeatable.")] = None,
     probe: Probe = None,
     limit: Annotated[int, typer.Option(help="Test examples of each.", min=2)] = 100,

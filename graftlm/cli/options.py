@@ -16,7 +16,13 @@ Expert = Annotated[str | None, typer.Option(help="Small tuned model or adapter t
 Antiexpert = Annotated[
     str | None, typer.Option(help="That small model untuned. [default: the base model of an expert that is an adapter]")
 ]
-Alpha = Annotated[float, typer.Option(help="How strongly it steers: 0 not at all, 1 as in the paper.")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        help="How strongly it steers: 0 not at all, 1 as in the paper. [default: 1, or as it was saved]",
+        show_default=False,
+    ),
+]
 Draft = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Heads of `graftlm distill` that draft: same text, fewer passes.")
 ]

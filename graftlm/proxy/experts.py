@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
@@ -69,10 +69,6 @@ class Experts(nn.Module, ABC):
     def new_caches(self) -> tuple[list[Cache], list[bool]]:
         """Empty caches, and which of them hold expert and anti-expert stacked."""
 
-    def separate_caches(self) -> list[Cache]:
-        """Empty caches of expert and anti-expert, one each."""
-        return [new_cache(self.expert_model), new_cache(self.antiexpert_model)]
-
     def models(self) -> Iterator[tuple[str, Any]]:
         """("expert", model) and ("anti-expert", model), whose vocabularies count; one where they are the same."""
         yield "expert", self.expert_model
@@ -87,6 +83,8 @@ class SeparateExperts(Experts):
 
     def __init__(self, expert: Any, antiexpert: Any) -> None:
         super().__init__()
+        if any(map(has_virtual_tokens, (expert, antiexpert))):
+            raise InputError("prompt and prefix tuning have tokens of their own before the prompt: give another expert")
         self.expert_model, self.antiexpert_model = expert, antiexpert
 
     def logits(
@@ -115,9 +113,9 @@ class SharedExperts(Experts):
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
-        if has_virtual_tokens(model) or uses_dora(model):
-            raise InputError("an adapter with DoRA or with tokens before the prompt cannot be switched off row by row: "
-                             "merge it, and give expert and anti-expert as two models")  # fmt: skip
+        if (kind := not_switchable(model)) is not None:
+            raise InputError(f"an adapter with {kind} cannot be switched off row by row: merge it, and give expert and "
+                             "anti-expert as two models")  # fmt: skip
         self.expert_model = self.antiexpert_model = model
         self.paired = PairedAdapter(model) if PairedAdapter.fits(model) else None
         """The faster way; other kinds of adapters go through PEFT's own."""
@@ -137,7 +135,7 @@ class SharedExperts(Experts):
             return super().offset(expert, antiexpert, caches, logits_to_keep)
         rows = expert.input_ids.shape[0]
         inputs = stacked(expert, antiexpert).to(self.expert_model.device)
-        with self.paired.adapted(rows):
+        with self.paired.adapted(rows, len(inputs.input_ids)):
             hidden = self.paired.hidden_states(
                 **vars(inputs), past_key_values=caches[0] if caches else None, use_cache=caches is not None
             )
@@ -156,11 +154,23 @@ class SharedExperts(Experts):
         if self.paired is None:
             names = [self.expert_model.active_adapter] * rows + ["__base__"] * (inputs.input_ids.shape[0] - rows)
             return run(self.expert_model, inputs, cache, logits_to_keep, adapter_names=names)
-        with self.paired.adapted(rows):
+        with self.paired.adapted(rows, len(inputs.input_ids)):
             return run(self.paired.model, inputs, cache, logits_to_keep)
 
     def new_caches(self) -> tuple[list[Cache], list[bool]]:
         return [new_cache(self.expert_model)], [True]
+
+
+def not_switchable(model: PeftModel) -> str | None:
+    """What about an adapter PEFT would leave on in rows that are to be without it."""
+    config = model.active_peft_config
+    if has_virtual_tokens(model):
+        return "tokens before the prompt"
+    if config.peft_type != PeftType.LORA:
+        return f"other weights than LoRA's ({config.peft_type.value})"
+    if uses_dora(model):
+        return "DoRA"
+    return "trained biases" if config.bias != "none" else None
 
 
 def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, **options: Any) -> Tensor:
@@ -176,6 +186,12 @@ def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | T
     )
     logits: Tensor = output.logits
     return logits
+
+
+def of_width(logits: Tensor, width: int, filler: float) -> Tensor:
+    """With entries [..., width], those that are missing being `filler`."""
+    missing = width - logits.shape[-1]
+    return nn.functional.pad(logits, (0, missing), value=filler) if missing else logits
 
 
 def new_cache(model: Any) -> Cache:

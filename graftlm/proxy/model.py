@@ -11,7 +11,8 @@ Where this differs from the authors' code:
 2. Where expert and anti-expert are one small model with and without a LoRA adapter, both run in one batched forward
    pass and share its weights; the authors run three models one after another.
 3. alpha may be a function of the three models' logits; alpha = 0 runs no expert.
-4. The vocabularies are compared token by token; an expert's further entries are cropped, as there.
+4. The vocabularies are compared token by token; an expert's further entries are cropped, as there, and entries of the
+   base model's that are no token get no chance.
 5. The expert's own prompt is its tokenizer's chat template on the user's text, not a [INST] written by hand.
 """
 
@@ -32,15 +33,19 @@ from graftlm.errors import InputError
 from graftlm.models import load_model
 from graftlm.proxy.alpha import Alpha, check_alpha
 from graftlm.proxy.cache import ProxyCache
-from graftlm.proxy.experts import Inputs, new_cache, run
+from graftlm.proxy.experts import Inputs, new_cache, of_width, run
 from graftlm.proxy.opening import Parts, open_parts
 
-COPIED = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size", "num_attention_heads",
+LEAST = -1e30
+"""A logit that gives no chance."""
+LENGTH = "max_position_embeddings"
+COPIED = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads",
           "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
 
 
 class ProxyTunedConfig(PreTrainedConfig):
-    """Names and revisions of the models and alpha; what generation asks of a config is the base model's."""
+    """Names and revisions of the models and alpha; what generation asks of a config is the base model's, but the length
+    of a text is the least of all models'."""
 
     model_type = "proxy-tuned"
 
@@ -103,6 +108,10 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         self.alpha = alpha
         self.tokenizer, self.expert_tokenizer = parts.tokenizer, parts.expert_tokenizer
         self.generation_config = GenerationConfig(**parts.base.generation_config.to_diff_dict())
+        if self.experts is not None:  # a chat expert ends its turn with a token of its own
+            ends = [end_tokens(part) for part in (self.base, self.experts.expert_model)]
+            if extra := [token for token in ends[1] if token not in ends[0]]:
+                self.generation_config.eos_token_id = [*ends[0], *extra]
         self.loss_type = "ForCausalLM"
         self.requires_grad_(False)
         self.eval()
@@ -181,23 +190,28 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
             if callable(self.alpha):
                 logits = self.combine(logits, *self.experts.logits(*given))
             else:
-                offset = self.experts.offset(*given)[..., : logits.shape[-1]]
-                logits = torch.add(logits, offset.to(logits.device, logits.dtype), alpha=self.alpha)
+                offset = self.experts.offset(*given)
+                width = min(offset.shape[-1], logits.shape[-1])
+                offset = offset[..., :width].to(logits.device, logits.dtype)
+                logits = of_width(torch.add(logits[..., :width], offset, alpha=self.alpha), logits.shape[-1], LEAST)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
     def combine(self, base: Tensor, expert: Tensor, antiexpert: Tensor) -> Tensor:
-        """s_M + alpha (s_M+ - s_M-), on the base model's device; further entries of the experts are cropped."""
-        width = base.shape[-1]
+        """s_M + alpha (s_M+ - s_M-), on the base model's device; further entries of the experts are cropped, and those
+        that only the base model has, which are no tokens, get no chance."""
+        width = min(base.shape[-1], expert.shape[-1], antiexpert.shape[-1])
         plus, minus = (part[..., :width].to(device=base.device, dtype=base.dtype) for part in (expert, antiexpert))
-        strength: Any = self.alpha(base, plus, minus) if callable(self.alpha) else self.alpha
-        return (
-            torch.addcmul(base, plus - minus, strength)
+        own = base[..., :width]
+        strength: Any = self.alpha(own, plus, minus) if callable(self.alpha) else self.alpha
+        combined = (
+            torch.addcmul(own, plus - minus, strength)
             if isinstance(strength, Tensor)
-            else torch.add(base, plus - minus, alpha=strength)
+            else torch.add(own, plus - minus, alpha=strength)
         )
+        return of_width(combined, base.shape[-1], LEAST)
 
     def _cache(self, given: Any, use_cache: bool | None) -> ProxyCache | None:
         """`generate` hands over an empty cache of its own kind first, and ours from then on."""
@@ -238,7 +252,9 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         """
         if callable(self.alpha):
             raise InputError("alpha is a function, which cannot be saved: give a number, or save the models themselves")
-        if not self.config.base or (self.experts is not None and not self.config.expert):
+        experts, config = self.experts, self.config
+        unnamed = experts is not None and (not config.expert or (not experts.shared and not config.antiexpert))
+        if not config.base or unnamed:
             raise InputError("a model without a name cannot be saved by name: load base and experts by name")
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         self.config.save_pretrained(save_directory)
@@ -266,6 +282,11 @@ def is_composition(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
+def end_tokens(model: Any) -> list[int]:
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
 def _placed(ids: Tensor, mask: Tensor) -> Inputs:
     """Positions count the tokens that are no padding."""
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -275,38 +296,52 @@ def _placed(ids: Tensor, mask: Tensor) -> Inputs:
 def _config(parts: Parts, alpha: Alpha) -> ProxyTunedConfig:
     of_base = parts.base.config.get_text_config()
     shared = {name: getattr(of_base, name) for name in COPIED if getattr(of_base, name, None) is not None}
+    experts = [] if parts.experts is None else [model for _, model in parts.experts.models()]
+    lengths = [getattr(model.config.get_text_config(), LENGTH, None) for model in (parts.base, *experts)]
+    if known := [length for length in lengths if length is not None]:
+        shared[LENGTH] = min(known)  # all of them read the text
     names = dict(zip(("base", "expert", "antiexpert"), parts.names, strict=True))
     revisions = dict(zip(("base_revision", "expert_revision", "antiexpert_revision"), parts.revisions, strict=True))
     return ProxyTunedConfig(**names, **revisions, alpha=None if callable(alpha) else alpha, **shared)
 
 
-def steered(base: str, expert: str | None, antiexpert: str | None, alpha: float) -> tuple[Any, PreTrainedTokenizerBase]:
+def steered(
+    base: str, expert: str | None, antiexpert: str | None, alpha: float | None
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """(model, tokenizer) of `base`, steered where an expert is named, or where `base` is a composition's own folder.
 
-    InputError for an anti-expert without an expert.
+    alpha: None for 1, or for what the composition was saved with. InputError for an anti-expert or an alpha where there
+    is no expert.
     """
     if _is_steered(expert, antiexpert):
-        model = ProxyTunedModel(base, expert, antiexpert, alpha)
+        model = ProxyTunedModel(base, expert, antiexpert, 1.0 if alpha is None else alpha)
     elif is_composition(base):
-        model = ProxyTunedModel.from_pretrained(base)
+        model = ProxyTunedModel.from_pretrained(base, **({} if alpha is None else {"alpha": alpha}))
     else:
+        _check_no_alpha(alpha)
         return load_model(base)
     assert model.tokenizer is not None  # it was loaded by name
     return model, model.tokenizer
 
 
 def steering(
-    base: str, expert: str | None, antiexpert: str | None, alpha: float
+    base: str, expert: str | None, antiexpert: str | None, alpha: float | None
 ) -> dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase], ProxyTunedModel]]:
     """Name -> function that steers the base model, loaded with its tokenizer, for an audit; empty without an expert."""
     if not _is_steered(expert, antiexpert):
+        _check_no_alpha(alpha)
         return {}
-    check_alpha(alpha)
+    strength = check_alpha(1.0 if alpha is None else alpha)
 
     def steer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ProxyTunedModel:
-        return ProxyTunedModel(model, expert, antiexpert, alpha, tokenizer=tokenizer)
+        return ProxyTunedModel(model, expert, antiexpert, strength, tokenizer=tokenizer)
 
     return {f"{base} + {expert}": steer}
+
+
+def _check_no_alpha(alpha: float | None) -> None:
+    if alpha is not None:
+        raise InputError("--alpha is given without --expert: there is nothing to steer")
 
 
 def _is_steered(expert: str | None, antiexpert: str | None) -> bool:

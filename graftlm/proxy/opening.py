@@ -53,7 +53,7 @@ def open_parts(
         experts, tokenizers = _open_experts(expert, antiexpert, expert_revision, antiexpert_revision)
         expert_tokenizer = tokenizers[0]
         for (role, part), own in zip(experts.models(), tokenizers, strict=False):
-            check_widths(model, part, role)
+            check_widths(model, part, role, tokenizer)
             if tokenizer is not None and own is not None:
                 check_tokens(tokenizer, own, role)
     return Parts(
@@ -95,7 +95,7 @@ def _open_experts(
 
 
 def _name(given: Given | None) -> str | None:
-    if given is None:
+    if given is None or isinstance(given, PeftModel):  # which calls itself by the name of the model that it is on
         return None
     name = os.fspath(given) if isinstance(given, (str, os.PathLike)) else getattr(given, "name_or_path", None)
     return name or None

@@ -35,7 +35,7 @@ class PairedAdapter:
         if not self.fits(adapted):
             raise ValueError("the adapter is no plain LoRA on linear layers")
         plain: Any = adapted.get_base_model()
-        self._rows = 0
+        self._rows, self._of = 0, 1
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())}
         for module in plain.modules():
             if isinstance(module, LoraLinear):
@@ -45,9 +45,9 @@ class PairedAdapter:
         self.model: Any = copy.deepcopy(plain, shared)
 
     @contextmanager
-    def adapted(self, rows: int) -> Iterator[None]:
-        """While it is open, the first `rows` rows that `model` reads have the adapter."""
-        self._rows = rows
+    def adapted(self, rows: int, of: int) -> Iterator[None]:
+        """While it is open, the first `rows` rows of the `of` that `model` reads have the adapter."""
+        self._rows, self._of = rows, of
         try:
             yield
         finally:
@@ -69,7 +69,7 @@ class PairedAdapter:
         not where logits are capped or scaled, or where the unembedding has an adapter or a bias."""
         device = self.model.get_output_embeddings().weight.device
         ids = torch.arange(4, device=device).expand(2, -1)
-        with self.adapted(1):
+        with self.adapted(1, of=2):
             logits, hidden = self.model(input_ids=ids).logits, self.hidden_states(input_ids=ids)
         expected, found = logits[0] - logits[1], self.unembed(hidden[0] - hidden[1])
         return bool((found - expected).abs().max() < LINEAR * expected.abs().max())
@@ -93,9 +93,11 @@ class PairedAdapter:
         def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if not self._rows:
                 return None
-            low = F.linear(args[0][: self._rows].to(first.weight.dtype), first.weight)
+            # Some layers are given all tokens of a batch one after another.
+            count = len(args[0]) * self._rows // self._of
+            low = F.linear(args[0][:count].to(first.weight.dtype), first.weight)
             change = F.linear(low, second.weight).to(output.dtype)
-            output[: self._rows].add_(change, alpha=scaling)
+            output[:count].add_(change, alpha=scaling)
             return output
 
         layer.get_base_layer().register_forward_hook(add)

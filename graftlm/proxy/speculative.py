@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from graftlm.errors import InputError
-from graftlm.proxy.experts import Experts, Inputs, new_cache, run
-from graftlm.speculation import SpeculativeOutput, kept_or_drawn
+from graftlm.proxy.experts import Experts, Inputs, of_width, run
+from graftlm.speculation import SpeculativeOutput, check_can_forget, kept_or_drawn
 
 LONGEST_DRAFT = 16
 ROW_COST = 0.1
@@ -93,12 +93,11 @@ class PairReader:
     """Of the small model for each check of a draft."""
 
     def __init__(self, experts: Experts, prompt: Tensor) -> None:
-        [cache], _ = experts.new_caches()
 
         def run_both(inputs: Inputs, cache: Cache, keep: int) -> Tensor:
             return torch.cat(experts.logits(inputs, inputs, [cache], keep))
 
-        self.reader = Reader(run_both, cache, prompt)
+        self.reader = Reader(run_both, DynamicCache(), prompt)
         self.antiexpert_logits: list[Tensor] = []
 
     def draft(self, token: Tensor) -> Tensor:
@@ -122,10 +121,10 @@ class ApartReader:
     passes = 1.0
 
     def __init__(self, experts: Experts, prompt: Tensor, own_prompt: Tensor) -> None:
-        first, second = experts.separate_caches()
         self.readers = (
-            Reader(experts.expert_logits, first, own_prompt), Reader(experts.antiexpert_logits, second, prompt)
-        )  # fmt: skip
+            Reader(experts.expert_logits, DynamicCache(), own_prompt),
+            Reader(experts.antiexpert_logits, DynamicCache(), prompt),
+        )
 
     def draft(self, token: Tensor) -> Tensor:
         return self.readers[0].read(token)[0]
@@ -177,7 +176,9 @@ class Drafting:
             return run(model.base, inputs, cache, keep)
 
         experts = model.experts
-        self.base = Reader(run_base, new_cache(model.base), prompt[:-1])
+        for part in (model.base, experts.expert_model, experts.antiexpert_model):
+            check_can_forget(part)
+        self.base = Reader(run_base, DynamicCache(), prompt[:-1])
         self.experts: PairReader | ApartReader
         if experts.shared and own_prompt is None:
             self.experts = PairReader(experts, prompt[:-1])
@@ -185,6 +186,10 @@ class Drafting:
             self.experts = ApartReader(experts, prompt[:-1], (prompt if own_prompt is None else own_prompt)[:-1])
         self.pending = prompt[-1:]
         """What none of the models has read: the last token."""
+        longest = max(len(prompt), 0 if own_prompt is None else len(own_prompt))
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.room = None if limit is None else limit - longest + 1
+        """Tokens that the longest text may still be drafted by."""
         self.own_last = None if own_prompt is None else own_prompt[-1:]
         self.acceptance = Acceptance()
         small, large = (sum(p.numel() for p in part.parameters()) for part in (experts.antiexpert_model, model.base))
@@ -196,6 +201,8 @@ class Drafting:
         while True:
             for token in self._round():
                 self.sequence = torch.cat([self.sequence, self.sequence.new_tensor([[token]])], dim=-1)
+                if self.room is not None:
+                    self.room -= 1
                 yield token
 
     def _round(self) -> list[int]:
@@ -242,7 +249,8 @@ class Drafting:
         """
         token_cost = self.cost + ROW_COST
         round_cost = 1 + self.cost * self.experts.passes + token_cost * count
-        return count < LONGEST_DRAFT and reached * round_cost > expected * token_cost
+        most = LONGEST_DRAFT if self.room is None else min(LONGEST_DRAFT, self.room)
+        return count < most and reached * round_cost > expected * token_cost
 
     def _chosen(self, draft: Draft, combined: Tensor) -> list[int]:
         """The drafted tokens that are kept, and one instead of the first that is not."""
@@ -262,7 +270,8 @@ class Drafting:
     def _processed(self, sequence: Tensor, logits: Tensor) -> Tensor:
         """Scores [vocabulary] of the next token after `sequence`, in float32."""
         width = self.model.config.vocab_size
-        scores: Tensor = self.processor(sequence, logits[..., :width].to(sequence.device, torch.float32))
+        known = of_width(logits[..., :width].to(sequence.device, torch.float32), width, -torch.inf)
+        scores: Tensor = self.processor(sequence, known)
         return scores[0]
 
 

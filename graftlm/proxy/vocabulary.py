@@ -25,9 +25,14 @@ def check_tokens(base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, 
             )
 
 
-def check_widths(base: Any, other: Any, name: str) -> None:
-    """InputError where `other` gives fewer logits than the base model, so that some tokens would have no offset."""
+def check_widths(base: Any, other: Any, name: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """InputError where `other` gives fewer logits than there are tokens: of the tokenizer, or else of the base model.
+
+    Larger models of a family often have more rows in their unembedding, of no token.
+    """
     ours, theirs = base.config.get_text_config().vocab_size, other.config.get_text_config().vocab_size
+    if tokenizer is not None:
+        ours = min(ours, 1 + max(tokenizer.get_vocab().values()))
     if theirs < ours:
         raise InputError(
             f"{name} has another vocabulary than the base model: {theirs} entries, {ours} there, so id {theirs} is the "

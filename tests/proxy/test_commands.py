@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from graftlm.cli import main
+from graftlm.multitoken import MultiTokenHeads
 from graftlm.proxy import ProxyTunedModel
 from tests.conftest import tiny_model
 from tests.proxy.models import sharp
@@ -45,6 +46,9 @@ def test_generate_writes_what_the_steered_model_writes(
     model.save_pretrained(tmp_path / "composition")
     assert run("generate", str(tmp_path / "composition"), *common[2:]) == 0
     assert capsys.readouterr().out == text, "the folder of the composition is a model like any other"
+    MultiTokenHeads.from_model(model.base, 1).save_pretrained(tmp_path / "heads")
+    assert run("generate", str(tmp_path / "composition"), *common[2:], "--draft", str(tmp_path / "heads")) == 2
+    assert "--draft: heads know one model" in capsys.readouterr().err
 
 
 def test_evaluate_measures_the_steered_model(

@@ -13,10 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
 from graftlm.errors import InputError
+from graftlm.models import load_model
 from graftlm.proxy import ProxyTunedModel, disagreement_above
+from graftlm.proxy.model import steered
 from tests.auditing.models import adapted
 from tests.conftest import tiny_model
-from tests.proxy.models import parts, with_adapter
+from tests.proxy.models import parts, sharp, with_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 PROMPTS = [[5, 9, 17, 33], [100, 3], [8, 8, 41, 7, 90, 12]]
@@ -206,6 +208,42 @@ def test_further_entries_of_the_experts_are_cropped_and_missing_ones_refused() -
         ProxyTunedModel(base, tiny_model(vocab_size=250, pad_token_id=0), wide[1])
 
 
+@pytest.mark.parametrize("alpha", [0.7, disagreement_above(0.1)])
+def test_rows_of_the_base_models_unembedding_that_are_no_token_get_no_chance(
+    alpha: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base, small = sharp(tiny_model(vocab_size=270)), [sharp(tiny_model(seed=seed)) for seed in (1, 2)]
+    ids = torch.tensor(PROMPTS[:1])
+    model = ProxyTunedModel(base, *small, alpha, tokenizer=tokenizer)
+    with torch.no_grad():
+        logits, own = model(ids).logits, base(ids).logits
+        plus, minus = (part(ids).logits for part in small)
+    strength = alpha(own[..., :259], plus, minus) if callable(alpha) else alpha
+    torch.testing.assert_close(logits[..., :259], own[..., :259] + strength * (plus - minus))
+    assert float(logits[..., 259:].max()) < -1e20
+    for sample in (False, True):
+        settings = {"max_new_tokens": 12, "do_sample": sample, "eos_token_id": None, "pad_token_id": 258}
+        torch.manual_seed(0)
+        found = model.generate(ids, speculative=True, **settings)
+        assert int(found.max()) < 259 and (sample or torch.equal(found, model.generate(ids, **settings)))
+    with pytest.raises(InputError, match="another vocabulary"):
+        ProxyTunedModel(base, *small, alpha)  # without a tokenizer nobody knows which are tokens
+
+
+def test_the_end_of_a_chat_experts_turn_ends_the_text() -> None:
+    base, expert, antiexpert = parts()
+    base.generation_config.eos_token_id, expert.generation_config.eos_token_id = 256, 257
+    assert ProxyTunedModel(base, expert, antiexpert).generation_config.eos_token_id == [256, 257]
+    expert.generation_config.eos_token_id = [256]
+    assert ProxyTunedModel(base, expert, antiexpert).generation_config.eos_token_id == 256
+
+
+def test_a_text_is_no_longer_than_any_of_the_models_can_read() -> None:
+    small = [tiny_model(seed=seed, max_position_embeddings=64) for seed in (2, 3)]
+    assert ProxyTunedModel(tiny_model(), *small).config.max_position_embeddings == 64
+    assert ProxyTunedModel(small[0], tiny_model(), small[1]).config.max_position_embeddings == 64
+
+
 @pytest.fixture
 def folders(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
     for name, model in zip(("base", "expert", "antiexpert"), parts(), strict=True):
@@ -224,8 +262,16 @@ def test_it_is_saved_by_name_and_loaded_again(folders: dict[str, str], tmp_path:
     again = ProxyTunedModel.from_pretrained(tmp_path / "proxy")
     ids = torch.tensor(PROMPTS[:1])
     assert again.alpha == 0.5 and torch.equal(again(ids).logits, model(ids).logits)
+    assert steered(str(tmp_path / "proxy"), None, None, None)[0].alpha == 0.5
+    assert steered(str(tmp_path / "proxy"), None, None, 0.25)[0].alpha == 0.25
+    with pytest.raises(InputError, match="--alpha is given without --expert"):
+        steered(folders["base"], None, None, 1.0)
     with pytest.raises(InputError, match="without a name"):
         ProxyTunedModel(*parts()).save_pretrained(tmp_path / "other")
+    loaded = [load_model(folders[name])[0] for name in ("expert", "adapter", "antiexpert")]
+    for unnamed in ((folders["base"], loaded[1]), (folders["base"], loaded[1], loaded[2])):
+        with pytest.raises(InputError, match="without a name"):
+            ProxyTunedModel(*unnamed).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="alpha is a function"):
         ProxyTunedModel(*parts(), alpha=disagreement_above(0.1)).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match=r"config\.json is missing"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
 
 from graftlm.errors import InputError
 from graftlm.proxy import ProxyTunedModel
@@ -112,6 +112,48 @@ def test_adapters_of_other_kinds_go_through_peft(settings: dict[str, Any]) -> No
         torch.testing.assert_close(expert, model(**vars(inputs())).logits)
         with model.disable_adapter():
             torch.testing.assert_close(antiexpert, model(**vars(inputs())).logits)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "targets"),
+    [
+        ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}, ["fc1", "fc2"]),
+        ("qwen2_moe", {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16,
+                       "shared_expert_intermediate_size": 32}, ["gate_proj", "down_proj"]),
+    ],
+)  # fmt: skip
+def test_layers_that_are_given_all_tokens_in_a_row(
+    architecture: str, settings: dict[str, Any], targets: list[str]
+) -> None:
+    small = sharp(tiny_model(architecture, **settings))
+    model = get_peft_model(small, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
+    experts = SharedExperts(model)
+    with torch.no_grad():
+        expert, antiexpert = experts.logits(inputs(), inputs(), None, 0)
+        torch.testing.assert_close(expert, model(**vars(inputs())).logits)
+        with model.disable_adapter():
+            torch.testing.assert_close(antiexpert, model(**vars(inputs())).logits)
+    assert experts.paired is not None and not torch.allclose(expert, antiexpert, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (IA3Config(task_type="CAUSAL_LM"), r"other weights than LoRA's \(IA3\)"),
+        (LoHaConfig(target_modules=["q_proj"]), r"other weights than LoRA's \(LOHA\)"),
+        (LoraConfig(target_modules=["q_proj"], bias="all"), "trained biases"),
+    ],
+)
+def test_adapters_that_peft_would_leave_on_are_refused(adapter: Any, message: str) -> None:
+    """Its mixed batches would have them on in every row, so that the offset would be nothing."""
+    with pytest.raises(InputError, match=f"an adapter with {message} cannot be switched off"):
+        SharedExperts(get_peft_model(tiny_model(), adapter))
+
+
+def test_prompt_tuned_experts_are_refused_as_a_model_of_their_own_too() -> None:
+    tuned = get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(InputError, match="tokens of their own before the prompt"):
+        ProxyTunedModel(tiny_model(layers=3), tuned, tiny_model())
 
 
 def test_dora_is_refused_with_the_way_out() -> None:

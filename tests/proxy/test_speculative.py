@@ -119,6 +119,19 @@ def test_samples_are_distributed_as_the_combined_model(monkeypatch: pytest.Monke
     assert len(kept) >= 8 and test.pvalue > 0.01, test
 
 
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [("gemma3_text", {"sliding_window": 8}), ("mistral", {"sliding_window": 8}), ("gpt2", {"n_positions": 25})],
+)
+def test_windows_that_slide_and_positions_that_end(architecture: str, settings: dict[str, Any]) -> None:
+    base, expert, antiexpert = parts(architecture, **settings)
+    for model in (ProxyTunedModel(base, expert, antiexpert), ProxyTunedModel(base, expert, base)):
+        inputs = padded(PROMPTS[:1])
+        length = inputs["input_ids"].shape[1]
+        given = {**GREEDY, "max_new_tokens": 25 - length}
+        assert torch.equal(model.generate(**inputs, **given, speculative=True), model.generate(**inputs, **given))
+
+
 def test_a_batch_or_beams_are_refused() -> None:
     model = models()["apart"]
     with pytest.raises(InputError, match="one prompt and one beam"):
@@ -140,7 +153,7 @@ def test_a_shared_expert_reads_each_drafted_token_once_together_with_the_antiexp
 def test_a_draft_goes_on_while_one_more_token_is_worth_its_pass() -> None:
     """At 0.4 of the base model's cost a round of n tokens costs 1 + n (0.4 + 0.1); it yields the sum of the chances."""
     drafting = object.__new__(Drafting)
-    drafting.cost, drafting.experts = 0.4, object.__new__(PairReader)
+    drafting.cost, drafting.experts, drafting.room = 0.4, object.__new__(PairReader), None
     assert drafting.worth_another(1, expected=1.0, reached=0.4)  # 1.4 / 2 > 1 / 1.5
     assert not drafting.worth_another(1, expected=1.0, reached=0.3)
     for count in range(1, LONGEST_DRAFT):

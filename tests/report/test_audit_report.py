@@ -139,6 +139,8 @@ def test_models_whose_folders_are_called_alike_keep_their_whole_names(result: Au
         result, tuned={"a/run/model": tuned, "b/run/model": tuned, "c/other": tuned}
     ).short_names
     assert names == {"a/run/model": "a/run/model", "b/run/model": "b/run/model", "c/other": "other"}
+    steered = dataclasses.replace(result, tuned={"org/big + runs/expert/model": tuned}).short_names
+    assert steered == {"org/big + runs/expert/model": "big + expert"}
 
 
 def test_parts_that_were_not_measured_are_left_out(result: AuditResult, tmp_path: Path) -> None:
