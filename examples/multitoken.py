@@ -40,7 +40,7 @@ def main() -> None:
     distilled = distill_heads(model, tokenizer, texts, DistillConfig(num_heads=4, epochs=2))
     distilled.heads.save_pretrained(FOLDER / "heads")
     for kind, shares in distilled.agreement.items():
-        before = distilled.undistilled[kind]
+        before = distilled.before[kind]
         print(f"{kind} text: head 1 agrees with the model on {before[0]:.0%} before, {shares[0]:.0%} after")
 
     # 3. A LoRA fine-tune in which the heads take part.

@@ -42,7 +42,7 @@ def quicken(model: nn.Module) -> None:
 
 
 def suits(rows: int, weight: Tensor) -> bool:
-    """The table: up to 4 rows, up to 8 where the weight is higher than wide, and whole sixteens."""
+    """The table: up to 4 rows, up to 8 where the weight is as high as wide or higher, and whole sixteens."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or not 0 < rows <= MOST_ROWS:
         return False
     return rows <= (8 if weight.shape[0] >= weight.shape[1] else 4) or rows % 16 == 0

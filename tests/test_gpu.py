@@ -48,7 +48,7 @@ def test_heads_are_distilled(dtype: torch.dtype, tokenizer: PreTrainedTokenizerB
     result = distill_heads(model, tokenizer, texts(model, tokenizer, 2000), config)
     assert {(each.device.type, each.dtype) for each in result.heads.parameters()} == {(DEVICE, dtype)}
     for k in (0, 1):
-        assert result.agreement["domain"][k] > 0.8 > 0.5 > result.undistilled["domain"][k]
+        assert result.agreement["domain"][k] > 0.8 > 0.5 > result.before["domain"][k]
 
 
 @pytest.mark.parametrize("dropout", [None, 0.0], ids=["full", "lora"])

@@ -26,7 +26,7 @@ class DistillConfig:
     copy_layer: int | None = option(None, "First layer to copy into each head (default: the last `depth` layers).")
     refresh: str | None = option(
         None,
-        "Folder of heads to align to this model, a tuned one, instead of growing new ones; num_heads and depth stay.",
+        "Folder of heads to align to this model, a tuned one, instead of growing new ones; they keep their shape.",
     )
     text: str | None = option(None, "Folder of an earlier distillation whose written text is used again.")
     domain_tokens: int = option(45_000, "Tokens that the model writes from the domain's prompts.")
@@ -121,6 +121,11 @@ class TuneConfig:
         require(0 < self.forking_fraction <= 1, "forking_fraction", self.forking_fraction, "it must lie in (0, 1]")
         require(0 <= self.protect_layers < 1, "protect_layers", self.protect_layers, "it is a share from 0 to below 1")
         require(self.anchor_weight >= 0, "anchor_weight", self.anchor_weight, "it cannot be negative")
+        anchored = self.anchor == "kl"
+        require(anchored or self.anchor_data is None, "anchor_data", self.anchor_data, "it needs --anchor kl")
+        own_weight = self.anchor_weight != TuneConfig.anchor_weight
+        require(anchored or not own_weight, "anchor_weight", self.anchor_weight, "it needs --anchor kl")
+        require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "must be positive")
         require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "must be positive")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be positive")
         require(
@@ -132,4 +137,10 @@ class TuneConfig:
             "early_stopping",
             self.early_stopping,
             "it needs an --eval-split",
+        )
+        require(
+            self.early_stopping is None or self.save_steps is None,
+            "save_steps",
+            self.save_steps,
+            "with --early-stopping each evaluation is a checkpoint: give --eval-steps instead",
         )

@@ -50,12 +50,13 @@ class Distillation:
     """What `distill_heads` returns.
 
     agreement[kind][k - 1]: share of held-out positions where head k's likeliest token is the model's own greedy one,
-    k further; undistilled: the same of the fresh copies; held_out_positions: how many there were, per kind.
+    k further; before: the same before they learnt, of fresh copies or of the heads to be refreshed; held_out_positions:
+    how many there were, per kind.
     """
 
     heads: MultiTokenHeads
     agreement: dict[str, list[float]]
-    undistilled: dict[str, list[float]]
+    before: dict[str, list[float]]
     held_out_positions: dict[str, int]
     trunk_seconds: float
     epoch_seconds: list[float]
@@ -78,11 +79,7 @@ def distill_heads(
     """
     config = config or DistillConfig()
     set_seed(config.seed)
-    if config.refresh is None:
-        heads = MultiTokenHeads.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
-    else:
-        heads = MultiTokenHeads.from_pretrained(config.refresh, model, of_relative=True)
-        heads.belong_to(model)
+    heads = new_heads(config, model)
     kept, held_out = split_held_out(texts, config.held_out, config.seed)
     report = (lambda done, total: progress("hidden states", done, total)) if progress else None
     shared: dict[str, Any] = {
@@ -97,12 +94,12 @@ def distill_heads(
     tests = {k: HiddenStateCache(model, [t for t in held_out if t.kind == k], **shared) for k in kinds(held_out)}
     decoder = Decoder(model)
     try:
-        undistilled = {kind: agreement(decoder, heads, test.batches) for kind, test in tests.items()}
+        before = {kind: agreement(decoder, heads, test.batches) for kind, test in tests.items()}
         seconds = _train(decoder, heads, cache.batches, config, log, progress)
         return Distillation(
             heads=heads,
             agreement={kind: agreement(decoder, heads, test.batches) for kind, test in tests.items()},
-            undistilled=undistilled,
+            before=before,
             held_out_positions={k: sum(int(b.targets(1).sum()) for b in t.batches) for k, t in tests.items()},
             trunk_seconds=trunk_seconds,
             epoch_seconds=seconds,
@@ -112,6 +109,15 @@ def distill_heads(
             opened.close()
 
 
+def new_heads(config: DistillConfig, model: PreTrainedModel) -> MultiTokenHeads:
+    """Copies of the model's layers, or the heads to be refreshed; InputError for a layer or heads that do not fit."""
+    if config.refresh is None:
+        return MultiTokenHeads.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
+    heads = MultiTokenHeads.from_pretrained(config.refresh, model, of_relative=True)
+    heads.belong_to(model)
+    return heads
+
+
 def kinds(texts: Sequence[WrittenText]) -> list[str]:
     return sorted({text.kind for text in texts})
 
@@ -119,13 +125,22 @@ def kinds(texts: Sequence[WrittenText]) -> list[str]:
 def split_held_out(
     texts: Sequence[WrittenText], share: float, seed: int
 ) -> tuple[list[WrittenText], list[WrittenText]]:
-    """(kept, held out): of each kind `share` of the *prompts* is held out, with all that was written from them."""
+    """(kept, held out): of each kind `share` of the *prompts* is held out, with all that was written from them.
+
+    Where one prompt would be more than that share, it is a share of the texts, and prompts are common to both.
+    """
     kept: list[WrittenText] = []
     held_out: list[WrittenText] = []
     for kind in kinds(texts):
         of_kind = [t for t in texts if t.kind == kind]
         prompts = sorted({tuple(t.input_ids[: t.prompt_length]) for t in of_kind})
-        chosen = set(random.Random(seed).sample(prompts, max(1, round(share * len(prompts)))))
+        if share * len(prompts) < 1:
+            count = min(max(1, round(share * len(of_kind))), len(of_kind) - 1)
+            places = set(random.Random(seed).sample(range(len(of_kind)), count))
+            for place, text in enumerate(of_kind):
+                (held_out if place in places else kept).append(text)
+            continue
+        chosen = set(random.Random(seed).sample(prompts, round(share * len(prompts))))
         for text in of_kind:
             (held_out if tuple(text.input_ids[: text.prompt_length]) in chosen else kept).append(text)
     return kept, held_out
@@ -267,9 +282,9 @@ def distill(config: DistillConfig, run: Run, progress: Callable[[str, int, int],
     model, tokenizer = load_model(config.model, trust_remote_code=config.trust_remote_code)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    if config.refresh is not None:  # a wrong folder is noticed before the long writing
-        MultiTokenHeads.from_pretrained(config.refresh, model, of_relative=True)
+    new_heads(config, model)  # a wrong folder or layer is noticed before the long writing
     texts = collect_texts(model, tokenizer, config, run.folder, progress)
+    run.keep()
     if run.resumed:
         run.rewind(-1)
     result = distill_heads(model, tokenizer, texts, config, log=run.log, progress=progress, scratch=run.folder)
@@ -279,7 +294,7 @@ def distill(config: DistillConfig, run: Run, progress: Callable[[str, int, int],
         {
             "what": "share of held-out positions where a head's likeliest token is the model's own greedy one",
             "heads": result.agreement,
-            "undistilled_copies": result.undistilled,
+            "undistilled_copies" if config.refresh is None else "before_refresh": result.before,
             "held_out_positions": result.held_out_positions,
             "hidden_states_seconds": result.trunk_seconds,
             "epoch_seconds": result.epoch_seconds,
@@ -287,8 +302,9 @@ def distill(config: DistillConfig, run: Run, progress: Callable[[str, int, int],
     )
     for kind, shares in result.agreement.items():
         of_heads = ", ".join(f"{s:.1%}" for s in shares)
-        of_copies = ", ".join(f"{s:.1%}" for s in result.undistilled[kind])
-        say(f"agreement on {kind} text, head 1 to {len(shares)}: {of_heads} (undistilled: {of_copies})")
+        before = ", ".join(f"{s:.1%}" for s in result.before[kind])
+        state = "undistilled" if config.refresh is None else "before"
+        say(f"agreement on {kind} text, head 1 to {len(shares)}: {of_heads} ({state}: {before})")
 
 
 def collect_texts(
@@ -324,11 +340,15 @@ def collect_texts(
 
 
 def domain_prompts(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of the rows' prompts; of `text` rows the first eight tokens."""
+    """Token ids of the rows' prompts; of `text` rows eight tokens after what all of them begin with."""
     rows = load_rows(config.data)
     if "prompt" in rows.column_names:
         return [prompt_tokens(prompt, tokenizer) for prompt in rows["prompt"]]
-    return [ids[:8] for ids in tokenizer(list(rows["text"]))["input_ids"]]
+    texts = tokenizer(list(rows["text"]))["input_ids"]
+    first, last = min(texts), max(texts)  # these two differ the earliest
+    differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    shared = next(differing, min(len(first), len(last)) if first != last else 0)
+    return [ids[: shared + 8] for ids in texts]
 
 
 def general(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -51,10 +51,14 @@ def export_eagle3(model: Any, heads: MultiTokenHeads, folder: Path, verifier: st
     if decoder.logit_scale != 1 or decoder.logit_softcap is not None:
         raise InputError("EAGLE-3 knows no scale or cap of the logits, which this model has")
     count = len(decoder.layers)
+    rope = getattr(config, "rope_parameters", None) or {}
+    scaled = rope.get("rope_type", "default") != "default"
     layers = {
         **{name: getattr(config, name) for name in COPIED if getattr(config, name, None) is not None},
         "model_type": kind, "num_hidden_layers": 1, "head_dim": head_size(config), "attention_bias": False,
         "mlp_bias": False, "sliding_window": None, "layer_types": ["full_attention"],
+        **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}),  # where transformers 4 reads them
+        **({"rope_scaling": rope} if scaled else {}),
     }  # fmt: skip
     document = {
         "architectures": ["Eagle3Speculator"],
@@ -81,7 +85,7 @@ def export_eagle3(model: Any, heads: MultiTokenHeads, folder: Path, verifier: st
 
 COPIED = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps",
-    "vocab_size", "max_position_embeddings", "rope_parameters", "rope_theta", "rope_scaling",
+    "vocab_size", "max_position_embeddings", "rope_parameters",
 )  # fmt: skip
 
 

@@ -53,6 +53,17 @@ class HeadsConfig:
     layer_class: str
     unembedding_hash: str
 
+    def misfit(self, decoder: Decoder) -> str | None:
+        """What about the heads' shape is not the model's, in words; None where they fit."""
+        for what, theirs, ours in (
+            ("vocabulary size", self.vocabulary_size, decoder.unembedding.weight.shape[0]),
+            ("hidden size", self.hidden_size, decoder.unembedding.weight.shape[1]),
+            ("layer class", self.layer_class, type(decoder.layers[-1]).__name__),
+        ):
+            if theirs != ours:
+                return f"their {what} is {theirs}, this model's is {ours}"
+        return None
+
 
 class MultiTokenHeads(nn.Module):
     """K auxiliary heads; head k (1..K) predicts the token k further than the model itself does.
@@ -171,17 +182,14 @@ class MultiTokenHeads(nn.Module):
         """
         config = read_heads_config(folder)
         decoder = Decoder(model)
-        for what, theirs, ours in (
-            ("vocabulary size", config.vocabulary_size, decoder.unembedding.weight.shape[0]),
-            ("hidden size", config.hidden_size, decoder.unembedding.weight.shape[1]),
-            ("layer class", config.layer_class, type(decoder.layers[-1]).__name__),
-            ("unembedding's hash", config.unembedding_hash, _unembedding_hash(decoder.unembedding.weight)),
-        ):
-            if theirs != ours and not (of_relative and what == "unembedding's hash"):
-                raise InputError(
-                    f"the heads in {folder} belong to another model ({config.base_model}): their {what} is "
-                    f"{theirs}, this model's is {ours}; run `graftlm distill` on this model"
-                )
+        misfit, found = config.misfit(decoder), _unembedding_hash(decoder.unembedding.weight)
+        if misfit is None and not of_relative and found != config.unembedding_hash:
+            misfit = f"their unembedding's hash is {config.unembedding_hash}, this model's is {found}"
+        if misfit is not None:
+            raise InputError(
+                f"the heads in {folder} belong to another model ({config.base_model}): {misfit}; run `graftlm distill` "
+                "on this model"
+            )
         try:
             weights = load_file(Path(folder) / WEIGHTS_FILE)
         except SafetensorError as error:

@@ -20,7 +20,6 @@ Source: blockwise parallel decoding (arXiv 1811.03115), with heads as in CAFT (a
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,14 +27,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, LogitsProcessorList, PrefixConstrainedLogitsProcessor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache, StoppingCriteriaList
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import Decoder, LayerCall, plain_model
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.pace import Pace
-from graftlm.speculation import SpeculativeOutput, decoding_arguments, kept_or_drawn
+from graftlm.multitoken.rows import Row, is_transformers_own, processors_of_row
+from graftlm.speculation import SpeculativeOutput, check_can_forget, decoding_arguments, kept_or_drawn
 from graftlm.tasks.generation import has_virtual_tokens
 
 WASTE = 0.25
@@ -50,34 +50,36 @@ class HeadsDecoding:
 
     `generate` is the model's own, given this as `custom_generate`. It takes batches with padding on the left, sampling,
     logits processors, stopping criteria and a streamer, and learns from call to call how much to draft (`pace`). With
-    `return_dict_in_generate=True` the output is a SpeculativeOutput.
+    `return_dict_in_generate=True` the output is a SpeculativeOutput. One thread at a time: a pass is watched by hooks.
+
+    A logits processor or stopping criterion of one's own may know rows by their number. Its answer has to follow from
+    its arguments alone, since it is asked about drafts that are not kept.
 
     A logits processor that chooses tokens by itself may say so with `choose_rows(rows, logits)`: the numbers of some
     rows and their logits [rows, vocabulary] -> a token each, None for a row that is done. A draft is then kept as long
     as it is what that chooses, so that the text is the same as without drafts, sampled or not.
 
     `draft_tokens`: draft always so many instead, at most as many as there are heads. The heads given are moved to the
-    model's device and dtype.
+    model's device and dtype, and set to evaluate.
 
-    InputError for heads of another model, a model whose layers keep other states than keys and values, and beams.
+    InputError for heads of another shape, a model whose layers keep other states than keys and values, and beams.
     """
 
     def __init__(self, model: Any, heads: MultiTokenHeads, *, draft_tokens: int | None = None) -> None:
         if has_virtual_tokens(model):
             raise InputError("heads do not draft for prompt or prefix tuning: they never see its virtual tokens")
         self.model, self.decoder = model, Decoder(model)
+        if misfit := heads.config.misfit(self.decoder):
+            raise InputError(f"these heads belong to another model ({heads.config.base_model}): {misfit}")
         rope = getattr(self.decoder.config, "rope_parameters", None) or {}
-        if (kind := rope.get("rope_type")) in ("dynamic", "longrope"):
-            raise InputError(f"rope of type {kind} moves what was read as the text grows: decode it without heads")
+        of_layers = [each for each in rope.values() if isinstance(each, dict)]  # one for each kind of attention
+        for kind in (each.get("rope_type") for each in (rope, *of_layers)):
+            if kind in ("dynamic", "longrope"):
+                raise InputError(f"rope of type {kind} moves what was read as the text grows: decode it without heads")
         self.heads = heads.to(self.decoder.unembedding.weight.device, self.decoder.unembedding.weight.dtype).eval()
         if draft_tokens is not None and not 0 <= draft_tokens <= heads.num_heads:
             raise InputError(f"draft_tokens is {draft_tokens}: give 0 to {heads.num_heads}, the number of heads")
-        kinds = {type(layer) for layer in DynamicCache(config=self.decoder.config).layers}
-        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-            names = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise InputError(
-                f"{type(self.decoder.model).__name__} cannot forget tokens ({names}): decode it without heads"
-            )
+        kinds = check_can_forget(self.decoder.model)
         windows = DynamicSlidingWindowLayer in kinds or hasattr(self.decoder.config, "attention_types")
         self.counts_columns = windows or not self.decoder.takes_positions
         """Whether the distance of two tokens is that of their columns in the cache."""
@@ -107,7 +109,7 @@ class HeadsDecoding:
         return self.model.generation_config
 
     def generate(self, *inputs: Any, **options: Any) -> Any:
-        """As the model's own."""
+        """As the model's own: input_ids [batch, time] int64, and what it gives for them."""
         return self.model.generate(*inputs, **decoding_arguments(self, options, self.generation_config))
 
     @torch.no_grad()
@@ -121,7 +123,11 @@ class HeadsDecoding:
         streamer: Any = None,
         **inputs: Any,
     ) -> Any:
-        """Called by `generate`. InputError for beams, another model, and a cache that holds something already."""
+        """Called by `generate`: input_ids and what it returns are [batch, time] int64, on the same device.
+
+        InputError for beams, another model, a cache that holds something already, and outputs that drafting does not
+        collect.
+        """
         if generation_config.num_beams not in (None, 1):
             raise InputError("drafting heads take one beam: leave out num_beams")
         if plain_model(model) is not self.decoder.model:
@@ -134,6 +140,12 @@ class HeadsDecoding:
         past = inputs.get("past_key_values")
         if isinstance(past, Cache) and past.get_seq_length():
             raise InputError("drafting heads read the whole prompt themselves: leave out past_key_values")
+        if generation_config.prompt_lookup_num_tokens:
+            raise InputError("the heads draft already: leave out prompt_lookup_num_tokens")
+        if generation_config.return_dict_in_generate:
+            for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+                if getattr(generation_config, name):
+                    raise InputError(f"decoding with heads collects tokens alone: leave out {name}")
         sample = bool(generation_config.do_sample)
         pace = self.pace.fresh() if sample else self.pace
         pace.begin()
@@ -156,45 +168,6 @@ class HeadsDecoding:
         return SpeculativeOutput(
             sequences=sequences, drafted=decoding.drafted, accepted=decoding.accepted, rounds=decoding.rounds
         )
-
-
-@dataclass
-class Row:
-    """A sequence [1, time], the padding before it included, and the logits processors as they treat it."""
-
-    sequence: Tensor
-    processors: LogitsProcessorList
-    done: bool = False
-
-    def processed(self, sequence: Tensor, logits: Tensor) -> Tensor:
-        """Scores [vocabulary] of the token after `sequence` [1, time], in float32."""
-        scores: Tensor = self.processors(sequence, logits[None].to(torch.float32))
-        return scores[0]
-
-
-STATEFUL = (
-    "UnbatchedClassifierFreeGuidanceLogitsProcessor", "EncoderNoRepeatNGramLogitsProcessor",
-    "SynthIDTextWatermarkLogitsProcessor",
-)  # fmt: skip
-"""Logits processors that no draft can be tried on."""
-
-
-def processors_of_row(processors: Sequence[Any], row: int, batch: int) -> LogitsProcessorList:
-    """What knows of each row its number, padding or prompt, cut to one row. InputError for STATEFUL ones."""
-    found = LogitsProcessorList()
-    for each in processors:
-        if type(each).__name__ in STATEFUL:
-            raise InputError(f"{type(each).__name__} keeps a state from token to token: decode without heads")
-        own = copy.copy(each)
-        if isinstance(own, PrefixConstrainedLogitsProcessor):
-            allowed = own._prefix_allowed_tokens_fn
-            own._prefix_allowed_tokens_fn = lambda _, ids, allowed=allowed: allowed(row, ids)
-        for name in ("prompt_ignore_length", "encoder_input_ids"):
-            value = getattr(own, name, None)
-            if isinstance(value, Tensor) and len(value) == batch:
-                setattr(own, name, value[row : row + 1])
-        found.append(own)
-    return found
 
 
 @dataclass
@@ -237,7 +210,10 @@ class Decoding:
         streamer: Any,
     ) -> None:
         self.method, self.decoder, self.heads = method, method.decoder, method.heads
-        self.criteria, self.sample, self.pace, self.streamer = criteria, sample, pace, streamer
+        self.sample, self.pace, self.streamer = sample, pace, streamer
+        self.criteria = StoppingCriteriaList(each for each in criteria if is_transformers_own(each))
+        self.criteria_of_batch = StoppingCriteriaList(each for each in criteria if not is_transformers_own(each))
+        """Those that may know rows by their number."""
         self.chooser = next((each for each in processor if hasattr(each, "choose_rows")), None)
         others = [each for each in processor if each is not self.chooser]
         self.rows = [
@@ -252,7 +228,10 @@ class Decoding:
         """Heads that still draft: the first so many. One that has missed a pass has lost its place."""
         if sample and method.draft_tokens is None and pace.choose(len(self.rows)) == 0:
             self.drafting = pace.heads = 0  # nothing will be learnt that changes this
+        input_ids = input_ids.to(method.device)
         visible = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
+        if not bool(visible.any(1).all()):
+            raise InputError("a row's attention_mask hides all of its tokens: leave the row out")
         first = int(visible.any(0).nonzero()[0])
         positions = (visible.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids.to(input_ids.device)
         self.prompt, self.prompt_positions = input_ids[:, first:], positions.expand_as(input_ids)[:, first:]
@@ -327,12 +306,17 @@ class Decoding:
             row.sequence = torch.cat([row.sequence, row.sequence.new_tensor([[token]])], dim=-1)
             if self.streamer is not None:
                 self.streamer.put(torch.tensor([token]))
-            ended = self.criteria(row.sequence, None)
-            # A criterion that knows the whole batch answers for all of it.
-            if bool(ended[number if len(ended) == len(self.rows) else 0]):
+            if self._ends(number):
                 row.done = True
                 return count
         return len(tokens)
+
+    def _ends(self, number: int) -> bool:
+        sequence = self.rows[number].sequence
+        if bool(self.criteria(sequence, None)[0]):
+            return True
+        others = self.criteria_of_batch
+        return bool(others) and bool(others(sequence.repeat(len(self.rows), 1), None)[number])
 
     def _read(self, block: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, LayerCall]:
         """Final hidden states of a block [batch, time], which the cache is extended by, and what the heads read."""

@@ -21,6 +21,7 @@ from graftlm.multitoken.distill import (
     candidate_words,
     distill,
     distill_heads,
+    domain_prompts,
     split_held_out,
 )
 from graftlm.multitoken.hidden_states import HiddenStateCache
@@ -235,6 +236,25 @@ def test_held_out_text_shares_no_prompt_with_what_the_heads_learn_from(
     assert len(prompts[1]) == round(0.2 * len(prompts[0] | prompts[1]))
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_of_few_prompts_a_share_of_the_texts_is_held_out(prompts: int) -> None:
+    written = [WrittenText("domain", 1, [place % prompts, 7, 8 + place]) for place in range(50)]
+    kept, held_out = split_held_out(written, 0.1, 0)
+    assert (len(kept), len(held_out)) == (45, 5) and kept + held_out != written
+    assert split_held_out(written[:1], 0.1, 0) == (written[:1], [])
+
+
+def test_prompts_of_text_rows_reach_beyond_what_all_begin_with(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = [
+        {"text": f"The same beginning of every row. {word} and more of it"} for word in ("First", "Second", "Third")
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = domain_prompts(DistillConfig(data=str(tmp_path / "rows.jsonl")), tokenizer)
+    assert len({tuple(prompt) for prompt in prompts}) == 3
+
+
 @pytest.mark.parametrize("targets", ["soft", "sampled"])
 def test_heads_learn_and_the_model_stays_as_it_was(targets: str, tokenizer: PreTrainedTokenizerBase) -> None:
     model = counting_model(1)
@@ -246,7 +266,7 @@ def test_heads_learn_and_the_model_stays_as_it_was(targets: str, tokenizer: PreT
     config = DistillConfig(num_heads=2, targets=targets, epochs=6, tokens_per_batch=128, held_out=0.2)
     result = distill_heads(model, tokenizer, written, config, log=lines.append)
     for k in (0, 1):
-        assert result.agreement["domain"][k] > 0.8 > 0.5 > result.undistilled["domain"][k]
+        assert result.agreement["domain"][k] > 0.8 > 0.5 > result.before["domain"][k]
         assert lines[-1][f"loss_{k + 1}"] < 0.5 * lines[0][f"loss_{k + 1}"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -293,7 +313,7 @@ def test_heads_are_refreshed_on_a_model_that_was_tuned_since(
     for name, weight in untouched.heads.state_dict().items():
         assert torch.equal(weight, grown.state_dict()[name])
     refreshed = distill_heads(tuned, tokenizer, written, DistillConfig(**settings))
-    assert refreshed.undistilled == untouched.agreement and refreshed.heads.num_heads == 2
+    assert refreshed.before == untouched.agreement and refreshed.heads.num_heads == 2
     for k in (0, 1):
         assert refreshed.agreement["domain"][k] > 0.8 > 0.5 > untouched.agreement["domain"][k]
     refreshed.heads.save_pretrained(tmp_path / "refreshed")

@@ -89,6 +89,8 @@ def test_the_speculator_drafts_what_head_1_drafts(architecture: str, tmp_path: P
     document = json.loads((tmp_path / "config.json").read_text("utf-8"))
     assert document["speculators_config"]["verifier"]["name_or_path"] == "some/model"
     assert document["eagle_aux_hidden_state_layer_ids"] == [1, 2, 3]
+    layers = document["transformer_layer_config"]
+    assert layers["rope_theta"] == model.config.rope_parameters["rope_theta"] and "rope_scaling" not in layers
 
 
 @pytest.mark.parametrize(

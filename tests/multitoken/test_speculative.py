@@ -10,11 +10,19 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy.stats import chisquare
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+)
 
 from graftlm.errors import InputError
 from graftlm.multitoken import MultiTokenHeads
-from graftlm.multitoken.pace import LONGEST_REST, PATIENCE, TRY_PLAIN, Pace
+from graftlm.multitoken.pace import LONGEST_REST, Pace
 from graftlm.multitoken.speculative import HeadsDecoding
 from graftlm.speculation import SpeculativeOutput
 from tests.conftest import ARCHITECTURES, VOCABULARY, tiny_model
@@ -151,9 +159,17 @@ def test_processors_stop_strings_and_a_streamer_are_minded(tokenizer: PreTrained
     config = GenerationConfig(**GREEDY, stop_strings=[text])
     again = both(model, heads, padded(PROMPTS[:1]), 3, generation_config=config, tokenizer=tokenizer)
     assert torch.equal(again.sequences, stopped.sequences) and config.stop_strings == [text]
+    model.generation_config.stop_strings = [text]
+    for given in ({}, {"generation_config": GenerationConfig(**GREEDY)}):
+        settings = {"tokenizer": tokenizer, **(given or GREEDY)}
+        again = both(model, heads, padded(PROMPTS[:1]), 3, **settings)
+        assert torch.equal(again.sequences, stopped.sequences)
+    with pytest.raises(InputError, match="stop strings need the model's tokenizer"):
+        HeadsDecoding(model, heads).generate(**padded(PROMPTS[:1]), **GREEDY)
+    model.generation_config.stop_strings = None
 
     def allowed(row: int, ids: Tensor) -> list[int]:
-        return list(range(10 * row, 10 * row + 40))
+        return list(range(10 * row, 10 * row + 40)) if int(ids[-1]) != 258 else []
 
     both(model, heads, padded(PROMPTS), 3, **GREEDY, prefix_allowed_tokens_fn=allowed)
     put: list[int] = []
@@ -167,6 +183,35 @@ def test_processors_stop_strings_and_a_streamer_are_minded(tokenizer: PreTrained
 
     found = HeadsDecoding(model, heads).generate(**padded(PROMPTS[:1]), **GREEDY, streamer=Streamer())
     assert put == [*found[0].tolist(), -1]
+
+
+class Banned(LogitsProcessor):
+    """Bans a third of the vocabulary, another one for each row."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        for row in range(len(scores)):
+            scores[row, row % 3 :: 3] = -torch.inf
+        return scores
+
+
+class Ends(StoppingCriteria):
+    """Every row at another length."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor([len(ids) >= 14 + 3 * row for row, ids in enumerate(input_ids)])
+
+
+def test_what_knows_rows_by_their_number_is_asked_about_that_row() -> None:
+    model, heads = drafting_model()
+    lengths = torch.tensor([9, 7, 6, 8])
+    for settings in (
+        {"logits_processor": [Banned()]},
+        {"stopping_criteria": [Ends()], "eos_token_id": 257},  # without one, generate writes on in rows that have ended
+        {"encoder_no_repeat_ngram_size": 2},
+        {"encoder_repetition_penalty": 1.5},
+        {"logits_processor": [RepetitionPenaltyLogitsProcessor(1.5, prompt_ignore_length=lengths)]},
+    ):
+        both(model, heads, padded(PROMPTS), 3, **{**GREEDY, **settings})
 
 
 def test_a_draft_stays_within_the_models_positions() -> None:
@@ -196,11 +241,25 @@ def test_what_does_not_fit_is_refused() -> None:
     decoding = HeadsDecoding(model, heads)
     with pytest.raises(InputError, match=r"input_ids with at least one|leave out inputs_embeds"):
         decoding.generate(inputs_embeds=embeddings, **GREEDY)
+    with pytest.raises(InputError, match=r"belong to another model.*hidden size is 32, this model's is 64"):
+        HeadsDecoding(tiny_model(hidden_size=64, head_dim=16), heads)
+    with pytest.raises(InputError, match="leave out output_scores"):
+        decoding.generate(**padded(PROMPTS[:1]), **GREEDY, output_scores=True, return_dict_in_generate=True)
+    with pytest.raises(InputError, match="leave out prompt_lookup_num_tokens"):
+        decoding.generate(**padded(PROMPTS[:1]), **GREEDY, prompt_lookup_num_tokens=2)
+    with pytest.raises(InputError, match="leave out assistant_model"):
+        decoding.generate(**padded(PROMPTS[:1]), **GREEDY, assistant_model=tiny_model())
+    with pytest.raises(InputError, match="hides all of its tokens"):
+        decoding.generate(torch.tensor([[5, 6]]), attention_mask=torch.tensor([[0, 0]]), **GREEDY)
     with pytest.raises(InputError, match="UnbatchedClassifierFreeGuidance"):
         decoding.generate(**padded(PROMPTS[:1]), **GREEDY, guidance_scale=1.5)
     with pytest.raises(InputError, match="rope of type dynamic"):
         scaled = tiny_model(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0})
         HeadsDecoding(scaled, MultiTokenHeads.from_model(scaled, 1))
+    model.config.rope_parameters = {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {}}
+    with pytest.raises(InputError, match="rope of type dynamic"):
+        HeadsDecoding(model, heads)
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0}
     tuned = get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(InputError, match="prompt or prefix tuning"):
         HeadsDecoding(tuned, MultiTokenHeads.from_model(tiny_model(), 1))
@@ -211,8 +270,11 @@ def test_what_does_not_fit_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_samples_are_distributed_as_the_models_own(batch: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "settings"),
+    [(1, {"top_k": 0}), (2, {"top_k": 0}), (2, {"top_k": 3, "repetition_penalty": 1.3})],
+)
+def test_samples_are_distributed_as_the_models_own(batch: int, settings: dict[str, Any]) -> None:
     """Triples of tokens after a prompt, over a vocabulary of 4; chi-square at a fixed seed."""
     model = tiny_model(seed=3, vocab_size=4, bos_token_id=0, eos_token_id=1, pad_token_id=2)
     with torch.no_grad():
@@ -223,10 +285,14 @@ def test_samples_are_distributed_as_the_models_own(batch: int) -> None:
             torch.manual_seed(number)
             parameter.add_(0.05 * torch.randn_like(parameter))  # so that the heads propose something of their own
     prompt = torch.tensor([[3, 0]])
+    settings = {**settings, "do_sample": True, "temperature": 0.8, "top_p": 1.0, "eos_token_id": None,
+                "pad_token_id": 2, "return_dict_in_generate": True}  # fmt: skip
 
     def distribution(prefix: list[int]) -> Tensor:
-        with torch.no_grad():
-            return torch.softmax(model(torch.tensor([[3, 0, *prefix]])).logits[0, -1].double() / 0.8, -1)
+        ids = torch.tensor([[3, 0, *prefix]])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        found = model.generate(**inputs, max_new_tokens=1, output_scores=True, **settings)
+        return found.scores[0][0].double().softmax(-1)
 
     exact = {
         (a, b, c): float(distribution([])[a] * distribution([a])[b] * distribution([a, b])[c])
@@ -236,9 +302,7 @@ def test_samples_are_distributed_as_the_models_own(batch: int) -> None:
     torch.manual_seed(0)
     draws, seen, accepted, drafted = 2000, Counter[tuple[int, ...]](), 0, 0
     for _ in range(draws // batch):
-        found = model.generate(prompt.repeat(batch, 1), do_sample=True, temperature=0.8, top_k=0, top_p=1.0,
-                               max_new_tokens=3, eos_token_id=None, pad_token_id=2, custom_generate=decoding,
-                               return_dict_in_generate=True)  # fmt: skip
+        found = model.generate(prompt.repeat(batch, 1), max_new_tokens=3, custom_generate=decoding, **settings)
         seen.update(tuple(row[2:].tolist()) for row in found.sequences)
         accepted, drafted = accepted + found.accepted, drafted + found.drafted
     assert 0.1 < accepted / drafted < 0.95
@@ -246,7 +310,7 @@ def test_samples_are_distributed_as_the_models_own(batch: int) -> None:
     expected, observed = [exact[p] * draws for p in kept], [seen[p] for p in kept]
     scale = sum(observed) / sum(expected)
     test = chisquare(observed, [value * scale for value in expected])
-    assert len(kept) >= 10 and test.pvalue > 0.01, test
+    assert len(kept) >= 9 and test.pvalue > 0.01, test
 
 
 def test_positions_and_masks_of_ones_own_are_minded() -> None:
@@ -326,8 +390,7 @@ def test_heads_that_gain_nothing_rest_longer_and_longer_and_are_tried_again() ->
         for _ in range(80):
             pace.learn(1, count := pace.choose(1), [0], 1 + 0.2 * count)
         assert pace.heads == 0
-    assert (rests[:5] == [0, 1, 3, 7, 15] and max(rests) == LONGEST_REST - 1) or max(rests) == LONGEST_REST
-    assert TRY_PLAIN > PATIENCE
+    assert rests == [0, 1, 3, 7, 15, 31, LONGEST_REST, LONGEST_REST]
 
 
 def test_a_first_pass_that_takes_long_does_not_count() -> None:
