@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, PeftType
+from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from graftlm.callbacks import InterruptCallback
@@ -78,15 +79,21 @@ def save_steps(steps: int | None) -> dict[str, Any]:
 def trained_part(model: Any, method: str, rank: int, alpha: int, dropout: float) -> tuple[Any, LoraConfig | None]:
     """The model with what `method` trains of it set, and the LoRA adapter that is still to be added, if any.
 
-    An adapter that is there is trained on, since a second one would not load without the first; with another method it
-    is merged. A new one is put on every linear layer of the decoder; PEFT leaves the unembedding out.
+    An adapter that is there is trained on, with the modules that it saves whole, since a second one would not load
+    without the first; with another method it is merged. A new one is put on every linear layer of the decoder; PEFT
+    leaves the unembedding out. InputError for an adapter that can be neither.
     """
-    adapted = hasattr(model, "merge_and_unload")
+    adapted = isinstance(model, PeftModel)
+    kind: Any = model.active_peft_config.peft_type if adapted else None
+    if adapted and not hasattr(model, "merge_and_unload"):
+        raise InputError(f"the adapter is {kind.value}, which is neither trained on nor merged: give the base model")
     if method != "lora":
         return (model.merge_and_unload() if adapted else model).requires_grad_(True), None
     if adapted:
+        if kind != PeftType.LORA:
+            raise InputError(f"the adapter is {kind.value}, and only LoRA is trained on: --method full merges it")
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+            parameter.requires_grad_("lora_" in name or ".modules_to_save." in name)
         return model, None
     return model, LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -108,7 +115,15 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
         run.rewind(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the libraries, to one another
-        trainer.train(resume_from_checkpoint=checkpoint)
+        state = TrainerState()
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        restore_patience(trainer, state)
+        if at_last_step(trainer, state):
+            best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+            trainer._load_from_checkpoint(best if best and Path(best).is_dir() else checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, InterruptCallback))
     if interrupt.interrupted:
         raise KeyboardInterrupt(
@@ -118,6 +133,21 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
     if push_to_hub:
         trainer.push_to_hub()
     say(f"tuned model: {run.folder / MODEL}")
+
+
+def restore_patience(trainer: Any, state: TrainerState) -> None:
+    """Early stopping goes on counting where it was, which transformers (5.23) does not see to."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            known: Any = (state.stateful_callbacks or {}).get("EarlyStoppingCallback") or {}
+            for name, value in known.get("attributes", {}).items():
+                setattr(callback, name, value)
+
+
+def at_last_step(trainer: Any, state: TrainerState) -> bool:
+    """Whether nothing is left to train: transformers (5.23) would take one more step in the middle of an epoch."""
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    return not sharded and 0 < trainer.args.max_steps <= state.global_step
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
 from graftlm.config import option
+from graftlm.console import say
 from graftlm.errors import InputError
 from graftlm.multitoken.anchor import Anchor
 from graftlm.multitoken.config import Schedule, Weighting
@@ -63,6 +64,8 @@ class MultiTokenConfig(SFTConfig):
             raise InputError(f"coefficient is {self.coefficient}, but it cannot be negative")
         if self.loss_type != "nll":
             raise InputError(f"loss_type={self.loss_type!r} is not supported with the multi-token loss: use 'nll'")
+        if self.router_aux_loss_coef:
+            raise InputError("router_aux_loss_coef: the routers' balancing loss is not supported here: leave it out")
         if self.label_smoothing_factor:
             raise InputError("label_smoothing_factor is not supported with the multi-token loss: set it to 0")
 
@@ -99,7 +102,12 @@ class MultiTokenTrainer(SFTTrainer):
         if args.weights == "importance":
             args.remove_unused_columns = False  # TRL would drop the weights
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is normalised here, whatever the model's own forward takes
         plain = self.model
+        if self.aux_loss_enabled:  # TRL has switched it on, since the model's config names a coefficient
+            plain.config.get_text_config().output_router_logits = False
+            if self.is_world_process_zero():
+                say("graftlm: the routers' balancing loss of this mixture of experts is not added")
         if args.weights == "importance":
             self._attach_token_weights()
         if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant") and args.gradient_checkpointing:
@@ -213,10 +221,7 @@ class MultiTokenTrainer(SFTTrainer):
             values["anchor"] = torch.stack([outputs.anchor_divergence.double(), torch.ones_like(values["correct"])])
         sums = self._sums[mode]
         for name, value in values.items():
-            # The last steps of a schedule may run without heads.
-            if name in sums and sums[name].shape == value.shape:
-                value = sums[name] + value
-            sums[name] = value
+            sums[name] = longer_sum(sums[name], value) if name in sums else value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each head's mean NLL (`next_token_loss`, `head_1_loss`, ...), the token accuracy and the anchor's KL."""
@@ -300,6 +305,14 @@ class MultiTokenTrainer(SFTTrainer):
         if self.model.heads is not None and self.args.train_heads:
             saved = MultiTokenHeads.from_pretrained(Path(checkpoint) / HEADS_FOLDER, self.model.model)
             self.model.heads.load_state_dict(saved.state_dict())
+
+
+def longer_sum(one: Tensor, other: Tensor) -> Tensor:
+    """Of two vectors, the shorter filled up with zeros: some steps of a schedule run without heads."""
+    if one.dim() and len(one) != len(other):
+        size = max(len(one), len(other))
+        one, other = (nn.functional.pad(each, (0, size - len(each))) for each in (one, other))
+    return one + other
 
 
 def freeze(model: nn.Module, *, share: float, unembedding: bool) -> None:

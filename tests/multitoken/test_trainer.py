@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
+from transformers import EarlyStoppingCallback, LlamaForCausalLM, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from graftlm.errors import InputError
@@ -93,6 +93,19 @@ def test_eight_rows_at_once_are_eight_accumulated_ones(tokenizer: PreTrainedToke
         assert losses(accumulated, name) == pytest.approx(losses(at_once, name), abs=1e-6)
 
 
+def test_a_model_that_takes_no_number_of_items_is_accumulated_alike(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    given = {"dtype": torch.float64, "anchor_weight": 0.5, "anchor_texts": ["The cat sat on the mat."]}
+    (_, together), (_, apart) = (
+        run(tokenizer, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, **given)
+        for size in (8, 1)
+    )
+    for expected, step in zip(together.steps, apart.steps, strict=True):
+        assert_same(step, expected, 1e-6)
+
+
 @pytest.mark.parametrize("with_heads", [True, False])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_coefficient_zero_is_the_trajectory_of_trl(
@@ -143,6 +156,27 @@ def test_the_heads_losses_are_logged_as_head_losses_says(tokenizer: PreTrainedTo
     last = trainer.state.log_history[-1]
     assert {"eval_head_1_loss", "eval_head_2_loss", "eval_next_token_loss", "eval_mean_token_accuracy"} <= set(last)
     assert last["eval_head_1_loss"] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_a_log_over_steps_with_and_without_heads_counts_all_of_them(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    settings = {"learning_rate": 0.0, "schedule": "linear"}  # which leaves the heads out of the first step
+    once, _ = run(tokenizer, tmp_path, max_steps=1, per_device_train_batch_size=16, **settings)
+    twice, _ = run(tokenizer, tmp_path, max_steps=2, per_device_train_batch_size=8, logging_steps=2, **settings)
+    for name in ("next_token_loss", "mean_token_accuracy"):
+        assert losses(twice, name) == pytest.approx(losses(once, name))
+    assert len(losses(twice, "head_1_loss")) == 1 and not losses(once, "head_1_loss")
+
+
+def test_a_mixture_of_experts_says_that_its_balancing_loss_is_left_out(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model("mixtral", num_local_experts=2, router_aux_loss_coef=0.1)
+    trainer = MultiTokenTrainer(model, config(tmp_path), train_dataset=rows(), processing_class=tokenizer)
+    assert "balancing loss of this mixture of experts is not added" in capsys.readouterr().err
+    trainer.train()
+    assert not model.config.output_router_logits and len(losses(trainer)) == 4
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
@@ -423,6 +457,7 @@ def test_a_loss_that_is_not_finite_stops_training(tokenizer: PreTrainedTokenizer
         ({"coefficient": -1.0}, "coefficient"),
         ({"loss_type": "dft"}, "loss_type"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing"),
+        ({"router_aux_loss_coef": 0.01}, "router_aux_loss_coef"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:

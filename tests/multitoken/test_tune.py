@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from graftlm import load_model
 from graftlm.errors import InputError
@@ -162,6 +165,71 @@ def test_an_adapter_is_trained_on_instead_of_stacked(model_folder: Path, data: P
     assert any(not torch.equal(one[name], two[name]) for name in one)
     settings = json.loads((second / "model" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(model_folder)
+
+
+def test_modules_that_an_adapter_saves_whole_are_trained_on_and_other_adapters_refused(
+    model_folder: Path, tokenizer: PreTrainedTokenizerBase, data: Path, tmp_path: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    whole = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    for name, adapter in (("whole", whole), ("ia3", IA3Config(task_type="CAUSAL_LM"))):
+        get_peft_model(copy.deepcopy(base), adapter).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        settings = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = str(model_folder)
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
+    folder = run(config(tmp_path / "whole", data, tmp_path / "run", objective="next-token"))
+    before, after = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "whole", folder / "model"))
+    [head] = [name for name in before if "lm_head" in name]
+    assert not torch.equal(before[head], after[head])
+    with pytest.raises(InputError, match="the adapter is IA3, and only LoRA is trained on"):
+        run(config(tmp_path / "ia3", data, tmp_path / "other", objective="next-token"))
+
+
+def test_a_run_that_was_at_its_last_step_is_resumed_without_another(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = {"max_steps": 3, "save_steps": 3, "trainer": {"lr_scheduler_type": "constant", "warmup_steps": 0}}
+    given = config(model_folder, data, tmp_path / "run", **settings)
+    folder = run(given)
+    before = load_file(folder / "model" / "adapter_model.safetensors")
+    shutil.rmtree(folder / "model")  # as if it had been killed before it was saved
+    run(given, resume=True)
+    after = load_file(folder / "model" / "adapter_model.safetensors")
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    assert MultiTokenHeads.from_pretrained(folder / "model" / "heads", load_model(str(folder / "model"))[0])
+
+
+def test_early_stopping_goes_on_counting_after_a_resume(model_folder: Path, data: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write_rows(rows / "train.jsonl", 24)
+    write_rows(rows / "validation.jsonl", 6)
+    settings = {"eval_split": "validation", "eval_steps": 1, "early_stopping": 4, "max_steps": 40, "method": "full",
+                "learning_rate": 0.0, "trainer": {"save_total_limit": 40}}  # fmt: skip
+    whole = run(config(model_folder, rows, tmp_path / "run", **settings))
+    steps = len([line for line in (whole / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line])
+    assert steps == 5  # a loss that stays the same is no improvement
+    for folder in (whole / "checkpoints").glob("checkpoint-*"):  # as if killed two evaluations before the end
+        if int(folder.name.rpartition("-")[2]) > 3:
+            shutil.rmtree(folder)
+    run(config(model_folder, rows, tmp_path / "run", **settings), resume=True)
+    again = [line for line in (whole / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line]
+    assert len(again) == steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"anchor_data": "text.jsonl"}, "--anchor-data is 'text.jsonl', but it needs --anchor kl"),
+        ({"anchor_weight": 0.5}, "--anchor-weight is 0.5, but it needs --anchor kl"),
+        ({"max_steps": 0}, "--max-steps is 0"),
+        ({"early_stopping": 2, "eval_split": "validation", "save_steps": 5}, "each evaluation is a checkpoint"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TuneConfig(objective="next-token", **settings)
 
 
 def test_the_model_is_loaded_as_the_trainers_settings_say(model_folder: Path, data: Path, tmp_path: Path) -> None:
