@@ -3,7 +3,7 @@
     run.yaml        command, resolved config with each value's source, versions, git commit, facts
     metrics.jsonl   one JSON object a line, as logged
     .lock           held while a process works here
-    .previous/      what --overwrite replaces, kept until the new run has logged something
+    .previous/      what --overwrite replaces, kept until the new run has logged or made something
 
 Under torchrun only rank 0 checks, locks and writes; on the other ranks the writing methods do nothing.
 """
@@ -42,7 +42,7 @@ NOT_COMPARED = {"output"}  # a moved folder is still the same run
 class Run:
     """An open run folder; made by `Run.create`, best used in a `with` statement.
 
-    Left by InputError before anything was logged, it undoes itself: what --overwrite replaced is back.
+    Left by InputError before anything was logged or kept, it undoes itself: what --overwrite replaced is back.
 
     Attributes:
         folder: the run folder.
@@ -56,7 +56,7 @@ class Run:
         self.resumed = resumed
         self._document = document
         self._lock = lock
-        self._logged = False
+        self._kept = False
 
     @classmethod
     def create(
@@ -113,10 +113,14 @@ class Run:
         """Append one line to metrics.jsonl; a number that is not finite is written as null."""
         if not self.is_main:
             return
-        if not self._logged:
-            remove(self.folder / PREVIOUS)
-            self._logged = True
+        self.keep()
         append_line(self.folder / METRICS_FILE, dump_json(metrics))
+
+    def keep(self) -> None:
+        """From here on there is something that took work: no error undoes this run any more."""
+        if self.is_main and not self._kept:
+            remove(self.folder / PREVIOUS)
+            self._kept = True
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged lines; one that a kill cut short is left out."""
@@ -159,7 +163,7 @@ class Run:
         if error is None:
             self.finish()
             return
-        if isinstance(error, InputError) and self.is_main and not self.resumed and not self._logged:
+        if isinstance(error, InputError) and self.is_main and not self.resumed and not self._kept:
             undo(self.folder)
         self.close()
 

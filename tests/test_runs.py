@@ -98,6 +98,17 @@ def test_overwrite_replaces_the_old_run_once_the_new_one_has_logged(tmp_path: Pa
     assert not (folder / "weights.txt").exists()
 
 
+def test_bad_input_after_something_was_kept_loses_nothing(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
+    with pytest.raises(InputError), create(folder, overwrite=True) as run:
+        run.write_text("result.json", "hours of work")
+        run.keep()
+        raise InputError("the next one is impossible")
+    assert (folder / "result.json").exists() and not (folder / "weights.txt").exists()
+    with create(folder, resume=True) as run:
+        assert run.resumed
+
+
 def test_overwrite_with_bad_input_gives_the_old_run_back(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

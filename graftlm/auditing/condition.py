@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from graftlm.auditing.result import AuditResult, TunedAudit
 from graftlm.errors import InputError
 
-FORM = re.compile(r"\s*([\w.-]+?)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*")
+FORM = re.compile(r"\s*(\S.*?)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*")
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -35,11 +35,11 @@ class Condition:
             return audited.mean_retention
         if self.quantity == "divergence":
             return audited.divergence
-        name, _, inner = self.quantity.partition(".")
-        if name == "retention":
-            return audited.retention.get(inner)
-        result = audited.results.get(name)
-        return None if result is None else result.metrics.get(inner)
+        kind, _, probe = self.quantity.partition(".")
+        if kind == "retention":
+            return audited.retention.get(probe)
+        task = task_of(self.quantity, audited.results)
+        return None if task is None else audited.results[task].metrics.get(self.quantity[len(task) + 1 :])
 
 
 def parse_condition(text: str) -> Condition:
@@ -50,13 +50,18 @@ def parse_condition(text: str) -> Condition:
     return Condition(text, match[1], match[2], float(match[3]))
 
 
+def task_of(quantity: str, tasks: Iterable[str]) -> str | None:
+    """The task whose metric `quantity` is; a task's name may have full stops in it."""
+    return max((task for task in tasks if quantity.startswith(f"{task}.")), key=len, default=None)
+
+
 def check_conditions(conditions: Sequence[Condition], tasks: Sequence[str], probes: Sequence[str]) -> None:
     """Before the long work: InputError for a quantity that this audit cannot have."""
     for condition in conditions:
-        name, dot, inner = condition.quantity.partition(".")
-        if name == "retention" and (inner in probes if dot else bool(probes)):
+        kind, dot, probe = condition.quantity.partition(".")
+        if kind == "retention" and (probe in probes if dot else bool(probes)):
             continue
-        if condition.quantity == "divergence" or (dot and name in (*tasks, *probes)):
+        if condition.quantity == "divergence" or task_of(condition.quantity, (*tasks, *probes)) is not None:
             continue
         choices = ["retention", *(f"retention.{probe}" for probe in probes), "divergence", "TASK.METRIC"]
         raise InputError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ def restore(
     if not 0 <= scale <= 1:
         raise InputError(f"--scale is {scale}, but a share from 0 (all undone) to 1 (nothing undone) is expected")
     chosen = parse_layers(layers)
-    if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
-        raise InputError(f"output folder {output} is in use; give another --output, or --overwrite")
+    check_output(output, [tuned, *([base] if base else [])], overwrite=overwrite)
     model, tokenizer = load_model(tuned)
+    if isinstance(model, PeftModel) and (under := model.active_peft_config.base_model_name_or_path):
+        check_output(output, [under], overwrite=overwrite)
     with torch.no_grad():
         changed = (
             _scale_adapter(model, chosen, scale)
@@ -61,6 +62,19 @@ def restore(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return changed
+
+
+def check_output(output: Path, models: Sequence[str], *, overwrite: bool) -> None:
+    """InputError for a folder in use; `overwrite` replaces a model's folder, and none that holds one of `models`."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"output folder {output} is in use; give another --output, or --overwrite")
+    if not any((output / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise InputError(f"output folder {output} holds other things than a model: give another --output")
+    for name in models:
+        if Path(name).exists() and output.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+            raise InputError(f"output folder {output} holds {name}, which is read: give another --output")
 
 
 def parse_layers(text: str) -> set[int]:

@@ -4,8 +4,9 @@
     nll_per_token     exp(base - tuned), the ratio of the perplexities
 
 The accuracies of a probe (greedy and ranking) are summed before the ratio is taken, so that one on which the base model
-hardly beats a guess counts for little. A probe without accuracies has the second. 1: nothing lost; above 1: something
-won. A probe on which the base model does not beat a guess has nothing to lose, and no retention.
+hardly beats a guess counts for little. A probe without accuracies, or on which the base model does not beat a guess,
+has the second; where that was not measured either, it has nothing to lose, and no retention. 1: nothing lost; above 1:
+something won.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ def retention(base: TaskResult, tuned: TaskResult) -> float | None:
 
 
 def accuracies(result: TaskResult) -> list[str]:
-    """The metrics of a probe that retention is read from; none for running text."""
-    return [metric for metric in result.metrics if metric.endswith("accuracy")]
+    """The metrics of a base model's result that retention is read from; none where its likelihoods tell more."""
+    found = [metric for metric in result.metrics if metric.endswith("accuracy")]
+    knows = any(result.metrics[metric] > result.floors.get(metric, 0.0) for metric in found)
+    return found if knows or "nll_per_token" not in result.metrics else []
 
 
 def facts_changed(base: TaskResult, tuned: TaskResult) -> dict[str, FactsChanged]:

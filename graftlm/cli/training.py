@@ -117,20 +117,21 @@ def study(
     from graftlm.report import write_study_report
     from graftlm.study.rows import study_table, study_verdict
     from graftlm.study.study import study as train_ladder
+    from graftlm.tasks import get_task
 
     with (
         opened_run(config, "study", sources, resume=resume, overwrite=overwrite) as run,
         reported_progress() as progress,
     ):
-        measured = train_ladder(config, run.folder, progress)
+        measured = train_ladder(config, run.folder, progress, run.keep)
         document = [asdict(each) for each in measured]
         run.write_json("results.json", document)
         write_study_report(
             run.folder / "report.html",
             measured,
             title=f"Which ingredient of multi-token fine-tuning matters? {config.model} on {config.data}",
-            tasks=split_names(config.tasks),
-            probes=split_names(config.probes),
+            tasks=[get_task(name).name for name in split_names(config.tasks)],
+            probes=[get_task(name).name for name in split_names(config.probes)],
             facts={"settings": asdict(config), "versions": versions()},
         )
     if as_json:

@@ -16,6 +16,7 @@ from typing import Any
 
 from graftlm.console import prefixed, say
 from graftlm.datasets import load_rows
+from graftlm.errors import InputError
 from graftlm.evaluation import evaluate
 from graftlm.files import dump_json, remove, write_text
 from graftlm.models import load_model
@@ -26,7 +27,7 @@ from graftlm.multitoken.tune import tune
 from graftlm.runs import Run
 from graftlm.study.config import ARMS, StudyConfig, split_names
 from graftlm.study.rows import UNTRAINED, Measured
-from graftlm.tasks import get_task
+from graftlm.tasks import Task, get_task
 from graftlm.training import CHECKPOINTS, MODEL
 
 Report = Callable[[str, int, int], None]
@@ -34,15 +35,24 @@ RESULT = "result.json"
 IMPORTANCE = "importance-weights"
 
 
-def study(config: StudyConfig, folder: Path, progress: Report) -> list[Measured]:
+def study(
+    config: StudyConfig, folder: Path, progress: Report, on_result: Callable[[], None] | None = None
+) -> list[Measured]:
     """Everything that `config` asks for, in `folder`; the untrained model first, then arm by arm, seed by seed.
 
-    The seeds go round before the arms do, so that a study cut short has whole rounds. Raises InputError for an unknown
-    task, and whatever distillation and tuning refuse.
+    The seeds go round before the arms do, so that a study cut short has whole rounds. `on_result` is called when the
+    first result is there. Raises InputError for an unknown task, and whatever distillation and tuning refuse.
     """
-    tasks = [get_task(name).name for name in split_names(config.tasks) + split_names(config.probes)]
-    measured = [kept(folder / "untrained", lambda: measure(config, config.model, tasks, UNTRAINED, 0, progress))]
+    tasks = [get_task(name) for name in split_names(config.tasks) + split_names(config.probes)]
     arms = [arm for arm in config.chosen_arms if arm != IMPORTANCE or config.arms != "all" or has_weights(config)]
+    if IMPORTANCE in arms and not has_weights(config):
+        raise InputError(
+            f"--arms {IMPORTANCE}: the rows of {config.data} have no column {' or '.join(WEIGHT_COLUMNS)}; "
+            "`graftlm prune` measures the weights of tokens"
+        )
+    measured = [kept(folder / "untrained", lambda: measure(config, config.model, tasks, UNTRAINED, 0, progress))]
+    if on_result is not None:
+        on_result()
     if any("heads" not in ARMS[arm] and ARMS[arm]["objective"] == "multi-token" for arm in arms):
         distil(config, folder, progress)
     trainings = [(seed, arm) for seed in range(config.seeds) for arm in arms]
@@ -85,16 +95,22 @@ def distil(config: StudyConfig, folder: Path, progress: Report) -> None:
 
 
 def train(
-    config: StudyConfig, arm: str, seed: int, folder: Path, place: Path, tasks: list[str], progress: Report
+    config: StudyConfig, arm: str, seed: int, folder: Path, place: Path, tasks: list[Task], progress: Report
 ) -> Measured:
-    """One training in `place`/run, and its measurement; the checkpoints go, the model stays."""
+    """One training in `place`/run, and its measurement; the checkpoints go, the model stays.
+
+    How long it took is not known of one that was interrupted.
+    """
     settings = tune_settings(config, arm, folder)
     tuning = TuneConfig(output=str(place / "run"), seed=seed, **settings)
     begun = time.perf_counter()
     with Run.create(place / "run", "tune", tuning, {}, resume=True) as run:
-        tune(tuning, run)
+        try:
+            tune(tuning, run)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # the study is what is to be continued
         losses = [line for line in run.metrics() if "loss" in line]
-    seconds = time.perf_counter() - begun
+    seconds = None if run.resumed else time.perf_counter() - begun
     found = measure(config, str(place / "run" / MODEL), tasks, arm, seed, progress)
     shutil.rmtree(place / "run" / CHECKPOINTS, ignore_errors=True)
     if settings.get("method") == "full":
@@ -123,7 +139,7 @@ def tune_settings(config: StudyConfig, arm: str, folder: Path) -> dict[str, Any]
     return settings
 
 
-def measure(config: StudyConfig, model: str, tasks: list[str], arm: str, seed: int, progress: Report) -> Measured:
+def measure(config: StudyConfig, model: str, tasks: list[Task], arm: str, seed: int, progress: Report) -> Measured:
     """One model on every task and probe; the same examples for all."""
     loaded, tokenizer = load_model(model)
     results = evaluate(loaded, tokenizer, tasks, limit=config.limit, progress=prefixed(progress, f"{arm}, seed {seed}"))

@@ -45,7 +45,7 @@ class FactProbe(Task):
     """Metrics, both means over the test facts:
 
     - `greedy_accuracy`: the answer or an alias stands, as whole words, in the first line of the greedy completion of 7
-      tokens; accents, punctuation and, unless `keep_case` is set, case do not count;
+      tokens; accents, punctuation but in numbers and, unless `keep_case` is set, case do not count;
     - `ranking_accuracy`: the right answer has the highest log-likelihood, summed over its tokens, of 10 candidates:
       itself and 9 answers of other test facts, drawn once for all models by `seed`.
 
@@ -181,11 +181,18 @@ def _plain(text: str) -> str:
     """Without accents, apostrophes and full stops; all other punctuation separates words.
 
     "Washington, D.C." and "Washington D.C." agree, as do "N'Djamena" and "N’Djaména", "Porto-Novo" and "Porto Novo".
+    The point and the sign of a number stay: 1.5 is not 15, and -5 not 5.
     """
+    text = unicodedata.normalize("NFKD", text)
     kept = []
-    for character in unicodedata.normalize("NFKD", text):
+    for place, character in enumerate(text):
+        before, after = text[place - 1 : place], text[place + 1 : place + 2]
         if character.isalnum():
             kept.append(character)
+        elif after.isdigit() and (
+            character == "." if before.isdigit() else character in ".-−" and not before.isalnum()
+        ):
+            kept.append(character.replace("−", "-"))
         elif not unicodedata.combining(character) and character not in ".'’‘`":
             kept.append(" ")
     return " ".join("".join(kept).split())

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LONGEST_ANSWER = 32
+"""In tokens; whether two longer texts say the same, no comparison of words can tell."""
 COLUMNS = ("prompt", "completion", "choices")
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet.gz")
 
@@ -36,7 +38,8 @@ class Question(NamedTuple):
 class FileProbe(Task):
     """Metrics over the rows of a JSON(L), CSV or Parquet file:
 
-    - `greedy_accuracy`: the first line of the greedy completion names the row's completion (see `FactProbe`);
+    - `greedy_accuracy`, where no row's completion has more than 32 tokens: the first line of the greedy completion
+      names the first line of the row's (see `FactProbe`);
     - `ranking_accuracy`, where every row has `choices`: the completion has the highest log-likelihood among them;
     - `nll_per_token` and `perplexity` of the completions.
 
@@ -87,16 +90,26 @@ class FileProbe(Task):
             likelihoods = [group[0] for group in scores]
         else:
             likelihoods = completion_log_likelihoods(model, tokenizer, pairs, batch_size, on_batch=on_batch)
-        outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
+        longest = max(tokens for _, tokens in likelihoods)
+        named = longest <= LONGEST_ANSWER
+        outputs = [""] * len(prompts)
+        if named:
+            # Another tokenization of the same answer may be a little longer.
+            most = max(MAX_NEW_TOKENS, longest + 2)
+            outputs = generate_completions(model, tokenizer, prompts, most, batch_size, on_batch=on_batch)
+        elif on_batch is not None:
+            on_batch(len(prompts))
         found = likelihood_result(self.name, pairs, likelihoods, time.perf_counter() - begin)
         for place, (example, question, output) in enumerate(zip(found.examples, questions, outputs, strict=True)):
-            right = names_answer(output, Fact(question.prompt, question.completion.strip()))
-            example |= {"output": output.strip(), "greedy_accuracy": float(right)}
+            if named:
+                answer = question.completion.strip().split("\n", 1)[0]
+                right = names_answer(output, Fact(question.prompt, answer))
+                example |= {"output": output.strip(), "greedy_accuracy": float(right)}
             if ranked:
                 # A tie is no knowledge.
                 best = scores[place][0][0] > max(total for total, _ in scores[place][1:])
                 example["ranking_accuracy"] = float(best)
-        kinds = ["greedy_accuracy", *(["ranking_accuracy"] if ranked else [])]
+        kinds = [*(["greedy_accuracy"] if named else []), *(["ranking_accuracy"] if ranked else [])]
         accuracies = {kind: sum(example[kind] for example in found.examples) / found.count for kind in kinds}
         guess = sum(1 / (1 + len(question.choices)) for question in questions) / len(questions)
         return TaskResult(

@@ -19,7 +19,7 @@ NAMES = {"acc": "accuracy", "acc_norm": "normalised_accuracy"}
 
 
 class HarnessTask(Task):
-    """`lm-eval:NAME`, NAME being a task, a group or the path of a task's YAML file, as `lm-eval --tasks` takes it.
+    """`lm-eval:NAME`, NAME being a task, a group with a figure of its own, or the path of a task's YAML file.
 
     Metrics are the harness's own, with `acc` and `acc_norm` written out; where its filters give one metric several
     values, the filter stands in brackets. Floors: a guess among the choices, for accuracies.
@@ -28,7 +28,7 @@ class HarnessTask(Task):
     description = "a task of the LM Evaluation Harness"
 
     def __init__(self, name: str) -> None:
-        """InputError where lm-eval is not installed or has no such task."""
+        """InputError where lm-eval is not installed or has no such task, or where the name stands for several."""
         self.name = name  # type: ignore[misc]
         self.asked = name.removeprefix(PREFIX)
         try:
@@ -36,8 +36,21 @@ class HarnessTask(Task):
         except ImportError as error:
             raise InputError(f"{name} needs lm-eval: pip install 'graftlm[eval]'") from error
         self.manager = TaskManager()
-        if not self.asked.endswith((".yaml", ".yml")) and not self.manager.match_tasks([self.asked]):
+        if self.asked.endswith((".yaml", ".yml")):
+            return
+        matching = self.manager.match_tasks([self.asked])
+        if not matching:
             raise InputError(f"lm-eval has no task {self.asked!r}; `lm-eval ls tasks` lists them")
+        if self.asked in self.manager.all_tags:
+            matching = sorted(self.manager.task_index[self.asked].tags)
+        if len(matching) == 1:
+            self.asked = matching[0]
+        else:
+            shown = ", ".join(f"{PREFIX}{each}" for each in matching[:4]) + (", ..." if len(matching) > 4 else "")
+            raise InputError(f"{name} stands for {len(matching)} tasks, each with its own figures: name them ({shown})")
+        entry = self.manager.task_index[self.asked]
+        if self.asked in self.manager.all_groups and not (entry.cfg or {}).get("aggregate_metric_list"):
+            raise InputError(f"lm-eval has no figure for the group {name} as a whole: name its tasks")
 
     def rows(self, split: Split) -> Dataset:
         """The prompts and right answers of the harness's own evaluation set."""
@@ -89,9 +102,12 @@ class HarnessTask(Task):
         samples = [sample for of_task in found["samples"].values() for sample in of_task]
         examples = merged_examples(samples)
         results = found["results"]
+        metrics = read_metrics(results[self.asked] if self.asked in results else next(iter(results.values())))
+        if not metrics:
+            raise InputError(f"lm-eval has no figure for {self.name} as a whole: name its tasks")
         return TaskResult(
             task=self.name,
-            metrics=read_metrics(results[self.asked] if self.asked in results else next(iter(results.values()))),
+            metrics=metrics,
             floors=guess_floors(samples),
             examples=examples,
             count=len(examples),

@@ -181,3 +181,12 @@ def test_conditions_read_what_the_audit_holds(save: Any, probe: str) -> None:
     assert line.startswith(f"{names[1]}: colours.nll_per_token is {nll:.3f}")
     with pytest.raises(InputError, match=r"has no colours\.f1"):
         failures([parse_condition("colours.f1<1")], result)
+
+
+def test_a_condition_may_name_a_task_with_signs_in_its_name() -> None:
+    names = ["lm-eval:tasks/my.yaml", "reasoning-gym:chain_sum"]
+    for text in (f"{names[0]}.accuracy<0.5", f"{names[1]}.correct >= 0.5", f"retention.{names[0]}<0.9"):
+        check_conditions([parse_condition(text)], names, names)
+    assert parse_condition(f"{names[0]}.accuracy<0.5").quantity == f"{names[0]}.accuracy"
+    with pytest.raises(InputError, match="is not in this audit"):
+        check_conditions([parse_condition("lm-eval:tasks/my<0.5")], names, names)

@@ -92,6 +92,16 @@ def test_retention_of_likelihoods_is_the_ratio_of_perplexities() -> None:
     assert retention(before, after) == pytest.approx(1 / math.e)
 
 
+def test_where_nothing_is_answered_right_the_likelihoods_tell() -> None:
+    def wrong(nll: float) -> TaskResult:
+        examples = [{"prompt": str(n), "greedy_accuracy": 0.0, "nll": nll, "tokens": 1} for n in range(3)]
+        metrics = {"greedy_accuracy": 0.0, "nll_per_token": nll}
+        return TaskResult(task="t", metrics=metrics, floors={}, examples=examples, count=3, seconds=0.0)
+
+    assert retention(wrong(1.0), wrong(2.0)) == pytest.approx(1 / math.e)
+    assert bootstrap_retention([(wrong(1.0), wrong(2.0))]) == pytest.approx([1 / math.e] * 2)
+
+
 def test_facts_lost_won_and_kept_are_counted() -> None:
     before, after = means("greedy_accuracy", [1, 1, 0, 0, 1]), means("greedy_accuracy", [1, 0, 1, 0, 1])
     changed = facts_changed(before, after)["greedy_accuracy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,11 +102,25 @@ def test_bad_input_is_named_and_nothing_written(
 def test_a_folder_in_use_stays_as_it_is(base: str, whole: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="in use"):
-        restore(whole, tmp_path / "out", layers="0", base=base)
+    for overwrite, message in ((False, "in use"), (True, "holds other things than a model")):
+        with pytest.raises(InputError, match=message):
+            restore(whole, tmp_path / "out", layers="0", base=base, overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+    for inner in ("", "model"):  # the models that are read stay, and so does a folder around one
+        folder = tmp_path / "run"
+        shutil.copytree(whole, folder / inner)
+        (folder / "config.json").touch()
+        with pytest.raises(InputError, match="which is read"):
+            restore(str(folder / inner), folder, layers="0", base=base, overwrite=True)
+        assert (folder / inner / "model.safetensors").exists()
+        shutil.rmtree(folder)
+
+
+def test_an_earlier_result_is_replaced_on_request(base: str, whole: str, tmp_path: Path) -> None:
+    restore(whole, tmp_path / "out", layers="0", base=base)
+    (tmp_path / "out" / "old").touch()
     restore(whole, tmp_path / "out", layers="0", base=base, overwrite=True)
-    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "model.safetensors").exists() and not (tmp_path / "out" / "old").exists()
 
 
 def test_dora_is_refused_by_name(base: str, tmp_path: Path) -> None:

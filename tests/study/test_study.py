@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scipy.stats import t as student
 from transformers import PreTrainedTokenizerFast
 
 from graftlm.errors import InputError
+from graftlm.multitoken.config import TuneConfig
+from graftlm.runs import Run
 from graftlm.study.config import ARMS, StudyConfig
-from graftlm.study.rows import Measured, compared_arms, comparisons, paired_difference, spread, study_verdict
+from graftlm.study.rows import (
+    Measured,
+    compared_arms,
+    comparisons,
+    paired_difference,
+    quantile_975,
+    spread,
+    study_verdict,
+)
 from graftlm.study.study import study
 from tests.conftest import tiny_model
 
@@ -60,11 +72,43 @@ def test_every_arm_is_trained_with_every_seed_and_a_stopped_study_goes_on(model:
     assert not list(folder.glob("*/*/run/checkpoints"))
 
 
+@pytest.mark.slow
+def test_a_file_is_a_probe_and_an_interrupt_is_the_studys(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = tmp_path / "mine.jsonl"
+    probe.write_text('{"prompt": "a", "completion": " b"}\n{"prompt": "c", "completion": " d"}\n')
+    settings = small(model, arms="next-token-lora", output=str(tmp_path / "study"))
+    settings = replace(settings, seeds=1, probes=str(probe))
+    folder = tmp_path / "study"
+
+    def stopped(tuning: TuneConfig, run: Run) -> None:
+        raise KeyboardInterrupt("continue with: graftlm tune")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("graftlm.study.study.tune", stopped)
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            study(settings, folder, lambda what, done, total: None)
+    assert not str(interrupt.value)
+    found = study(settings, folder, lambda what, done, total: None)
+    assert set(found[0].metrics) == {"molecules", "mine"}
+    assert found[1].training_seconds is None, "this session is only a part of it"
+
+
+def test_rows_without_weights_are_noticed_before_anything_is_trained(model: str, tmp_path: Path) -> None:
+    settings = small(model, arms="next-token-lora,importance-weights")
+    with pytest.raises(InputError, match="have no column weights or importance"):
+        study(settings, tmp_path / "study", lambda what, done, total: None)
+    assert not (tmp_path / "study").exists()
+
+
 def test_the_interval_is_students_t() -> None:
     """scipy.stats.t.interval(0.95, 2, 2, sem) of 1, 2, 3: 2 ± 2.484."""
     found = spread([1.0, 2.0, 3.0])
     assert found.mean == 2.0 and found.reach == pytest.approx(2.4841, abs=1e-3)
     assert spread([1.0]).reach is None
+    for freedom in (9, 10, 12, 30, 200):
+        assert quantile_975(freedom) == pytest.approx(student.ppf(0.975, freedom), rel=2e-3)
 
 
 def test_a_rung_is_held_against_the_one_below_seed_by_seed() -> None:

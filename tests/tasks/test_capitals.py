@@ -55,6 +55,13 @@ def test_an_answer_counts_if_its_first_line_names_the_capital(output: str, capit
     assert names_answer(output, Fact("X", capital, ("Kiev",))) is right
 
 
+def test_the_sign_and_the_point_of_a_number_count() -> None:
+    for output, answer in ((" 5", "-5"), ("-5", "5"), ("15", "1.5"), ("1.5", "15")):
+        assert not names_answer(output, Fact("X", answer))
+    for output, answer in (("-5.", "-5"), ("it is 1.5, so", "1.5"), ("−5", "-5"), ("3-5", "5")):
+        assert names_answer(output, Fact("X", answer))
+
+
 def test_each_country_has_ten_distinct_candidates_and_the_right_one_anywhere_among_them():
     countries = Capitals.facts("test")
     drawn = draw_candidates(countries, 0)

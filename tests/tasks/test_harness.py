@@ -73,6 +73,13 @@ def test_the_harness_measures_a_steered_model_as_any_other(task: str, tokenizer:
     )
 
 
+def test_a_name_that_stands_for_several_tasks_is_refused_with_their_names() -> None:
+    with pytest.raises(InputError, match=r"stands for 2 tasks.*lm-eval:arc_challenge, lm-eval:arc_easy"):
+        get_task("lm-eval:ai2_arc")
+    with pytest.raises(InputError, match=r"stands for \d+ tasks"):
+        get_task("lm-eval:arc_*")
+
+
 def test_an_unknown_task_is_named() -> None:
     with pytest.raises(InputError, match="lm-eval has no task 'arc_eazy'"):
         get_task("lm-eval:arc_eazy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,12 @@ def test_a_file_is_a_probe(make_successor_model: Any, tokenizer: Any, tmp_path: 
     assert result.floors == {"ranking_accuracy": pytest.approx((1 / 3 + 1 / 2) / 2)}
     unranked = FileProbe(written(tmp_path / "more.jsonl", [{"prompt": "a", "completion": "b"}]))
     assert set(unranked.evaluate(model, tokenizer).metrics) == {"greedy_accuracy", "nll_per_token", "perplexity"}
+    alphabet = "abcdefghijklm\n"
+    ended = make_successor_model({**dict(pairwise(alphabet)), "\n": ""}, "b")
+    lines = FileProbe(written(tmp_path / "lines.jsonl", [{"prompt": "a", "completion": "bcdefghijklm\nmore"}]))
+    assert lines.evaluate(ended, tokenizer).metrics["greedy_accuracy"] == 1, "as long as the longest answer"
+    long = FileProbe(written(tmp_path / "long.jsonl", [{"prompt": "a", "completion": "b" * 40}]))
+    assert set(long.evaluate(model, tokenizer).metrics) == {"nll_per_token", "perplexity"}
 
 
 @pytest.mark.parametrize(
