@@ -92,9 +92,10 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def read_config_file(file: Path, command: str | None) -> dict[str, Any]:
     """The keys of a config file, of the recipe of that name, or the `config` of a run.yaml."""
-    file = file / RUN_FILE if file.is_dir() else file
+    recipe = is_recipe(file)
+    file = file / RUN_FILE if file.is_dir() and not recipe else file
     try:
-        text = read_recipe(file.name) if is_recipe(file) else file.read_text(encoding="utf-8")
+        text = read_recipe(file.name) if recipe else file.read_text(encoding="utf-8")
         content = parse_yaml(text)
     except OSError as error:
         raise InputError(f"config file {file} cannot be read: {error.strerror}") from error

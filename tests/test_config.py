@@ -15,6 +15,7 @@ from graftlm.config import load_config
 from graftlm.errors import InputError
 from graftlm.flags import config_command
 from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.reinforce.config import ReinforceConfig
 from graftlm.yaml_text import YAMLError, dump_yaml, parse_yaml
 
 
@@ -141,6 +142,17 @@ def test_the_run_yaml_of_a_run_is_a_config_file_and_so_is_its_folder(tmp_path: P
         assert load_config(Recipe, file, {}, command="cook")[0] == Recipe(rank=3)
     with pytest.raises(InputError, match=r"is for `graftlm cook`, not for `graftlm bake`"):
         load_config(Recipe, tmp_path / "run.yaml", {}, command="bake")
+
+
+def test_a_recipes_name_is_the_recipe_whatever_folder_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dapo").mkdir()
+    document = {"command": "reinforce", "config": {**asdict(ReinforceConfig()), "max_steps": 2}}
+    (tmp_path / "dapo" / "run.yaml").write_text(dump_yaml(document), encoding="utf-8")
+    for file, steps in ((Path("dapo"), None), (Path("dapo/run.yaml"), 2)):
+        assert load_config(ReinforceConfig, file, {}, command="reinforce")[0].max_steps == steps
 
 
 @pytest.mark.parametrize("config", [TuneConfig(heads="cold", trainer={"a": "1e-3"}), DistillConfig(seed=3)])

@@ -19,8 +19,8 @@ def names() -> list[str]:
 
 
 def is_recipe(path: Path) -> bool:
-    """Whether `path` is a recipe's bare name and no file of that name is in the way."""
-    return path.name == str(path) and path.name in names() and not path.exists()
+    """Whether `path` is a recipe's bare name, and no file's; a folder of that name is found as NAME/run.yaml."""
+    return path.name == str(path) and path.name in names() and not path.is_file()
 
 
 def read_recipe(name: str) -> str:

@@ -91,8 +91,9 @@ class FormatMonitor(TrainerCallback):
         monitor = FormatMonitor([Format("program", r"^def "), Format("prose", "The answer is")])
         trainer = GRPOTrainer(..., reward_funcs=monitor.watch(reward), callbacks=[monitor])
 
-    Its numbers stand among the trainer's metrics (`formats/program/share`, `formats/entropy`, ...), in `history`, and
-    as JSON lines in `path`. A completion belongs to the first format that matches it, or to `other`.
+    Its numbers stand in `history`, as JSON lines in `path`, and, with trainers that let rewards log (GRPO and RLOO),
+    among the trainer's metrics (`formats/program/share`, `formats/entropy`, ...).
+    A completion belongs to the first format that matches it, or to `other`.
 
     Args:
         formats: in the order in which they are tried.
@@ -127,6 +128,7 @@ class FormatMonitor(TrainerCallback):
         self._recent: deque[Counter[str]] = deque(maxlen=ALARM_BATCHES)
         self._told: set[tuple[str, str]] = set()
         self._model: Any = None
+        self._state: TrainerState | None = None
         self._writes = True
 
     def format_of(self, text: str) -> str:
@@ -171,7 +173,7 @@ class FormatMonitor(TrainerCallback):
     # -- measuring ----------------------------------------------------------------------------------------------
 
     def _measure(self, rows: list[tuple[str, float | None, str, str]], columns: Mapping[str, Any]) -> None:
-        state = columns.get("trainer_state")
+        state = columns.get("trainer_state") or self._state
         step = 0 if state is None else state.global_step
         counts = Counter(name for name, *_ in rows)
         if step == 0 and self.start_shares is None:
@@ -216,7 +218,7 @@ class FormatMonitor(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        self._model, self._writes = model, state.is_world_process_zero
+        self._model, self._state, self._writes = model, state, state.is_world_process_zero
         self._start_counts.clear()
         if self.path is None or not self.path.exists():
             if state.global_step and self.start_shares is None:

@@ -11,6 +11,7 @@ from datasets import Dataset, concatenate_datasets
 
 from graftlm.datasets import read_source
 from graftlm.errors import InputError
+from graftlm.reinforce.formats import completion_text
 from graftlm.tasks.reasoning import PREFIX, Reasoning
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")
@@ -22,8 +23,8 @@ ANSWERS = ("completion", "solution", "output", "response")
 def load_prompts(source: str, *, rows: int, options: Mapping[str, Any] | None = None) -> Dataset:
     """Rows with `prompt` (text, or messages that end with the user's) and the columns that the source has.
 
-    A row's `question`, `problem` or `instruction` serves as its prompt; where there is no column `answer`, its
-    `completion`, `solution`, `output` or `response` is that as well.
+    A row's `question`, `problem` or `instruction` (with its `input`) serves as its prompt; where there is no column
+    `answer`, the text of its `completion`, `solution`, `output` or `response` is that as well.
 
     Raises:
         InputError: no such source, no rows, options for data that is not of reasoning-gym, or a row without a prompt.
@@ -51,7 +52,9 @@ def load_prompts(source: str, *, rows: int, options: Mapping[str, Any] | None = 
 def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in row.items() if name != "completion"}
     if "answer" not in rest and (name := next((each for each in ANSWERS if each in row), None)):
-        rest["answer"] = row[name]
+        value = row[name]
+        conversation = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
+        rest["answer"] = completion_text(value) if conversation else value
     if isinstance(messages := rest.pop("messages", None), list) and "prompt" not in rest:
         last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=-1)
         return {**rest, "prompt": checked(place, messages[: last + 1])}
@@ -61,7 +64,10 @@ def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
             f"{place} has no prompt: one of the columns {', '.join(QUESTIONS)} or messages is expected, but it has "
             f"{', '.join(map(str, row)) or 'none'}"
         )
-    return {**rest, "prompt": checked(place, rest[name])}
+    prompt = checked(place, rest[name])
+    if name == "instruction" and isinstance(prompt, str) and isinstance(context := rest.get("input"), str) and context:
+        prompt = f"{prompt}\n\n{context}"  # Alpaca's; as `graftlm tune` has it
+    return {**rest, "prompt": prompt}
 
 
 def checked(place: str, prompt: Any) -> Any:

@@ -84,7 +84,8 @@ class Reward:
     def check(self, rows: Any) -> None:
         """InputError where the data (a Dataset) lacks a column that the reward reads."""
         first = rows[:1]
-        self._select({"prompts": first["prompt"], "completions": [""], **first})
+        columns = {name: value for name, value in first.items() if name not in ("prompt", "completion")}
+        self._select({"prompts": first["prompt"], "completions": [""], "completion_ids": [[]], **columns})
 
     def close(self) -> None:
         """End the process, with all that the reward started there."""

@@ -99,6 +99,8 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         self._scored: Tensor | None = None
         self._weights: Tensor | None = None
         self._rollouts = 0
+        self._drawn: dict[str, tuple[int, int]] = {}
+        """Of train and eval: the last step at which random tokens were drawn, and how often before in it."""
 
     @property
     def _masks(self) -> bool:
@@ -178,7 +180,7 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         fraction, tokens = self.args.forking_fraction, self.args.forking_tokens
         mask = mask.bool()
         if tokens == "random":
-            seed = (self.args.seed * 1_000_003 + self._step) * 1_009 + self.accelerator.process_index
+            seed = (self.args.seed * 1_000_003 + self._draw_number()) * 1_009 + self.accelerator.process_index
             draw = torch.Generator().manual_seed(seed)
             entropy = torch.rand(mask.shape, generator=draw).to(mask.device)
         if self.args.forking_scope == "response":
@@ -187,6 +189,14 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         else:
             chosen = forking_token_mask_of_all_processes(self.accelerator, entropy, mask, fraction)
         return mask & ~chosen if tokens == "rest" else chosen
+
+    def _draw_number(self) -> int:
+        """Of the step and the rollout batch in it, so that a resumed run draws the same tokens."""
+        mode, step = "train" if self.model.training else "eval", self.state.global_step
+        last, count = self._drawn.get(mode, (-1, 0))
+        count = count + 1 if last == step else 0
+        self._drawn[mode] = (step, count)
+        return 101 * step + count
 
     def _weights_of(self, entropy: Tensor, mask: Tensor) -> Tensor:
         """Weights [batch, time] float32 of the tokens' policy losses.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ from graftlm.serve.refusal import Refusal
 from graftlm.serve.settings import ServeSettings
 from graftlm.serve.writing import EventStream, Writing, unless_gone
 
+NAME = re.compile(r"(?!(?:str|int|float|bool)$)\w+")
+"""A field's name, where pydantic also puts the names of types."""
 CLIENT_GONE = 499  # as nginx has it; nobody reads it but the metrics
 
 router = APIRouter()
@@ -153,17 +156,23 @@ async def answer_invalid(request: Request, error: Exception) -> Response:
     """The first thing that is wrong with a body, in OpenAI's form and with its status."""
     assert isinstance(error, RequestValidationError)
     message, param = describe_invalid(error.errors())
+    if error.errors()[0]["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        message = "the body is not read as JSON: send the header Content-Type: application/json"
     return error_response(Refusal(400, message, param=param))
 
 
 def describe_invalid(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """What is wrong, and the parameter that it is about."""
-    first = errors[0]
-    where = [str(part) for part in first["loc"][1:]]
+    """What is wrong, and the parameter that it is about.
+
+    Where a parameter may be of several types, each of them has an error; the one that is no mismatch of types tells.
+    """
+    same = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    first = next((error for error in same if not error["type"].endswith("_type")), errors[0])
+    where = [str(part) for part in first["loc"][1:] if isinstance(part, int) or NAME.fullmatch(part)]
     if first["type"] == "json_invalid":
         return "the body is not JSON", None
     if first["type"] == "extra_forbidden":
-        name = ".".join(where)
+        name = str(first["loc"][-1])
         return f"{name} is not supported by this server; leave it out", name
     reason = str(first["msg"]).removeprefix("Value error, ")
     return (f"{'.'.join(where)}: {reason}", where[0]) if where else (f"the body is not valid: {reason}", None)

@@ -56,8 +56,11 @@ class Prompts:
         return ids
 
     def encode_text(self, text: str) -> list[int]:
-        with self.lock:
-            return list(self.encoder(text)["input_ids"])
+        try:
+            with self.lock:
+                return list(self.encoder(text)["input_ids"])
+        except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair
+            raise refuse("the prompt holds half of a character, which is no text", "prompt") from error
 
     def encode_chat(self, request: ChatRequest) -> list[int]:
         """The messages in the tokenizer's own chat template."""
@@ -110,6 +113,7 @@ class Prompts:
             Row(
                 index=number * request.n + choice,
                 prompt=prompt,
+                continues=isinstance(request, CompletionRequest),
                 sampling=(sampling := request.sampling(limit)),
                 tokenizer=self.tokenizer,
                 # Special tokens are no text, so as a stop text one would never be found.

@@ -28,6 +28,10 @@ class Sampling:
     alternatives: int | None = None  # likeliest tokens to report at each place; None: no log-probabilities
 
 
+CONTEXT = 4
+"""Tokens of the prompt that the text which continues it is decoded after."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """The log-probabilities at one place, of the model's own distribution, before temperature and top-p."""
@@ -74,6 +78,7 @@ class Row:
 
     index: int  # the choice's place in the answer
     prompt: Sequence[int]
+    continues: bool  # whether what is written goes on from the prompt's text
     sampling: Sampling
     tokenizer: Any
     stop_ids: Collection[int]
@@ -86,7 +91,7 @@ class Row:
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt)
-        self.writer = TextWriter(self.tokenizer, self.sampling.stop)
+        self.writer = TextWriter(self.tokenizer, self.sampling.stop, self.prompt[-CONTEXT:] if self.continues else ())
         self.unreported: list[Token] = []
 
     @property

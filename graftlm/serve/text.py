@@ -21,13 +21,14 @@ class TextWriter:
         stopped: whether a stop text has come; `text` then ends before it.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
+        """`before`: tokens that the text goes on from, without which some tokenizers leave out its first space."""
         self.tokenizer = tokenizer
         self.stop = stop
-        self.tokens: list[int] = []
+        self.tokens: list[int] = [] if self._decode(list(before)).endswith(UNFINISHED) else list(before)
         # Tokens before `context` do not matter any more; those from `settled` on are not in `text` yet.
         self.context = 0
-        self.settled = 0
+        self.settled = len(self.tokens)
         self.text = ""
         self.released = 0
         self.stopped = False

@@ -63,6 +63,13 @@ def test_the_distance_is_taken_from_the_rollouts_before_the_first_update() -> No
     assert start["distance"] == 0
     own, first = [4.5 / 5.5, 0.5 / 5.5, 0.5 / 5.5], [2.5 / 5.5, 2.5 / 5.5, 0.5 / 5.5]
     assert after["distance"] == pytest.approx(sum(p * math.log(p / q) for p, q in zip(own, first, strict=True)))
+    # A trainer that does not tell its state to rewards
+    alone, state = FormatMonitor([PROGRAM, PROSE]), SimpleNamespace(global_step=0, is_world_process_zero=True)
+    alone.on_train_begin(None, state, None)  # type: ignore[arg-type]
+    for step, text in ((0, "def "), (5, "The answer is")):
+        state.global_step = step
+        alone.watch(right)(prompts=["a"] * 4, completions=[text] * 4)
+    assert [line["step"] for line in alone.history] == [0, 5] and alone._start()["program"] == 1
     given = FormatMonitor([PROGRAM, PROSE], start_shares={"program": 1.0})
     watch(given, ["a"] * 4, ["The answer is"] * 4)
     assert given.history[0]["distance"] > 1

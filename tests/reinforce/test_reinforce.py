@@ -132,6 +132,11 @@ def test_prompts_come_from_questions_and_conversations(tmp_path: Path) -> None:
     assert row == {"prompt": messages[:1], "answer": "4"}
     path.write_text(json.dumps({"prompt": "2+2", "completion": "4", "source": "book"}) + "\n")
     assert list(load_prompts(str(path), rows=9)) == [{"prompt": "2+2", "answer": "4", "source": "book"}]
+    path.write_text(json.dumps({"prompt": messages[:1], "completion": messages[1:]}) + "\n")
+    assert list(load_prompts(str(path), rows=9)) == [{"prompt": messages[:1], "answer": "4"}]
+    path.write_text(json.dumps({"instruction": "Add", "input": "3, 4", "output": "7"}) + "\n")
+    [row] = load_prompts(str(path), rows=9)
+    assert (row["prompt"], row["answer"]) == ("Add\n\n3, 4", "7")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from graftlm.errors import InputError
 from graftlm.reinforce.rewards import Reward, reward_function
@@ -490,6 +491,17 @@ def test_own_functions_are_given_what_trl_gives_as_far_as_it_can_be_pickled(own:
     assert score(make(f"{module}:names"), messages, **given) == [3, 3]  # prompts, completion_ids, answer
     assert score(make(f"{module}:some"), messages, **given) == [1, 0]
     assert score(make(f"{module}:later"), messages, **given) == [8, 8]
+
+
+def test_data_is_checked_against_what_trl_gives(own: Own, make: Make):
+    module = own("""
+        def by_length(completion_ids, **columns): return [-len(ids) for ids in completion_ids]
+        def by_prompt(completions, prompt): return [1] * len(prompt)
+    """)
+    rows = Dataset.from_dict({"prompt": ["a"], "answer": ["b"]})
+    make(f"{module}:by_length").check(rows)
+    with pytest.raises(InputError, match="needs the column 'prompt'"):
+        make(f"{module}:by_prompt").check(rows)
 
 
 def test_a_callable_is_taken_where_it_can_be_imported(own: Own, make: Make, monkeypatch: pytest.MonkeyPatch):

@@ -261,6 +261,18 @@ def test_two_processes_keep_the_tokens_of_one(tokenizer: PreTrainedTokenizerBase
     assert [logs[0][name] for name in names] == pytest.approx([logs[1][name] for name in names], abs=1e-6)
 
 
+def test_a_resumed_run_draws_the_same_random_tokens(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    settings = {"forking_tokens": "random", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer(tokenizer, tmp_path, **settings)
+    whole.train()
+    resumed = trainer(tokenizer, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    kept = [[output[MASK] > 0 for output in made.rollouts] for made in (whole, resumed)]
+    assert len(kept[0]) == 4 and len(kept[1]) == 2
+    assert all(torch.equal(one, other) for one, other in zip(kept[0][2:], kept[1], strict=True))
+    assert not torch.equal(kept[0][0], kept[0][1])
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on_as_if_it_had_not_been(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path

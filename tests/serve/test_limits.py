@@ -156,6 +156,8 @@ def test_without_the_key_nothing_but_health_is_told(
         with pytest.raises(AuthenticationError, match="the API key is wrong"):
             server.complete()
         assert server.request("GET", "/health")[0] == 200
+        # Of a stranger's body nothing is kept: the answer does not wait for it.
+        assert server.request("POST", "/health", "{", {"Content-Length": "1000"})[0] == 405
         right = {"Authorization": f"Bearer {KEY}".encode().decode("latin-1")}
         assert server.request("GET", "/metrics", headers=right)[0] == 200
         assert server.request("GET", "/v1/models", headers={**right, "Host": "elsewhere.org"})[0] == 200
@@ -193,7 +195,15 @@ def test_every_error_has_openais_form(server: Serving, method: str, path: str, b
 
 def test_a_web_page_cannot_post_without_asking_the_browser(server: Serving) -> None:
     body = json.dumps({"model": NAME, "prompt": "x"})
-    assert server.request("POST", "/v1/completions", body, {"Content-Type": "text/plain"})[0] == 400
+    status, _, text = server.request("POST", "/v1/completions", body, {"Content-Type": "text/plain"})
+    assert status == 400 and "Content-Type: application/json" in json.loads(text)["error"]["message"]
+
+
+def test_half_a_character_is_the_clients_mistake(server: Serving) -> None:
+    for path, content in (("completions", '"prompt": "a\\ud83d"'),
+                          ("chat/completions", '"messages": [{"role": "user", "content": "a\\ud83d"}]')):  # fmt: skip
+        status, _, text = server.request("POST", f"/v1/{path}", f'{{"model": "{NAME}", {content}}}')
+        assert status == 400 and set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
 
 
 def test_health_and_metrics_say_what_happened(writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

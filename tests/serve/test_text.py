@@ -3,6 +3,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from graftlm.serve.text import TextWriter, held_length
@@ -62,6 +64,19 @@ def test_the_text_ends_before_the_first_stop_text_and_none_of_it_shows(
 def test_what_may_begin_a_stop_text_is_held_until_it_is_known(tokenizer: PreTrainedTokenizerFast) -> None:
     released, _ = pieces(tokenizer, "aab abc", "abd", "bx")
     assert released[:7] == ["", "a", "", "ab ", "", "", "abc"]
+
+
+def test_a_text_that_goes_on_from_another_keeps_its_first_space() -> None:
+    """The decoders of Llama 2 and Mistral strip the first space of what they are given."""
+    plain = Tokenizer(WordLevel({"▁the": 0, "▁a": 1, "b": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    plain.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain)
+    written = {}
+    for name, before in (("goes on", [0]), ("stands alone", [])):
+        writer = TextWriter(tokenizer, (), before)
+        assert [writer.token_text(token) for token in (1, 2)] == [" a" if before else "a", "b"]
+        written[name] = "".join(map(writer.push, [1, 2, 1])) + writer.finish()
+    assert written == {"goes on": " ab a", "stands alone": "ab a"}
 
 
 @pytest.mark.parametrize(
