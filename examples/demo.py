@@ -43,7 +43,8 @@ def main() -> None:
     report = folder / "report.html"
     if report.exists():  # an earlier demo came to its end
         for name in ("heads", *OBJECTIVES):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name / "run.yaml").is_file():
+                shutil.rmtree(folder / name)
 
     say(f"1/4  {MODEL} writes text and grows 4 heads on it")
     heads = DistillConfig(model=MODEL, data="molecules", output=str(folder / "heads"), seed=SEED, **DISTILLATION)

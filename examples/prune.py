@@ -5,6 +5,7 @@ python examples/prune.py pruned.jsonl        (two minutes on two cores)
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from graftlm.pruning.rows import Cut, Ranking, prune_rows
@@ -20,11 +21,11 @@ SOLUTIONS = [
 ]  # fmt: skip
 
 output = Path(sys.argv[1])
-data = output.with_name("solutions.jsonl")
-data.write_text(
-    "".join(json.dumps({"question": q, "chain": c, "answer": f"The answer is {a}."}) + "\n" for q, c, a in SOLUTIONS)
-)
-pruned = prune_rows(str(data), output, Ranking(pruner="smollm2-135m"), Cut(keep=(0.6,)), overwrite=True)
+rows = [{"question": q, "chain": chain, "answer": f"The answer is {answer}."} for q, chain, answer in SOLUTIONS]
+with tempfile.TemporaryDirectory() as folder:
+    data = Path(folder) / "solutions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pruned = prune_rows(str(data), output, Ranking(pruner="smollm2-135m"), Cut(keep=(0.6,)))
 for row, (_, chain, _) in zip(pruned.rows, SOLUTIONS, strict=True):
     print(f"{chain}\n    {row['completion'][-1]['content'].splitlines()[0]}")
 write_prune_report(output.with_suffix(".html"), pruned, title="Which tokens a model needs")

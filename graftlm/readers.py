@@ -47,9 +47,13 @@ def select_files(folder: Path, split: str) -> list[Path]:
     """The data files in `folder` and below that belong to `split`, sorted.
 
     These are the files with a word for that split in their name or subfolder's name (train, valid, dev, test,
-    ...). For "train", where there are none, they are all files that name no split.
+    ...). For "train", where there are none, they are all files that name no split. Hidden ones (copies that editors and
+    systems keep) do not count.
     """
-    files = sorted(path for path in folder.rglob("*") if ending(path) in READERS and path.is_file())
+    files = sorted(
+        path for path in folder.rglob("*")
+        if ending(path) in READERS and path.is_file() and not is_hidden(path.relative_to(folder))
+    )  # fmt: skip
     if not files:
         raise InputError(f"folder {folder} holds no data files ({', '.join(READERS)} or any of them .gz)")
     chosen = [path for path in files if names_split(path.relative_to(folder), split)]
@@ -65,6 +69,10 @@ def select_files(folder: Path, split: str) -> list[Path]:
 def names_split(path: Path, split: str) -> bool:
     words = set(re.split(r"[^a-z0-9]+", str(path).lower()))
     return bool(words & SPLIT_WORDS.get(split, {split.lower()}))
+
+
+def is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def ending(path: Path) -> str:
@@ -130,13 +138,18 @@ def check_object(row: Any, place: str) -> PlacedRow:
 def read_csv(path: Path) -> Iterator[PlacedRow]:
     """Comma-separated with a header line; all values are text."""
     with open_text(path, newline="") as lines:
-        reader = csv.DictReader(lines, restkey="", strict=True)
+        reader = csv.DictReader(lines, strict=True)
         try:
             for number, row in enumerate(reader, start=1):
-                if "" in row:
+                if None in row:
                     raise InputError(f"row {number} of {path} has more cells than the header; quote its commas")
                 yield f"row {number} of {path}", row
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise InputError(
+                    f"line {reader.line_num} of {path} has a cell of more than {csv.field_size_limit():,} characters, "
+                    "the most that CSV is read with: use JSON lines or Parquet"
+                ) from error
             raise InputError(f"line {reader.line_num} of {path} is not valid CSV: {error}") from error
 
 

@@ -162,6 +162,19 @@ def test_a_folder_is_read_by_split(tmp_path: Path) -> None:
     assert [row["text"] for row in load_rows(tmp_path, "test")] == ["test.parquet"]
 
 
+def test_hidden_copies_of_a_file_do_not_count(tmp_path: Path) -> None:
+    for name in ("train.jsonl", ".ipynb_checkpoints/train-checkpoint.jsonl", "._train.jsonl"):
+        write(tmp_path / name, [{"text": name}])
+    assert [row["text"] for row in load_rows(tmp_path)] == ["train.jsonl"]
+
+
+def test_a_csv_file_as_pandas_writes_it_and_one_with_a_huge_cell(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",prompt,completion\n0,a,b\n")
+    assert list(load_rows(tmp_path / "a.csv")) == [{"prompt": "a", "completion": "b"}]
+    (tmp_path / "a.csv").write_text(f"text\n{'x' * 200_000}\n")
+    assert "a cell of more than 131,072 characters" in refuse(tmp_path / "a.csv")
+
+
 def test_a_folder_without_train_files_trains_on_all_that_name_no_other_split(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl", "test.jsonl"):
         write(tmp_path / "data" / name, [{"text": name}])
