@@ -1,4 +1,4 @@
-"""Every side-by-side measurement, one after another, then the summary: what `make bench` runs.
+"""Every side-by-side measurement, one after another, then summary, README and docs: what `make bench` runs.
 
     .venv/bin/python bench/everything.py --folder /tmp/bench                all areas, from nothing
     .venv/bin/python bench/everything.py --folder /tmp/bench --only audit   one, by itself
@@ -133,7 +133,8 @@ def main() -> None:
         record(name, {"run": run["begun"], "commit": commit, "minutes": round((time.monotonic() - started) / 60, 1)})
     if not arguments.only and not failed:
         remove(begun)
-    subprocess.run([sys.executable, "bench/summary.py", "--readme", "README.md"], cwd=ROOT, check=True)
+    for program in ("bench/summary.py", "bench/documents.py"):
+        subprocess.run([sys.executable, program], cwd=ROOT, check=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; the same command tries only them again")
 

@@ -1,7 +1,6 @@
 """All side-by-side measurements on one page, drawn from what the benches have written; no number is typed by hand.
 
     .venv/bin/python bench/summary.py                      writes bench/results/summary.md and a plot per area
-    .venv/bin/python bench/summary.py --readme README.md   also the table between the marks there
 
 An area whose bench has not run is named as missing. Each row says how many times the peer's speed ours is, and how many
 times the physical limit's time ours takes, both measured in the peer's own run.
@@ -21,7 +20,6 @@ from graftlm.report.markup import Markup, element, join
 
 RESULTS = Path("bench/results")
 OUR_PRODUCTS = "generate with our products"
-MARKS = ("<!-- bench/summary.py -->", "<!-- end -->")
 
 
 class Row(NamedTuple):
@@ -207,21 +205,31 @@ def when_measured(results: Path) -> list[str]:
     return lines
 
 
-def summarised(results: Path) -> tuple[list[str], list[Row]]:
-    """The page's lines, and the first row of each area that has one."""
-    lines, first, losing = [], [], []
+def measured_rows(results: Path) -> dict[str, list[Row]]:
+    """Area -> its rows; an area that has not been measured is left out."""
+    files = {area: results / area.file for area in AREAS}
+    return {area.name: list(area.rows(json.loads(file.read_text("utf-8")))) for area, file in files.items()
+            if file.exists()}  # fmt: skip
+
+
+def first_rows(results: Path) -> list[Row]:
+    """Of each area that has been measured."""
+    titles = {area.name: area.title for area in AREAS}
+    return [rows[0]._replace(what=f"{titles[name]}: {rows[0].what}") for name, rows in measured_rows(results).items()]
+
+
+def page(results: Path) -> list[str]:
+    """The page's lines."""
+    lines, losing, found = [], [], measured_rows(results)
     for area in AREAS:
-        path = results / area.file
         lines += [f"## {area.title}", ""]
-        if not path.exists():
+        if area.name not in found:
             lines += [f"Not measured yet: `{area.command}`.", ""]
             continue
-        rows = list(area.rows(json.loads(path.read_text("utf-8"))))
-        write_text(results / f"summary-{area.name}.svg", plot(area.title, rows))
+        rows = found[area.name]
         lines += [*table(rows), "", f"![{area.title}](summary-{area.name}.svg)", ""]
         lines += [f"The limit: {area.limit}.", ""] if any(row.times_limit for row in rows) else []
         lines += [f"`{area.command}`, [figures]({area.file})", ""]
-        first.append(rows[0]._replace(what=f"{area.title}: {rows[0].what}"))
         losing += [f"- {area.title}: {row.what} has {row.times_peer:.2f} times the speed of {row.peer}."
                    for row in rows if row.times_peer is not None and row.times_peer < 1]  # fmt: skip
     head = [
@@ -230,23 +238,18 @@ def summarised(results: Path) -> tuple[list[str], list[Row]]:
         *when_measured(results),
         "## Where graftlm loses", "",
     ]  # fmt: skip
-    return [*head, *(losing or ["Nowhere that was measured."]), "", *lines], first
+    return [*head, *(losing or ["Nowhere that was measured."]), "", *lines]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--readme", type=Path, help=f"file with the marks {' and '.join(MARKS)}")
     arguments = parser.parse_args()
-    lines, first = summarised(arguments.results)
-    write_text(arguments.results / "summary.md", "\n".join(lines))
-    if arguments.readme:
-        text = arguments.readme.read_text("utf-8")
-        before, found, rest = text.partition(MARKS[0])
-        _, ended, after = rest.partition(MARKS[1])
-        if not found or not ended:
-            raise SystemExit(f"{arguments.readme} has not both marks, {' and '.join(MARKS)}")
-        write_text(arguments.readme, before + "\n".join([MARKS[0], *table(first), MARKS[1]]) + after)
+    found = measured_rows(arguments.results)
+    for area in AREAS:
+        if area.name in found:
+            write_text(arguments.results / f"summary-{area.name}.svg", plot(area.title, found[area.name]))
+    write_text(arguments.results / "summary.md", "\n".join(page(arguments.results)))
     say(f"written: {arguments.results / 'summary.md'}")
 
 

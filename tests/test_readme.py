@@ -111,3 +111,14 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
     files = [link for link in links if "://" not in link and not link.endswith(".png")]
     assert [link for link in files if not (page.parent / link).exists()] == []
+
+
+def test_the_tables_are_drawn_from_the_committed_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    documents = import_module("documents")
+    names = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        names += [match["name"] for match in documents.DRAWN.finditer(text)]
+        assert documents.drawn(text, ROOT / "bench" / "results") == text, f"run bench/documents.py for {page.name}"
+    assert sorted(names) == sorted(documents.TABLES)
