@@ -133,10 +133,11 @@ def main() -> None:
         record(name, {"run": run["begun"], "commit": commit, "minutes": round((time.monotonic() - started) / 60, 1)})
     if not arguments.only and not failed:
         remove(begun)
+    if failed:
+        say(f"failed: {', '.join(failed)}; the same command tries only them again")
     for program in ("bench/summary.py", "bench/documents.py"):
         subprocess.run([sys.executable, program], cwd=ROOT, check=True)
-    if failed:
-        raise SystemExit(f"failed: {', '.join(failed)}; the same command tries only them again")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

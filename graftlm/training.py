@@ -120,8 +120,10 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
             state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         restore_patience(trainer, state)
         if at_last_step(trainer, state):
+            assert checkpoint is not None
             best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-            trainer._load_from_checkpoint(best if best and Path(best).is_dir() else checkpoint)
+            beside = Path(checkpoint).with_name(Path(best or checkpoint).name)  # the folder may have been moved
+            trainer._load_from_checkpoint(str(beside) if beside.is_dir() else checkpoint)
         else:
             trainer.train(resume_from_checkpoint=checkpoint)
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, InterruptCallback))
@@ -145,9 +147,15 @@ def restore_patience(trainer: Any, state: TrainerState) -> None:
 
 
 def at_last_step(trainer: Any, state: TrainerState) -> bool:
-    """Whether nothing is left to train: transformers (5.23) would take one more step in the middle of an epoch."""
+    """Whether nothing is left to train. transformers (5.23) would take one more step in the middle of an epoch, and
+    train on to the next evaluation where early stopping has ended the training."""
+    stopped = any(
+        callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        for callback in trainer.callback_handler.callbacks
+        if isinstance(callback, EarlyStoppingCallback)
+    )
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    return not sharded and 0 < trainer.args.max_steps <= state.global_step
+    return not sharded and (stopped or 0 < trainer.args.max_steps <= state.global_step)
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -47,7 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; an error is one line, or a traceback too with --debug."""
     given = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper) and "utf" not in sys.stdout.encoding.lower():
-        sys.stdout.reconfigure(errors="replace")  # a sign that a terminal lacks is no reason to fail
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="replace")  # a sign that a terminal lacks is no reason to fail
+        else:
+            sys.stdout.reconfigure(encoding="utf-8")
     given = sorted(given, key=lambda argument: argument != "--debug")
     try:
         app(args=given, prog_name="graftlm")

@@ -44,6 +44,11 @@ def evaluate(
     from graftlm.evaluation import evaluate as evaluate_model
     from graftlm.proxy.model import steered
 
+    if alpha is not None and expert is None:
+        from graftlm.proxy.model import is_composition
+
+        if plain := [name for name in models if not is_composition(name)]:
+            raise InputError(f"--alpha is given without --expert, and {plain[0]} is no saved composition")
     settings: dict[str, Any] = {"limit": limit, "shots": shots, "batch_size": batch_size, "seed": seed}
     if expert is not None:
         settings |= {"expert": expert, "antiexpert": antiexpert, "alpha": 1.0}

@@ -109,9 +109,11 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         self.tokenizer, self.expert_tokenizer = parts.tokenizer, parts.expert_tokenizer
         self.generation_config = GenerationConfig(**parts.base.generation_config.to_diff_dict())
         if self.experts is not None:  # a chat expert ends its turn with a token of its own
-            ends = [end_tokens(part) for part in (self.base, self.experts.expert_model)]
-            if extra := [token for token in ends[1] if token not in ends[0]]:
-                self.generation_config.eos_token_id = [*ends[0], *extra]
+            own, further = (end_tokens(part) for part in (self.base, self.experts.expert_model))
+            if self.expert_tokenizer is not None and self.expert_tokenizer.eos_token_id is not None:
+                further.append(self.expert_tokenizer.eos_token_id)  # an adapter has no generation config of its own
+            if extra := [token for token in dict.fromkeys(further) if token not in own]:
+                self.generation_config.eos_token_id = [*own, *extra]
         self.loss_type = "ForCausalLM"
         self.requires_grad_(False)
         self.eval()
@@ -341,7 +343,7 @@ def steering(
 
 def _check_no_alpha(alpha: float | None) -> None:
     if alpha is not None:
-        raise InputError("--alpha is given without --expert: there is nothing to steer")
+        raise InputError("--alpha is given without --expert or a saved composition: there is nothing to steer")
 
 
 def _is_steered(expert: str | None, antiexpert: str | None) -> bool:

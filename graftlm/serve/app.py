@@ -172,7 +172,7 @@ def describe_invalid(errors: Sequence[Any]) -> tuple[str, str | None]:
     if first["type"] == "json_invalid":
         return "the body is not JSON", None
     if first["type"] == "extra_forbidden":
-        name = str(first["loc"][-1])
+        name = ".".join([*where[:-1], str(first["loc"][-1])])
         return f"{name} is not supported by this server; leave it out", name
     reason = str(first["msg"]).removeprefix("Value error, ")
     return (f"{'.'.join(where)}: {reason}", where[0]) if where else (f"the body is not valid: {reason}", None)

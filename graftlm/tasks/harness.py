@@ -41,6 +41,8 @@ class HarnessTask(Task):
         matching = self.manager.match_tasks([self.asked])
         if not matching:
             raise InputError(f"lm-eval has no task {self.asked!r}; `lm-eval ls tasks` lists them")
+        if len(matching) == 1:
+            self.asked = matching[0]
         if self.asked in self.manager.all_tags:
             matching = sorted(self.manager.task_index[self.asked].tags)
         if len(matching) == 1:

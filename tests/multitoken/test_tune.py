@@ -216,6 +216,10 @@ def test_early_stopping_goes_on_counting_after_a_resume(model_folder: Path, data
     run(config(model_folder, rows, tmp_path / "run", **settings), resume=True)
     again = [line for line in (whole / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line]
     assert len(again) == steps
+    shutil.rmtree(whole / "model")  # as if killed before it was saved
+    run(config(model_folder, rows, tmp_path / "run", **settings), resume=True)
+    assert (whole / "model").is_dir()
+    assert len([line for line in (whole / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line]) == steps
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from pathlib import Path
@@ -230,10 +231,17 @@ def test_rows_of_the_base_models_unembedding_that_are_no_token_get_no_chance(
         ProxyTunedModel(base, *small, alpha)  # without a tokenizer nobody knows which are tokens
 
 
-def test_the_end_of_a_chat_experts_turn_ends_the_text() -> None:
+def test_the_end_of_a_chat_experts_turn_ends_the_text(
+    folders: dict[str, str], tokenizer: PreTrainedTokenizerFast
+) -> None:
     base, expert, antiexpert = parts()
     base.generation_config.eos_token_id, expert.generation_config.eos_token_id = 256, 257
     assert ProxyTunedModel(base, expert, antiexpert).generation_config.eos_token_id == [256, 257]
+    chat = copy.deepcopy(tokenizer)
+    chat.eos_token = "<pad>"
+    chat.save_pretrained(folders["adapter"])
+    by_name = ProxyTunedModel(folders["base"], folders["adapter"], folders["antiexpert"])
+    assert by_name.generation_config.eos_token_id == [tokenizer.eos_token_id, tokenizer.pad_token_id]
     expert.generation_config.eos_token_id = [256]
     assert ProxyTunedModel(base, expert, antiexpert).generation_config.eos_token_id == 256
 
