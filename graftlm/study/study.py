@@ -44,12 +44,14 @@ def study(
     first result is there. Raises InputError for an unknown task, and whatever distillation and tuning refuse.
     """
     tasks = [get_task(name) for name in split_names(config.tasks) + split_names(config.probes)]
-    arms = [arm for arm in config.chosen_arms if arm != IMPORTANCE or config.arms != "all" or has_weights(config)]
+    arms = list(config.chosen_arms)
     if IMPORTANCE in arms and not has_weights(config):
-        raise InputError(
-            f"--arms {IMPORTANCE}: the rows of {config.data} have no column {' or '.join(WEIGHT_COLUMNS)}; "
-            "`graftlm prune` measures the weights of tokens"
-        )
+        if config.arms != "all":
+            raise InputError(
+                f"--arms {IMPORTANCE}: the rows of {config.data} have no column {' or '.join(WEIGHT_COLUMNS)}; "
+                "`graftlm prune` measures the weights of tokens"
+            )
+        arms.remove(IMPORTANCE)
     measured = [kept(folder / "untrained", lambda: measure(config, config.model, tasks, UNTRAINED, 0, progress))]
     if on_result is not None:
         on_result()

@@ -41,15 +41,12 @@ class HarnessTask(Task):
         matching = self.manager.match_tasks([self.asked])
         if not matching:
             raise InputError(f"lm-eval has no task {self.asked!r}; `lm-eval ls tasks` lists them")
-        if len(matching) == 1:
-            self.asked = matching[0]
-        if self.asked in self.manager.all_tags:
-            matching = sorted(self.manager.task_index[self.asked].tags)
-        if len(matching) == 1:
-            self.asked = matching[0]
-        else:
+        if len(matching) == 1 and matching[0] in self.manager.all_tags:
+            matching = sorted(self.manager.task_index[matching[0]].tags)
+        if len(matching) != 1:
             shown = ", ".join(f"{PREFIX}{each}" for each in matching[:4]) + (", ..." if len(matching) > 4 else "")
             raise InputError(f"{name} stands for {len(matching)} tasks, each with its own figures: name them ({shown})")
+        [self.asked] = matching
         entry = self.manager.task_index[self.asked]
         if self.asked in self.manager.all_groups and not (entry.cfg or {}).get("aggregate_metric_list"):
             raise InputError(f"lm-eval has no figure for the group {name} as a whole: name its tasks")
