@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
+from graftlm.caches import keeps_only_keys_and_values, layer_kinds
 from graftlm.errors import InputError
 
 
@@ -30,8 +30,9 @@ class SpeculativeOutput(GenerateDecoderOnlyOutput):
 def check_can_forget(model: Any) -> set[type]:
     """The kinds of the model's caches, which a plain DynamicCache can take the place of, sliding windows being left to
     the mask. InputError where a layer keeps other states than keys and values."""
-    kinds = {type(layer) for layer in DynamicCache(config=model.config.get_text_config()).layers}
-    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+    cache = DynamicCache(config=model.config.get_text_config())
+    kinds = layer_kinds(cache)
+    if not keeps_only_keys_and_values(cache):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise InputError(f"{type(model).__name__} cannot forget tokens ({names}): decode it without drafts")
     return kinds

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
+from graftlm.caches import keeps_only_keys_and_values
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.linear_cross_entropy import chunk_rows
@@ -85,7 +86,9 @@ class Scorer:
         self.left = list(range(len(units)))
         flat = [token for unit in units for token in unit]
         self.ids = torch.tensor([*question, *flat, *answer], device=self.device)
-        self.cache = DynamicCache() if reuse and _keeps_only_keys_and_values(self.decoder.config) else None
+        # A cache that drops nothing does for sliding windows, too, since the mask hides the rest.
+        plain = reuse and keeps_only_keys_and_values(DynamicCache(config=self.decoder.config))
+        self.cache = DynamicCache() if plain else None
         self.hidden = torch.empty(0)
         """[time - 1, hidden], final, of all tokens but the last."""
         self.log_probs = torch.zeros(0, dtype=torch.float64)
@@ -279,12 +282,6 @@ class Scorer:
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
             found.append(target_log_probs(logits, words).cpu().double())
         return torch.cat(found)
-
-
-def _keeps_only_keys_and_values(config: Any) -> bool:
-    """Sliding windows among them: a cache that drops nothing does for those, too, since the mask hides the rest."""
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def _moved(state: Tensor, places: Sequence[int]) -> Tensor:

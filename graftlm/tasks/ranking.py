@@ -42,10 +42,10 @@ def candidate_log_likelihoods(
 
     Equal to `completion_log_likelihoods` of all pairs. Each prompt runs once: its last position scores the
     first token of all candidates, and only those of two tokens or more run on from its cache. Prompts of one
-    length share a batch, so no prompt is padded. Models without a plain key-value cache, and PEFT's virtual
-    tokens, take pair by pair.
+    length share a batch, so no prompt is padded. Models that keep other states than keys and values, and PEFT's
+    virtual tokens, take pair by pair.
     """
-    from transformers import DynamicCache
+    from graftlm.caches import keeps_only_keys_and_values
 
     if has_virtual_tokens(model):
         return _pair_by_pair(model, tokenizer, prompts, candidates, batch_size, on_batch)
@@ -65,7 +65,7 @@ def candidate_log_likelihoods(
         for start in range(0, len(indices), batch_size):
             chosen = indices[start : start + batch_size]
             first, cache = _first_tokens(model, [encoded[index] for index in chosen])
-            if not all(isinstance(each, DynamicCache) for each in getattr(cache, "caches", [cache])):
+            if not all(map(keeps_only_keys_and_values, getattr(cache, "caches", [cache]))):
                 return _pair_by_pair(model, tokenizer, prompts, candidates, batch_size, on_batch)
             rest = _further_tokens(model, [encoded[index] for index in chosen], cache)
             for row, index in enumerate(chosen):

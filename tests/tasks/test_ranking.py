@@ -32,9 +32,22 @@ def check(model: Any, tokenizer: Any) -> None:
             assert [total for total, _ in group] == pytest.approx([total for total, _ in expected], rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "mistral", "granite", "mamba"])
+HYBRIDS = ["falcon_h1", "lfm2", "qwen3_5_text"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "mistral", "granite", "mamba", *HYBRIDS])
 def test_candidates_score_as_if_each_pair_ran_alone(kind: str, make_model: Any, tokenizer: Any):
     check(make_model(kind), tokenizer)
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_hybrid_models_score_each_candidate_after_its_own_prompt(kind: str, make_model: Any, tokenizer: Any):
+    """As many rows go on as there were prompts, in another order."""
+    model, prompts, candidates = make_model(kind), ["Chad is", "Togo is"], [[" hot", "a"], [" humid", "b"]]
+    scores = candidate_log_likelihoods(model, tokenizer, prompts, candidates)
+    for prompt, group, found in zip(prompts, candidates, scores, strict=True):
+        alone = [completion_log_likelihoods(model, tokenizer, [(prompt, candidate)])[0] for candidate in group]
+        assert [total for total, _ in found] == pytest.approx([total for total, _ in alone], rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # what PEFT asks of transformers
