@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+import secrets
 import time
+import traceback
 from collections.abc import Mapping
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from graftlm.console import say
 from graftlm.serve.batching import RETRY_SECONDS, SHUTTING_DOWN, Engine
-from graftlm.serve.refusal import Refusal
+from graftlm.serve.refusal import Refusal, shortened
 from graftlm.serve.settings import LOCAL_HOSTS, ServeSettings
 
 ENDPOINTS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics")
 OPEN_ENDPOINTS = ("/health",)  # without a key, and while the server drains
 BEARER = "Bearer "
+CLIENT_GONE = 499  # as nginx has it; nobody reads it but the metrics
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Gate:
@@ -33,16 +38,23 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 500
+        begun, status = time.monotonic(), CLIENT_GONE
+        own_id = request_id(Headers(scope=scope))
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = own_id
             await send(message)
 
         try:
             await self.pass_on(scope, receive, counted)
+        except Exception as error:
+            traceback.print_exception(error)
+            say(f"graftlm: request {own_id} failed, the server goes on: {type(error).__name__}: {error}")
+            if status == CLIENT_GONE:  # nothing was sent
+                await error_response(Refusal(500, "the server failed; its log says why"))(scope, receive, counted)
         finally:
             self.engine.metrics.observe(endpoint(scope["path"]), status, time.monotonic() - begun)
 
@@ -58,7 +70,8 @@ class Gate:
         except asyncio.TimeoutError:
             await error_response(Refusal(408, "the request did not arrive in time"))(scope, receive, send)
         else:
-            await self.app(scope, replay(body, receive), send)
+            if body[-1]["type"] != "http.disconnect":
+                await self.app(scope, replay(body, receive), send)
 
     def check(self, path: str, headers: Mapping[str, str]) -> None:
         """Raise Refusal for a request that may not pass, before any of its body is read."""
@@ -90,11 +103,19 @@ class Gate:
         return Refusal(413, f"the request's body is larger than {most} bytes", code="request_too_large")
 
 
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's own name of a request, which its logs may have, or else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+
+
 def check_host(headers: Mapping[str, str]) -> None:
     """Without a key, only this machine's own names will do: a web page elsewhere could have its name point here."""
     host = re.sub(r":\d*$", "", headers.get("host", ""))
     if host.strip("[]") not in LOCAL_HOSTS:
-        raise Refusal(403, f"host {host!r} is not this machine; a server for others needs --api-key", code="bad_host")
+        raise Refusal(
+            403, f"host {shortened(host)!r} is not this machine; a server for others needs --api-key", code="bad_host"
+        )
 
 
 def check_key(headers: Mapping[str, str], key: str) -> None:

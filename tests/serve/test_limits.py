@@ -199,11 +199,35 @@ def test_a_web_page_cannot_post_without_asking_the_browser(server: Serving) -> N
     assert status == 400 and "Content-Type: application/json" in json.loads(text)["error"]["message"]
 
 
-def test_half_a_character_is_the_clients_mistake(server: Serving) -> None:
-    for path, content in (("completions", '"prompt": "a\\ud83d"'),
-                          ("chat/completions", '"messages": [{"role": "user", "content": "a\\ud83d"}]')):  # fmt: skip
-        status, _, text = server.request("POST", f"/v1/{path}", f'{{"model": "{NAME}", {content}}}')
-        assert status == 400 and set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_response_has_the_clients_own_request_id_or_a_new_one(server: Serving, stream: bool) -> None:
+    body = json.dumps({"model": NAME, "prompt": "x", "max_tokens": 2, "stream": stream})
+    calls = [("GET", "/health", None), ("GET", "/v1/nowhere", None), ("POST", "/v1/completions", "{"),
+             ("POST", "/v1/completions", body)]  # fmt: skip
+    for call in calls:
+        assert server.request(*call, {"X-Request-Id": "mine-1"})[1]["x-request-id"] == "mine-1"
+        made = {server.request(*call, {"X-Request-Id": bad})[1]["x-request-id"] for bad in ("", "a b", "x" * 129)}
+        assert len(made) == 3 and all(each.startswith("req_") for each in made)
+    assert server.complete(max_tokens=1)._request_id.startswith("req_")
+    with pytest.raises(BadRequestError) as caught:
+        server.complete(n=0)
+    assert caught.value.request_id.startswith("req_")
+
+
+def test_an_error_of_our_own_is_500_in_openais_form_and_the_server_goes_on(
+    writer: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(writer, tokenizer) as server:
+        monkeypatch.setattr(server.engine.metrics, "render", None)
+        status, headers, text = server.request("GET", "/metrics")
+        assert status == 500 and set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+        assert len(server.complete(max_tokens=3).choices[0].text) == 3
+    err = capfd.readouterr().err
+    assert err.count("Traceback") == 1
+    assert f"graftlm: request {headers['x-request-id']} failed, the server goes on: TypeError" in err
 
 
 def test_health_and_metrics_say_what_happened(writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
