@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,15 +20,18 @@ class Prompts:
     """Knows a model's vocabulary, chat template, length and stop tokens."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: ServeSettings) -> None:
-        # A copy of its own and a lock: a tokenizer that pads or truncates by default is changed by encoding,
-        # which other threads that decode meanwhile would run into.
+        # A copy of its own: a tokenizer that pads or truncates by default is changed by its first encoding, which
+        # other threads that decode meanwhile would run into. From the second on a fast one takes several threads.
         self.encoder = copy.deepcopy(tokenizer)
-        self.lock = threading.Lock()
+        self.encoder("")
+        self.lock: Any = contextlib.nullcontext() if self.encoder.is_fast else threading.Lock()
         self.tokenizer = tokenizer
         self.settings = settings
         self.device = model.device
         config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         self.context: int | None = getattr(config, "max_position_embeddings", None)
+        longest = max(map(len, tokenizer.get_vocab()), default=1)  # a byte counts as a character there
+        self.most_characters = None if self.context is None else self.context * longest
         self.vocabulary: int = getattr(config, "vocab_size", None) or len(tokenizer)
         self.ends = end_tokens(model.generation_config, tokenizer)
         self.special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -56,11 +62,9 @@ class Prompts:
         return ids
 
     def encode_text(self, text: str) -> list[int]:
-        try:
-            with self.lock:
-                return list(self.encoder(text)["input_ids"])
-        except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair
-            raise refuse("the prompt holds half of a character, which is no text", "prompt") from error
+        self.check_characters(len(text), "prompt")
+        with self.lock:
+            return list(self.encoder(text)["input_ids"])
 
     def encode_chat(self, request: ChatRequest) -> list[int]:
         """The messages in the tokenizer's own chat template."""
@@ -71,15 +75,46 @@ class Prompts:
                 "messages",
                 "no_chat_template",
             )
+        messages = [message.for_template() for message in request.messages]
+        # Each message is a character at least, so that there cannot be too many for the template either.
+        self.check_characters(sum(len(message["content"]) + 1 for message in messages), "messages")
+        if (lost := self.left_out(messages)) is not None:
+            raise refuse(f"{lost}: the model's chat template leaves it out, so the model would not read it", "messages")
+        return list(self.render(messages)["input_ids"])
+
+    def left_out(self, messages: Sequence[dict[str, str]]) -> str | None:
+        """The first content or name that the chat template leaves out, found by numbers in the place of the texts."""
+        fields = [(number, key) for number, message in enumerate(messages) for key in message if key != "role"]
+        run = f"{secrets.randbits(96):030d}"
+        marked = [dict(message) for message in messages]
+        for place, (number, key) in enumerate(fields):
+            marked[number][key] = f"{run}{place:09d}"
+        there = set(map(int, re.findall(rf"{run}(\d{{9}})", self.render(marked, tokenize=False))))
+        lost = [f"messages.{number}.{key}" for place, (number, key) in enumerate(fields) if place not in there]
+        return lost[0] if lost else None
+
+    def render(self, messages: Sequence[dict[str, str]], *, tokenize: bool = True) -> Any:
+        """The messages in the chat template, as text or as what the tokenizer makes of it."""
         from jinja2 import TemplateError
 
-        messages = [message.for_template() for message in request.messages]
         try:
             with self.lock:
-                encoded = self.encoder.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise refuse(f"the model's chat template does not take these messages: {error}", "messages") from error
-        return list(encoded["input_ids"])
+                return self.encoder.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
+                )
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise refuse(f"the model's chat template does not take these messages: {reason}", "messages") from error
+
+    def check_characters(self, count: int, param: str) -> None:
+        """Refuse a text that cannot fit before it is encoded, which takes seconds and memory for megabytes."""
+        if self.most_characters is not None and count > self.most_characters:
+            raise refuse(
+                f"this model's maximum context length is {self.context} tokens, which hold {self.most_characters} "
+                f"characters at most, but the {param} have {count}; shorten it",
+                param,
+                "context_length_exceeded",
+            )
 
     def check_count(self, count: int) -> None:
         """Refuse a request that could never be taken into the queue."""

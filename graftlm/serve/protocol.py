@@ -6,6 +6,7 @@ that: whatever is null, what cannot change the output, and what only repeats the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,9 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from graftlm.serve.row import Sampling
 
-MOST_STOPS = 4
+MOST_STOPS = 64  # OpenAI takes four; tasks of evaluations have more
+LONGEST_STOP = 1000  # characters
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
-IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+IGNORED = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier"}
+    | {"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"}
+)  # they are for OpenAI's own records and caches, and change no answer
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
@@ -29,31 +34,40 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
-    "tool_calls": ([],),
-    "annotations": ([],),
+    "function_call": ("none", "auto"),
+    "verbosity": ("medium",),
 }
 
-Stop = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0)]
+Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class Understood(BaseModel):
     """Refuses a key that it does not know, unless that key is without effect."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    ignored: ClassVar[frozenset[str]] = IGNORED
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def leave_out(cls, data: Any) -> Any:
+        """What has an effect; of the keys that are not known the first, since an error for each takes seconds."""
         if not isinstance(data, dict):
             return data
-        return {
-            key: value
-            for key, value in data.items()
-            if value is not None
-            and (key in cls.model_fields or (key not in cls.ignored and value not in NEUTRAL.get(key, ())))
-        }
+        unknown = (key for key, value in data.items() if key not in cls.model_fields and cls.acts(key, value))
+        kept = {key: data[key] for key in cls.model_fields if data.get(key) is not None}
+        return kept | {key: data[key] for key in itertools.islice(unknown, 1)}
+
+    @classmethod
+    def acts(cls, key: str, value: Any) -> bool:
+        """Whether a key that is not a field's would change the answer."""
+        if value is None or key in cls.ignored:
+            return False
+        without_effect = cls.neutral.get(key, ())
+        return not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in without_effect)
 
 
 class StreamOptions(Understood):
@@ -64,15 +78,17 @@ class StreamOptions(Understood):
 class GenerationRequest(Understood):
     """What both endpoints take."""
 
+    ignored: ClassVar[frozenset[str]] = IGNORED
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
     model: str
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Count | None = None
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, ge=0, le=1)
     n: int = Field(default=1, ge=1, le=128)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] = []
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True)] = []
 
     @model_validator(mode="after")
     def check_stream_options(self) -> GenerationRequest:
@@ -107,9 +123,9 @@ class GenerationRequest(Understood):
 class CompletionRequest(GenerationRequest):
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[list[TokenId]], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
     logprobs: int | None = Field(default=None, ge=0, le=5)
 
@@ -124,9 +140,10 @@ class TextPart(Understood):
 
 
 class Message(Understood):
-    ignored: ClassVar[frozenset[str]] = frozenset({"name"})
-    role: Annotated[str, Field(min_length=1)]
-    content: str | list[TextPart] = ""
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {"tool_calls": ([],), "annotations": ([],)}
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+    name: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def text(self) -> str:
@@ -134,12 +151,13 @@ class Message(Understood):
 
     def for_template(self) -> dict[str, str]:
         # OpenAI's newer name for the system's role; no model's template knows it.
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.text} | ({} if self.name is None else {"name": self.name})
 
 
 class ChatRequest(GenerationRequest):
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
 

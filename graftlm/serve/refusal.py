@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+LONGEST_QUOTE = 80
 
 
 class Refusal(Exception):
@@ -35,3 +36,8 @@ class Refusal(Exception):
 def refuse(message: str, param: str | None = None, code: str | None = None) -> Refusal:
     """Status 400: the request itself is at fault."""
     return Refusal(400, message, param=param, code=code)
+
+
+def shortened(text: str) -> str:
+    """A client's own words in a line that goes back to it, or into the log."""
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."

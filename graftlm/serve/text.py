@@ -84,9 +84,12 @@ class TextWriter:
 
 def held_length(text: str, stop: Sequence[str]) -> int:
     """The length of the longest end of `text` that is the beginning, but not the whole, of a stop text."""
-    longest = min(len(text), max(map(len, stop), default=1) - 1)
-    for length in range(longest, 0, -1):
-        end = text[-length:]
-        if any(len(each) > length and each.startswith(end) for each in stop):
-            return length
-    return 0
+    longest = 0
+    for each in stop:
+        start = max(0, len(text) - len(each) + 1)
+        while (start := text.find(each[0], start)) >= 0:
+            if each.startswith(text[start:]):
+                longest = max(longest, len(text) - start)
+                break
+            start += 1
+    return longest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -55,11 +55,7 @@ class Writing:
 
     async def next(self) -> list[Piece]:
         """The next pieces, of any rows. Raises Refusal for an error, and when the request's time is over."""
-        try:
-            pieces = await asyncio.wait_for(self.pieces.get(), max(0.0, self.deadline - self.loop.time()))
-        except asyncio.TimeoutError:
-            seconds = self.engine.settings.request_seconds
-            raise Refusal(504, f"not finished within {seconds:g} seconds", code="timeout") from None
+        pieces = await in_time(self.pieces.get(), self.deadline, self.engine.settings.request_seconds)
         if (error := pieces[-1].error) is not None:
             raise error
         return pieces
@@ -132,6 +128,14 @@ async def events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
 
 def event(document: dict[str, Any]) -> str:
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+
+
+async def in_time(work: Awaitable[Result], deadline: float, seconds: float) -> Result:
+    """The result of `work`. Raises Refusal at `deadline`, by the event loop's clock, `seconds` after the request."""
+    try:
+        return await asyncio.wait_for(work, max(0.0, deadline - asyncio.get_running_loop().time()))
+    except asyncio.TimeoutError:
+        raise Refusal(504, f"not finished within {seconds:g} seconds", code="timeout") from None
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

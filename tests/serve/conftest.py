@@ -92,7 +92,7 @@ class Serving:
         return self.client.chat.completions.create(model=NAME, messages=messages, **{"temperature": 0, **options})
 
     def request(
-        self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None
+        self, method: str, path: str, body: str | bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], str]:
         """Status, headers and text of one request without the client's help."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)

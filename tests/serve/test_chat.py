@@ -15,7 +15,7 @@ TALK: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
     {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": None},
-    {"role": "user", "content": "Go on", "name": "me"},
+    {"role": "user", "content": "Go on"},
 ]
 
 
@@ -85,6 +85,80 @@ def test_what_is_not_understood_is_refused(server: Serving, options: dict[str, A
     with pytest.raises(BadRequestError) as caught:
         server.chat(**options)
     assert (caught.value.param or "").partition(".")[0] == (param or "")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("1.role", {"role": "narrator", "content": "x"}),
+        ("1.role", {"role": "tool", "content": "x", "tool_call_id": "1"}),
+        ("1.role", {"role": "function", "content": "x", "name": "f"}),
+        ("1.role", {"content": "x"}),
+        ("1.content", {"role": "user"}),
+        ("1.content", {"role": "assistant", "content": None}),
+        ("1.content", {"role": "user", "content": []}),
+        ("1.content", {"role": "user", "content": {"text": "x"}}),
+        ("1.content.0.text", {"role": "user", "content": [{"type": "text"}]}),
+        ("1.content.0.type", {"role": "assistant", "content": [{"type": "refusal", "refusal": "x"}]}),
+        ("1.content.1.type", {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "input_audio"}]}),
+        ("1.content.0.user", {"role": "user", "content": [{"type": "text", "text": "x", "user": "me"}]}),
+        ("1.tool_calls", {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}),
+        ("1.function_call", {"role": "assistant", "content": "x", "function_call": {"name": "f"}}),
+        ("1.refusal", {"role": "assistant", "content": "x", "refusal": "no"}),
+        ("1.name", {"role": "user", "content": "x", "name": "me"}),
+    ],
+)  # fmt: skip
+def test_what_the_model_would_not_read_of_a_message_is_refused_and_named(
+    server: Serving, place: str, message: dict[str, Any]
+) -> None:
+    with pytest.raises(BadRequestError, match=rf"messages\.{place}") as caught:
+        server.chat([{"role": "user", "content": "Hello"}, message])
+    assert caught.value.param.startswith("messages")
+
+
+SOME = "{% for m in WHICH %}[{{ m.role }}]{{ m.content | trim }}<eos>{% endfor %}[assistant]"
+
+
+@pytest.mark.parametrize(
+    ("which", "place"),
+    [
+        ("messages if m.role != 'system'", 0),
+        ("messages if m.role != 'assistant'", 2),
+        ("messages[-1:]", 0),
+        ("messages[:1]", 1),
+    ],
+)
+def test_a_template_that_leaves_out_a_message_is_400_though_another_has_the_same_text(
+    writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, which: str, place: int
+) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = SOME.replace("WHICH", which)
+    talk = [{"role": role, "content": "Hi"} for role in ("system", "user", "assistant", "user")]
+    with serving(writer, own) as server, pytest.raises(BadRequestError, match=rf"messages\.{place}\.content"):
+        server.chat(talk)
+
+
+def test_a_template_may_trim_join_and_move_what_it_reads(
+    writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The first system message before the last user's text, names, and thoughts of earlier turns left out."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% for m in messages[1:] %}[{{ m.name or m.role }}]"
+        "{% if loop.last %}{{ messages[0].content | trim }} {% endif %}"
+        "{{ m.content.split('</think>')[-1] | trim }}{% endfor %}"
+    )
+    talk = [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": "", "name": "me"},
+        {"role": "assistant", "content": "<think>long</think> Hi"},
+        {"role": "user", "content": "Go on\n"},
+    ]
+    text = "[me][assistant]Hi[user]Be brief. Go on"
+    with serving(writer, own) as server:
+        answer = server.chat(talk, max_tokens=20)
+    assert answer.usage.prompt_tokens == len(text)
+    assert answer.choices[0].message.content == greedy(writer, own, own(text)["input_ids"], 20)
 
 
 def test_what_changes_nothing_is_taken(server: Serving) -> None:

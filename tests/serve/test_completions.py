@@ -227,7 +227,7 @@ def test_concurrent_requests_of_all_kinds_give_what_each_gives_alone(server: Ser
         ({"n": 0}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": 9}, "logprobs"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
         ({"stop": ""}, "stop"),
         ({"seed": "one"}, "seed"),
         ({"presence_penalty": 0.5}, "presence_penalty"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 from tokenizers import Tokenizer, decoders
@@ -92,6 +93,13 @@ def test_a_text_that_goes_on_from_another_keeps_its_first_space() -> None:
 )
 def test_held_length_is_the_longest_end_that_begins_a_stop_text(text: str, stop: list[str], length: int) -> None:
     assert held_length(text, stop) == length
+
+
+def test_many_long_stop_texts_cost_little() -> None:
+    stop = ["ab" * 499 + str(number) for number in range(64)]
+    begun = time.process_time()
+    assert held_length("x" * 8000 + "ab" * 3, stop) == 6
+    assert time.process_time() - begun < 0.05
 
 
 def test_it_does_not_matter_how_the_text_is_cut_into_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
