@@ -106,7 +106,6 @@ class _Function(torch.autograd.Function):
                 logits = squashed * softcap
             target_logit = logits.gather(1, target)[:, 0]
             top_logit, top = logits.max(dim=1)
-            logits = logits.clone() if with_entropy else logits
             probabilities = torch.softmax(logits, dim=1, out=None if with_entropy else logits)
             # The most likely word's probability never underflows, so it gives the normaliser exactly.
             log_normaliser = top_logit - probabilities.gather(1, top[:, None])[:, 0].log()

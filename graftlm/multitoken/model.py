@@ -104,8 +104,7 @@ class MultiTokenModel(nn.Module):
         rows = final[kept]
         precision = torch.promote_types(rows.dtype, torch.float32)
         weights = torch.full((len(rows),), coefficients[0], device=rows.device, dtype=precision) / normaliser
-        needs_entropy = self.weights == "entropy" or not torch.is_grad_enabled()
-        own = rows_loss(decoder, rows, target[kept], weights, with_entropy=needs_entropy)
+        own = rows_loss(decoder, rows, target[kept], weights, with_entropy=True)
         loss, sums, counts = own.loss, [own.nll.sum()], [len(rows)]
         if heads is not None:
             weight_of_token = self._token_weights(kept, own, token_weights)

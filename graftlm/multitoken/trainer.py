@@ -155,6 +155,8 @@ class MultiTokenTrainer(SFTTrainer):
     ) -> Any:
         """Σ_k coefficient_k · L_k of a batch in training; L_0 in evaluation, so that eval_loss is the plain NLL."""
         training = self.model.training
+        if not training:
+            self._leave_out_repeated_rows(inputs["labels"])
         normaliser: Any = num_items_in_batch
         if normaliser is None:
             normaliser = (inputs["labels"][:, 1:] != IGNORE).sum()
@@ -177,6 +179,10 @@ class MultiTokenTrainer(SFTTrainer):
                 f"{inputs['input_ids'][0, :12].tolist()}; the last checkpoint is unharmed: lower the learning rate"
             )
         self._record("train" if training else "eval", outputs)
+        if training and self.args.include_num_input_tokens_seen == "no":  # else the training loop counts them
+            mask = inputs.get("attention_mask")
+            count = torch.as_tensor(inputs["input_ids"].numel() if mask is None else mask.sum(), device=loss.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(count, "sum"))
         # As in TRL: the normaliser counts all devices' tokens, and DDP averages the gradients over devices.
         loss = loss * self._devices(num_items_in_batch)
         if return_outputs:
@@ -216,6 +222,7 @@ class MultiTokenTrainer(SFTTrainer):
             "loss_sums": outputs.loss_sums.double(),
             "counts": outputs.target_counts.double(),
             "correct": outputs.correct_count.double(),
+            "entropy": outputs.entropy_sum.double(),
         }
         if outputs.anchor_divergence is not None:
             values["anchor"] = torch.stack([outputs.anchor_divergence.double(), torch.ones_like(values["correct"])])
@@ -223,8 +230,35 @@ class MultiTokenTrainer(SFTTrainer):
         for name, value in values.items():
             sums[name] = longer_sum(sums[name], value) if name in sums else value
 
+    def _leave_out_repeated_rows(self, labels: Tensor) -> None:
+        """Take the targets from rows that stand in for missing ones, so that all processes have as many.
+
+        Rows that lie in one line (padding-free) cannot be told apart; they are counted again.
+        """
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0 and len(labels) > 1:
+            labels[max(state.remainder - self.accelerator.process_index * len(labels), 0) :] = IGNORE
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As Trainer's, but `eval_loss` is the mean over all tokens; Trainer's is one over batches."""
+        self._sums["eval"] = {}
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        sums = self._sums["eval"]
+        if sums:
+            totals = torch.stack([sums["loss_sums"][0], sums["counts"][0]])
+            total, count = self.accelerator.reduce(totals, "sum").tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
+        return output
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each head's mean NLL (`next_token_loss`, `head_1_loss`, ...), the token accuracy and the anchor's KL."""
+        """Adds each head's mean NLL (`next_token_loss`, `head_1_loss`, ...), TRL's own metrics and the anchor's KL."""
         mode = "train" if self.model.training else "eval"
         sums = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums[mode].items()}
         self._sums[mode] = {}
@@ -233,7 +267,10 @@ class MultiTokenTrainer(SFTTrainer):
             means = (sums["loss_sums"] / sums["counts"].clamp(min=1)).tolist()
             names = ["next_token_loss", *(f"head_{k}_loss" for k in range(1, len(means)))]
             logs.update({prefix + name: mean for name, mean in zip(names, means, strict=True)})
-            logs[prefix + "mean_token_accuracy"] = float(sums["correct"] / sums["counts"][0].clamp(min=1))
+            count = sums["counts"][0].clamp(min=1)
+            logs[prefix + "mean_token_accuracy"] = float(sums["correct"] / count)
+            logs[prefix + "entropy"] = float(sums["entropy"] / count)
+            logs[prefix + "num_tokens"] = self.state.num_input_tokens_seen
         if "anchor" in sums:
             logs[prefix + "anchor_divergence"] = float(sums["anchor"][0] / sums["anchor"][1])
         super().log(logs, start_time)

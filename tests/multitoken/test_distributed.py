@@ -57,6 +57,8 @@ def test_two_processes_give_the_loss_curve_of_one(
             "gradient_accumulation_steps": 2,
             "max_steps": 5,
             "count": 40,
+            "evaluated": 7,  # the second process has to repeat a row
+            "per_device_eval_batch_size": 2,
             "train_heads": True,
             "lora_dropout": 0.0 if method == "lora" else None,
             "ddp_backend": "gloo",
@@ -65,10 +67,21 @@ def test_two_processes_give_the_loss_curve_of_one(
         logs.append(json.loads((folder / "log.json").read_text()))
         file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
         states.append((load_file(folder / file), load_file(folder / "heads" / "model.safetensors")))
-    for name in ("loss", "grad_norm", "next_token_loss", "head_1_loss", "head_2_loss", "mean_token_accuracy"):
+    for name in (
+        "loss",
+        "grad_norm",
+        "next_token_loss",
+        "head_1_loss",
+        "head_2_loss",
+        "mean_token_accuracy",
+        "entropy",
+        "num_tokens",
+    ):
         one, two = ([line[name] for line in log if name in line] for log in logs)
         assert len(one) == 5
         assert two == pytest.approx(one, rel=1e-4), name
+    for name in ("eval_loss", "eval_next_token_loss", "eval_head_2_loss", "eval_entropy", "eval_num_tokens"):
+        assert logs[1][-1][name] == pytest.approx(logs[0][-1][name], rel=1e-4), name
     for one, two in zip(*states, strict=True):
         assert_same(two, one, 1e-3)
 

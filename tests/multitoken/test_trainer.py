@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, LlamaForCausalLM, PreTrainedToke
 from trl import SFTConfig, SFTTrainer
 
 from graftlm.errors import InputError
-from graftlm.multitoken import MultiTokenHeads, MultiTokenTrainer, head_losses
+from graftlm.multitoken import MultiTokenConfig, MultiTokenHeads, MultiTokenTrainer, head_losses
 from tests.conftest import tiny_model
 from tests.multitoken.plain import PEFT_WARNING, assert_same
 from tests.multitoken.training import ANCHOR_TEXTS, config, lora, model_and_heads, rows, weights
@@ -199,6 +199,54 @@ def test_gradient_checkpointing_changes_no_step(
     assert losses(found[1][0]) == pytest.approx(losses(found[0][0]), abs=1e-5)
     for off, on in zip(found[0][1].steps, found[1][1].steps, strict=True):
         assert_same(on, off, 1e-4)
+
+
+def untrained(tokenizer: PreTrainedTokenizerBase, folder: Path, kind: Any = MultiTokenTrainer, **settings: Any) -> Any:
+    """A trainer of `kind` on the tiny model that evaluates on rows of several lengths."""
+    arguments = {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "disable_tqdm": True, **settings}
+    made = (SFTConfig if kind is SFTTrainer else MultiTokenConfig)(**arguments, bf16=False, logging_steps=1)
+    return kind(
+        tiny_model(), made, train_dataset=rows(8), eval_dataset=rows(7), processing_class=tokenizer
+    )  # fmt: skip
+
+
+def test_eval_loss_is_the_mean_over_tokens_whatever_the_batch(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    trainers = [untrained(tokenizer, tmp_path, per_device_eval_batch_size=size) for size in (1, 2, 3)]
+    total, count = 0.0, 0
+    for row in trainers[0].eval_dataset:
+        labels = torch.tensor(row["labels"])[1:]
+        logits = tiny_model()(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].detach().double()
+        total += float(
+            torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="sum")
+        )
+        count += int((labels != -100).sum())
+    for trainer in trainers:
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(total / count, abs=1e-5)
+        assert trainer.evaluate({"long": rows(5)})["eval_long_loss"] > 0
+        assert trainer.predict(trainer.eval_dataset).metrics["test_loss"] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_the_log_has_all_names_of_trl_with_its_values(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 7}
+    ours, theirs = (untrained(tokenizer, tmp_path, kind, **settings) for kind in (MultiTokenTrainer, SFTTrainer))
+    for trainer in (ours, theirs):
+        trainer.train()
+    for found, expected in zip(ours.state.log_history, theirs.state.log_history, strict=True):
+        assert found.keys() >= expected.keys()
+        for name in expected:
+            if not any(word in name for word in ("runtime", "per_second")):
+                assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_the_best_model_may_go_by_any_name_of_trl(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = untrained(
+        tokenizer, tmp_path, max_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_entropy", **settings
+    )
+    trainer.train()
+    assert trainer.state.best_metric == min(losses(trainer, "eval_entropy"))
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -90,6 +90,7 @@ def train(
     output_dir: str,
     *,
     count: int = 16,
+    evaluated: int = 0,
     kill_at: int | None = None,
     resume: bool = False,
     lora_dropout: float | None = None,
@@ -99,6 +100,7 @@ def train(
 ) -> MultiTokenTrainer:
     """Train, save the result into `output_dir` and its log as log.json there.
 
+    evaluated: how many rows are evaluated at the end.
     kill_at: step at which the process kills itself. resume: go on from the last checkpoint.
     """
     model, heads = model_and_heads(**(model_settings or {}))
@@ -109,12 +111,15 @@ def train(
         heads=heads,
         anchor_texts=ANCHOR_TEXTS if anchored else None,
         train_dataset=rows(count),
+        eval_dataset=rows(evaluated) if evaluated else None,
         processing_class=tokenizer,
         peft_config=None if lora_dropout is None else lora(lora_dropout),
         callbacks=[Kill(kill_at)] if kill_at is not None else None,
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
+    if evaluated:
+        trainer.evaluate()
     if trainer.is_world_process_zero():
         Path(output_dir, "log.json").write_text(json.dumps(trainer.state.log_history))
     return trainer
