@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftlm.encoding import beginning, encode_messages, encode_text
 from graftlm.errors import InputError
 from graftlm.hub import hub_reachable
 from graftlm.readers import READERS, PlacedRow, ending, names_split, read_file, select_files
@@ -161,17 +162,17 @@ def prompt_too_long(
             )
 
 
+def begun_once(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The rows, their prompts and texts without a spelled beginning that the tokenizer would put there once more."""
+    name, first = ("text" if "text" in rows.column_names else "prompt"), beginning(tokenizer)
+    if first and any(isinstance(text, str) and text.startswith(first) for text in rows[name]):
+        rows = rows.map(lambda row: {name: row[name].removeprefix(first)})
+    return rows
+
+
 def prompt_tokens(prompt: str | list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt as in training: messages go through the chat template, up to the answer."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"the rows are conversations, but tokenizer {tokenizer.name_or_path!r} has no "
-            "chat template; use an instruction-tuned model, or rows with prompt and completion as text"
-        )
-    encoded: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
-    return list(encoded["input_ids"])
+    return encode_text(tokenizer, prompt) if isinstance(prompt, str) else encode_messages(tokenizer, prompt)
 
 
 def data_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftlm.encoding import encode_messages, encode_prompt
 from graftlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,14 +36,16 @@ def stream_completion(
     Raises:
         InputError: an empty prompt, one too long for the model, or no chat template where one is asked for.
     """
+    import torch
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             write(text)
 
-    encoded = encode_prompt(tokenizer, prompt, chat).to(model.device)
-    check_length(model, encoded["input_ids"].shape[1], max_new_tokens)
+    ids = prompt_ids(tokenizer, prompt, chat)
+    check_length(model, len(ids), max_new_tokens)
+    inputs = torch.tensor([ids], device=model.device)
     config = copy.deepcopy(model.generation_config)
     config.update(max_new_tokens=max_new_tokens, do_sample=temperature > 0, pad_token_id=tokenizer.pad_token_id)
     config.update(max_length=None, temperature=temperature or None)
@@ -51,9 +54,12 @@ def stream_completion(
     streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     generate: Any = model.generate
     begun = time.perf_counter()
-    output = generate(**encoded, generation_config=config, streamer=streamer, return_dict_in_generate=True)
+    output = generate(
+        input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config, streamer=streamer,
+        return_dict_in_generate=True,
+    )  # fmt: skip
     seconds = time.perf_counter() - begun
-    return Written(ids=output.sequences[0, encoded["input_ids"].shape[1] :].tolist(), seconds=seconds, output=output)
+    return Written(ids=output.sequences[0, len(ids) :].tolist(), seconds=seconds, output=output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +71,17 @@ class Written:
     output: Any
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | None) -> Any:
-    """A BatchEncoding with input_ids and attention_mask, [1, time] int64."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | None) -> list[int]:
+    """Token ids of the prompt, in the chat template where `chat` says so."""
     if not prompt.strip():
         raise InputError("the prompt is empty; give --prompt TEXT or --file FILE")
     if chat is None:
         chat = tokenizer.chat_template is not None
     if not chat:
-        return tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        return encode_prompt(tokenizer, prompt)
     if tokenizer.chat_template is None:
         raise InputError("this model's tokenizer has no chat template; give --no-chat")
-    messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    return encode_messages(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def check_length(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_tokens: int) -> None:

@@ -22,6 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from graftlm.callbacks import InterruptCallback
 from graftlm.config import describe_unknown
 from graftlm.console import say
+from graftlm.encoding import without_end
 from graftlm.errors import InputError
 from graftlm.models import load_model
 from graftlm.runs import Run
@@ -52,12 +53,13 @@ def trainer_arguments(
 
 def model_to_train(name: str, further: Mapping[str, Any], *, trust_remote_code: bool, **defaults: Any) -> Any:
     """`load_model` with what `further` (from --trainer) says in `model_init_kwargs` of MODEL_OPTIONS; InputError for
-    others."""
+    others. A tokenizer that ends each text does so no more: TRL encodes prompts with it."""
     given = further.get(MODEL_SETTINGS) or {}
     if not isinstance(given, Mapping) or (unknown := [key for key in given if key not in MODEL_OPTIONS]):
         what = f"does not take {unknown[0]!r}" if isinstance(given, Mapping) else f"is {given!r}"
         raise InputError(f"--trainer {MODEL_SETTINGS} {what}: give a mapping of {', '.join(MODEL_OPTIONS)}")
-    return load_model(name, trust_remote_code=trust_remote_code, **{**defaults, **given})
+    model, tokenizer = load_model(name, trust_remote_code=trust_remote_code, **{**defaults, **given})
+    return model, without_end(tokenizer)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from graftlm.auditing.pair import ModelPair
 from graftlm.auditing.result import LayerDrift
+from graftlm.encoding import encode_text
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import backbone_of, decoder_layers, plain_model
 
@@ -77,7 +78,7 @@ def _batches(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int, max_length: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(token ids, mask) [batch, time] int64, padded on the right, of like lengths."""
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    encoded = [encode_text(tokenizer, text)[:max_length] for text in texts]
     encoded = sorted((ids for ids in encoded if ids), key=len)
     for start in range(0, len(encoded), batch_size):
         rows = [torch.tensor(ids) for ids in encoded[start : start + batch_size]]

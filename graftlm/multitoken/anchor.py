@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from graftlm.encoding import encode_text
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import Decoder
 from graftlm.multitoken.linear_cross_entropy import linear_kl_divergence
@@ -54,7 +55,7 @@ class Anchor:
         bias: Tensor | None = getattr(decoder.unembedding, "bias", None)
         base_weight, base_bias = _as_of_now(weight), None if bias is None else _as_of_now(bias)
         adapters_off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-        encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+        encoded = [encode_text(tokenizer, text)[:max_length] for text in texts]
         encoded = sorted((ids for ids in encoded if ids), key=len)
         if not encoded:
             raise InputError("the anchor's text is empty: none of the rows of --anchor-data has a token")

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_sc
 
 from graftlm.console import say
 from graftlm.datasets import general_prompts, load_rows, prompt_tokens
+from graftlm.encoding import encode_text
 from graftlm.errors import InputError
 from graftlm.models import load_model
 from graftlm.multitoken.config import DistillConfig
@@ -344,7 +345,7 @@ def domain_prompts(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) ->
     rows = load_rows(config.data)
     if "prompt" in rows.column_names:
         return [prompt_tokens(prompt, tokenizer) for prompt in rows["prompt"]]
-    texts = tokenizer(list(rows["text"]))["input_ids"]
+    texts = [encode_text(tokenizer, text) for text in rows["text"]]
     first, last = min(texts), max(texts)  # these two differ the earliest
     differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     shared = next(differing, min(len(first), len(last)) if first != last else 0)
@@ -360,4 +361,4 @@ def general(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> list[l
             prompts = [line for line in Path(config.prompts).read_text("utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--prompts {config.prompts} cannot be read as text: {error}") from error
-    return [list(ids) for ids in tokenizer(prompts)["input_ids"]]
+    return [encode_text(tokenizer, prompt) for prompt in prompts]

@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from graftlm.config import option
 from graftlm.console import say
+from graftlm.encoding import check_no_end
 from graftlm.errors import InputError
 from graftlm.multitoken.anchor import Anchor
 from graftlm.multitoken.config import Schedule, Weighting
@@ -103,6 +104,8 @@ class MultiTokenTrainer(SFTTrainer):
             args.remove_unused_columns = False  # TRL would drop the weights
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is normalised here, whatever the model's own forward takes
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        check_no_end(tokenizer)
         plain = self.model
         if self.aux_loss_enabled:  # TRL has switched it on, since the model's config names a coefficient
             plain.config.get_text_config().output_router_logits = False
@@ -120,7 +123,6 @@ class MultiTokenTrainer(SFTTrainer):
             heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(args.train_heads)
         if args.anchor_weight > 0 and not anchor_texts:
             raise InputError("anchor_weight is set, but there are no anchor_texts to hold the model to")
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         self.anchor = Anchor(plain, tokenizer, anchor_texts or []) if args.anchor_weight > 0 else None
         self.model = self.model_wrapped = MultiTokenModel(
             plain,

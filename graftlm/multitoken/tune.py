@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback
 
 from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback
-from graftlm.datasets import data_fingerprint, general_text, load_rows, prompt_too_long
+from graftlm.datasets import begun_once, data_fingerprint, general_text, load_rows, prompt_too_long
 from graftlm.errors import InputError
 from graftlm.multitoken.config import TuneConfig
 from graftlm.multitoken.heads import MultiTokenHeads
@@ -84,7 +84,7 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
 
 
 def checked_rows(config: TuneConfig, split: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    rows = load_rows(config.data, split)
+    rows = begun_once(load_rows(config.data, split), tokenizer)
     prompt_too_long(rows, tokenizer, config.max_length)
     return rows
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from graftlm.encoding import encode_text
 from graftlm.errors import InputError
 
 TEXT_FILE = "text.jsonl"
@@ -66,7 +67,7 @@ def write_texts(
     """
     if not prompts:
         raise InputError(f"there are no {kind} prompts for the model to write from")
-    encoded = [list(tokenizer(p)["input_ids"]) if isinstance(p, str) else p for p in prompts]
+    encoded = [encode_text(tokenizer, p) if isinstance(p, str) else p for p in prompts]
     texts = [t for t in read_texts(path) if t.kind == kind] if path is not None and path.exists() else []
     if path is not None and path.exists():
         _drop_partial_line(path)

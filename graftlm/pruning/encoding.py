@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from graftlm.encoding import encode_prompt, encode_with_offsets
 from graftlm.errors import InputError
-from graftlm.tasks.generation import encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,9 +157,8 @@ def _joint(
     options: dict[str, bool],
 ) -> _Parts | None:
     """None where a token crosses a boundary, or is a special one outside the question."""
-    encoded = tokenizer(prompt + chain + answer, return_offsets_mapping=True, **options)
+    ids, offsets = encode_with_offsets(tokenizer, prompt + chain + answer, **options)
     first = len(prompt_ids)
-    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     if ids[:first] != prompt_ids or special.intersection(ids[first:]):
         return None

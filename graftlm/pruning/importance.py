@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graftlm.encoding import encode_prompt, encode_with_offsets
 from graftlm.errors import InputError
-from graftlm.tasks.generation import encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,10 +55,10 @@ def _completion_spans(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]
         begin = whole.find(completion, len(head) if whole.startswith(head) else 0)
         if begin < 0:
             raise InputError("the chat template changes the completion, so that no rank belongs to its tokens")
-    encoded = tokenizer(whole, return_offsets_mapping=True, **options)
-    if list(encoded["input_ids"][: len(prompt_ids)]) == prompt_ids:
-        offsets = encoded["offset_mapping"][len(prompt_ids) :]
-        return _without_gaps([(max(start - begin, 0), max(stop - begin, 0)) for start, stop in offsets])
+    ids, offsets = encode_with_offsets(tokenizer, whole, **options)
+    if ids[: len(prompt_ids)] == prompt_ids:
+        of_completion = offsets[len(prompt_ids) :]
+        return _without_gaps([(max(start - begin, 0), max(stop - begin, 0)) for start, stop in of_completion])
     encoded = tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
     return _without_gaps(encoded["offset_mapping"])
 

@@ -21,7 +21,7 @@ from trl.rewards import get_soft_overlong_punishment
 
 from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
 from graftlm.console import say
-from graftlm.datasets import data_fingerprint
+from graftlm.datasets import begun_once, data_fingerprint
 from graftlm.errors import InputError
 from graftlm.files import read_json_lines
 from graftlm.reinforce.config import ReinforceConfig
@@ -92,6 +92,7 @@ def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
     model, tokenizer = model_to_train(
         config.model, config.trainer, dtype=dtype, trust_remote_code=config.trust_remote_code
     )
+    rows = begun_once(rows, tokenizer)
     check_prompts(rows, tokenizer, config)
     reward.check(rows)
     merged = config.method == "full" and hasattr(model, "merge_and_unload")

@@ -30,6 +30,7 @@ from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
 from graftlm.config import option
+from graftlm.encoding import check_no_end
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import backbone_of, plain_model
 from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
@@ -94,6 +95,7 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         # An adapter that this trainer adds can be switched off to have the start model; one that was there cannot.
         self._start_is_without_adapter = named.get("peft_config") is not None and not hasattr(model, "peft_config")
         super().__init__(model, reward_funcs, args, **named)
+        check_no_end(getattr(self.processing_class, "tokenizer", self.processing_class))
         self._recorded: list[Tensor] | None = None
         self._turns = 0
         self._scored: Tensor | None = None

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from graftlm.encoding import encode_text
 from graftlm.serve.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from graftlm.serve.refusal import refuse
 from graftlm.serve.row import Piece, Row, seeded_generator
@@ -64,7 +65,7 @@ class Prompts:
     def encode_text(self, text: str) -> list[int]:
         self.check_characters(len(text), "prompt")
         with self.lock:
-            return list(self.encoder(text)["input_ids"])
+            return encode_text(self.encoder, text)
 
     def encode_chat(self, request: ChatRequest) -> list[int]:
         """The messages in the tokenizer's own chat template."""

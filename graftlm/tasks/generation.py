@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graftlm.encoding import encode_pair, encode_prompt
 from graftlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,25 +90,6 @@ def completion_log_likelihoods(
         if on_batch is not None:
             on_batch(len(chosen))
     return results
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids as TRL's SFTTrainer has them: with whatever special tokens the tokenizer puts first."""
-    ids = list(tokenizer(prompt)["input_ids"])
-    if not ids:
-        raise InputError(f"the prompt {prompt!r} has no tokens: give at least one word")
-    return ids
-
-
-def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and completion with the boundary of TRL's training: the joint text is tokenised,
-    and the completion is what follows the prompt's own tokens. Where tokens merge across the boundary the two
-    are tokenised apart, so that each completion is scored after exactly the prompt that generation sees."""
-    prompt_ids = encode_prompt(tokenizer, prompt)
-    joint = list(tokenizer(prompt + completion)["input_ids"])
-    if joint[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, joint[len(prompt_ids) :]
-    return prompt_ids, list(tokenizer(completion, add_special_tokens=False)["input_ids"])
 
 
 def target_log_probs(logits: Tensor, targets: Tensor) -> Tensor:

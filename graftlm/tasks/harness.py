@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graftlm.encoding import without_end
 from graftlm.errors import InputError
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options
 
@@ -84,7 +85,7 @@ class HarnessTask(Task):
         if progress is not None:
             progress(0, 1)
         found: Any = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            model=HFLM(pretrained=model, tokenizer=without_end(tokenizer), batch_size=batch_size),
             tasks=[self.asked],
             task_manager=self.manager,
             num_fewshot=shots or None,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from graftlm.encoding import encode_pair
 from graftlm.errors import InputError
 from graftlm.tasks.generation import (
     MAX_LOGIT_ROWS,
     OnBatch,
     completion_log_likelihoods,
-    encode_pair,
     has_virtual_tokens,
     logits_at,
     target_log_probs,

@@ -13,7 +13,7 @@ from graftlm.proxy import ProxyTunedModel
 from graftlm.tasks import get_task
 from graftlm.tasks.generation import completion_log_likelihoods
 from graftlm.tasks.harness import guess_floors, merged_examples, read_metrics
-from tests.conftest import tiny_model
+from tests.conftest import byte_tokenizer, tiny_model
 from tests.proxy.models import sharp
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
@@ -54,6 +54,16 @@ def test_the_harness_measures_the_model_that_is_loaded(task: str, make_model: An
     assert [(e["prompt"], e["reference"]) for e in result.examples] == [("sky is", "blue"), ("snow is", "white")]
     assert result.floors == {"accuracy": pytest.approx(5 / 12), "normalised_accuracy": pytest.approx(5 / 12)}
     assert get_task(task).rows("test").to_list()[1] == {"prompt": "snow is", "completion": " white"}
+
+
+@pytest.mark.slow
+def test_the_harness_reads_prompts_open_though_the_tokenizer_ends_each_text(task: str) -> None:
+    results = []
+    for ends in (False, True):
+        tokenizer = byte_tokenizer()
+        tokenizer.add_bos_token, tokenizer.add_eos_token = True, ends
+        results.append(get_task(task).evaluate(tiny_model(), tokenizer).examples)
+    assert results[0] == results[1]
 
 
 @pytest.mark.slow
