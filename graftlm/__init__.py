@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         FormatMonitor,
         forking_token_mask,
     )
-    from graftlm.tasks import Task, TaskResult
+    from graftlm.tasks import Metric, Task, TaskResult
 
 __version__ = "0.1.0.dev0"
 
@@ -41,6 +41,7 @@ __all__ = [
     "Format",
     "FormatMonitor",
     "InputError",
+    "Metric",
     "MultiTokenConfig",
     "MultiTokenHeads",
     "MultiTokenModel",
@@ -67,6 +68,7 @@ __getattr__ = lazy_attributes(
         "Format": "graftlm.reinforce",
         "FormatMonitor": "graftlm.reinforce",
         "InputError": "graftlm.errors",
+        "Metric": "graftlm.tasks",
         "MultiTokenConfig": "graftlm.multitoken",
         "MultiTokenHeads": "graftlm.multitoken",
         "MultiTokenModel": "graftlm.multitoken",

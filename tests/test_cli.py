@@ -23,7 +23,8 @@ from graftlm.multitoken import MultiTokenHeads
 from graftlm.multitoken.config import TuneConfig
 from graftlm.multitoken.pace import Pace
 from graftlm.runs import Run
-from graftlm.tasks import TASKS, TaskResult
+from graftlm.tasks import TASKS, Metric, TaskResult
+from graftlm.tasks.metric import NLL
 from graftlm.yaml_text import parse_yaml
 
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "rdkit", "matplotlib", "numpy"}
@@ -205,7 +206,7 @@ def fake_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             TaskResult(
                 task=task.name,
                 metrics=metrics,
-                floors={"validity": 0.25},
+                declared=[Metric("validity", "validity", higher_is_better=True, floor=0.25), NLL],
                 examples=[{"prompt": "p", "output": "o"}],
                 count=16,
                 seconds=1.0,
@@ -239,7 +240,10 @@ def test_evaluate_json_is_all_there_is_on_stdout_and_the_file_adds_the_examples(
     assert call("evaluate", "base", "--json", "--output", str(file)) == 0
     printed = json.loads(capsys.readouterr().out)
     assert list(printed["results"]["base"]) == list(TASKS)
-    assert printed["results"]["base"]["molecules"] == {
+    shown = printed["results"]["base"]["molecules"]
+    [validity, _] = shown.pop("declared")
+    assert (validity["label"], validity["higher_is_better"], validity["floor"]) == ("validity", True, 0.25)
+    assert shown == {
         "metrics": {"validity": 0.5, "nll_per_token": 2.0},
         "floors": {"validity": 0.25},
         "count": 16,

@@ -29,6 +29,6 @@ def changes(before: Results, after: Results, seed: int = 0) -> dict[str, dict[st
     """Task or probe -> metric -> change, of all that could be compared."""
     found: dict[str, dict[str, Change]] = {}
     for task, result in before.items():
-        each = {metric: bootstrap_change(result, after[task], metric, seed=seed) for metric in result.metrics}
-        found[task] = {metric: change for metric, change in each.items() if change is not None}
+        each = [bootstrap_change(result, after[task], metric, seed=seed) for metric in result.metrics]
+        found[task] = {change.metric.name: change for change in each if change is not None}
     return found

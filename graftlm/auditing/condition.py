@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from graftlm.auditing.result import AuditResult, TunedAudit
 from graftlm.errors import InputError
+from graftlm.tasks import Task
 
 FORM = re.compile(r"\s*(\S.*?)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*")
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -55,15 +57,18 @@ def task_of(quantity: str, tasks: Iterable[str]) -> str | None:
     return max((task for task in tasks if quantity.startswith(f"{task}.")), key=len, default=None)
 
 
-def check_conditions(conditions: Sequence[Condition], tasks: Sequence[str], probes: Sequence[str]) -> None:
+def check_conditions(conditions: Sequence[Condition], tasks: Sequence[Task], probes: Sequence[Task]) -> None:
     """Before the long work: InputError for a quantity that this audit cannot have."""
+    measured = {task.name: task for task in (*tasks, *probes)}
+    retentions = ["retention", *(f"retention.{probe.name}" for probe in probes)] if probes else []
     for condition in conditions:
-        kind, dot, probe = condition.quantity.partition(".")
-        if kind == "retention" and (probe in probes if dot else bool(probes)):
+        if condition.quantity in (*retentions, "divergence"):
             continue
-        if condition.quantity == "divergence" or task_of(condition.quantity, (*tasks, *probes)) is not None:
-            continue
-        choices = ["retention", *(f"retention.{probe}" for probe in probes), "divergence", "TASK.METRIC"]
+        choices = [*retentions, "divergence", "TASK.METRIC"]
+        if (task := task_of(condition.quantity, measured)) is not None:
+            choices = [f"{task}.{metric.name}" for metric in measured[task].metrics]
+            if condition.quantity in choices:
+                continue
         raise InputError(
             f"--fail-if {condition.text}: {condition.quantity!r} is not in this audit; it has {', '.join(choices)}"
         )
@@ -78,8 +83,8 @@ def failures(conditions: Sequence[Condition], result: AuditResult) -> list[str]:
     for name, audited in result.tuned.items():
         for condition in conditions:
             value = condition.value(audited)
-            if value is None:
-                raise InputError(f"--fail-if {condition.text}: {name} has no {condition.quantity}")
+            if value is None or not math.isfinite(value):
+                raise InputError(f"--fail-if {condition.text}: {name} has no {condition.quantity}, or no finite one")
             if OPERATORS[condition.comparison](value, condition.bound):
                 lines.append(f"{name}: {condition.quantity} is {value:.3f} ({condition.text})")
     return lines

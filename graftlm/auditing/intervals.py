@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graftlm.auditing.result import Change, Estimate
-from graftlm.auditing.retention import accuracies, retention
-from graftlm.tasks import TaskResult
-from graftlm.tasks.comparison import is_better, same_examples
+from graftlm.auditing.retention import above_floor, of_knowledge, retention
+from graftlm.tasks import Metric, TaskResult
+from graftlm.tasks.comparison import same_examples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,22 +31,28 @@ def bootstrap_change(
 ) -> Change | None:
     """`tuned` against `base` on one metric; None where one of them lacks it or it is not finite.
 
-    A metric is the mean of the examples' own values of that name; `X_per_token` the sum of their X over the sum of
-    their "tokens"; `perplexity` the exponential of the latter for "nll". Without such values, or where the two models
-    did not answer the same examples, there is no interval and no difference is shown.
+    How a metric follows from the examples, its kind says. Where they hold no values from which it follows, or where the
+    two models did not answer the same examples, there is no interval and no difference is shown.
     """
     first, second = base.metrics.get(metric), tuned.metrics.get(metric)
     if first is None or second is None or not math.isfinite(first) or not math.isfinite(second):
         return None
-    value = second - first
+    declared, value = base.metric(metric), second - first
     low = high = None
     ours, theirs = _columns(base, metric), _columns(tuned, metric)
     if ours is not None and theirs is not None and same_examples(base, tuned):
         draws = _draws(len(ours[0]), resamples, seed)
-        low, high = _bounds(_metric(theirs, draws, metric) - _metric(ours, draws, metric))
+        low, high = _bounds(_values(declared, theirs, draws) - _values(declared, ours, draws))
     shown = low is not None and high is not None and (low > 0 or high < 0)
     return Change(
-        base=first, tuned=second, value=value, low=low, high=high, shown=shown, better=is_better(metric, value)
+        metric=declared,
+        base=first,
+        tuned=second,
+        value=value,
+        low=low,
+        high=high,
+        shown=shown,
+        better=declared.is_better(value),
     )
 
 
@@ -63,7 +69,7 @@ def bootstrap_gap_closed(
     if gap is None or change is None or not gap.shown or len(columns) < 3 or not same_examples(base, steered):
         return None
     draws = _draws(len(base.examples), resamples, seed)
-    start, reached, wanted = (_metric(column, draws, metric) for column in columns)
+    start, reached, wanted = (_values(base.metric(metric), column, draws) for column in columns)
     low, high = _bounds((reached - start) / (wanted - start))
     return Estimate(value=change.value / gap.value, low=low, high=high)
 
@@ -95,20 +101,20 @@ def _retention(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -
         return None
     draws = _draws(len(base.examples), resamples, seed)
 
-    def drawn(result: TaskResult, metric: str) -> Values | None:
-        columns = _columns(result, metric)
-        return None if columns is None else _metric(columns, draws, metric)
+    def drawn(result: TaskResult, metric: Metric) -> Values | None:
+        columns = _columns(result, metric.name)
+        return None if columns is None else _values(metric, columns, draws)
 
-    known = accuracies(base)
-    values = [[drawn(result, metric) for metric in known or ["nll_per_token"]] for result in (base, tuned)]
+    known = of_knowledge(base)
+    read = known or [metric for metric in [base.likelihood] if metric is not None]
+    values = [[drawn(result, metric) for metric in read] for result in (base, tuned)]
     before, after = ([value for value in side if value is not None] for side in values)
     if len(before) + len(after) < 2 * len(values[0]):
         return None
     if not known:
         return np.exp(before[0] - after[0])
-    floors = [base.floors.get(metric, 0.0) for metric in known]
     had, left = (
-        np.sum([np.maximum(value - floor, 0.0) for value, floor in zip(side, floors, strict=True)], axis=0)
+        np.sum([np.maximum(above_floor(*each), 0.0) for each in zip(known, side, strict=True)], axis=0)
         for side in (before, after)
     )
     return np.divide(left, had, out=np.full(resamples, np.nan), where=had > 0)
@@ -126,21 +132,27 @@ def _bounds(values: Values) -> tuple[float, float]:
 
 
 def _columns(result: TaskResult, metric: str) -> tuple[Values, Values] | None:
-    """(numerators, denominators) of the examples, whose sums' ratio is the metric (its logarithm for perplexity)."""
+    """(numerators, denominators) of the examples, whose sums' ratio is the metric (its logarithm for perplexity).
+
+    None where they do not give the metric's value: then it is another function of the examples than its kind says.
+    """
     if len(result.examples) < 2:
         return None
-    total = "nll" if metric == "perplexity" else metric.removesuffix("_per_token")
-    weight = None if total == metric else "tokens"
+    declared = result.metric(metric)
+    total, weight = ("nll", "tokens") if declared.kind in ("nll", "perplexity") else (metric, None)
     try:
         numerators = [float(example[total]) for example in result.examples]
         denominators = [float(example[weight]) if weight else 1.0 for example in result.examples]
     except (KeyError, TypeError):
         return None
     found = np.array(numerators), np.array(denominators)
-    return found if all(np.isfinite(column).all() for column in found) else None
+    if not all(np.isfinite(column).all() for column in found):
+        return None
+    [value] = _values(declared, found, np.ones((1, len(numerators)), dtype=np.int64))
+    return found if math.isclose(value, result.metrics[metric], rel_tol=1e-6, abs_tol=1e-9) else None
 
 
-def _metric(columns: tuple[Values, Values], draws: NDArray[np.int64], metric: str) -> Values:
+def _values(metric: Metric, columns: tuple[Values, Values], draws: NDArray[np.int64]) -> Values:
     """The metric of each draw [resamples]; `draws` [resamples, examples] says how often each example was drawn."""
     ratio: Values = (draws @ columns[0]) / np.maximum(draws @ columns[1], 1e-12)
-    return np.exp(ratio) if metric == "perplexity" else ratio
+    return np.exp(ratio) if metric.kind == "perplexity" else ratio

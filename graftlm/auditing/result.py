@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftlm.tasks import TaskResult
+from graftlm.tasks import Metric, TaskResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A metric of the tuned model against the base model's, on the same examples.
+    """`metric` of the tuned model against the base model's, on the same examples.
 
     `value` = tuned - base; [`low`, `high`] its 95 % bootstrap interval, paired by example (both None where the
     examples hold no values of their own). `shown`: zero lies outside the interval. `better`: in the metric's own sense.
     """
 
+    metric: Metric
     base: float
     tuned: float
     value: float
@@ -26,6 +27,14 @@ class Change:
     high: float | None
     shown: bool
     better: bool
+
+    @property
+    def gain(self) -> tuple[float, float | None, float | None]:
+        """(value, low, high), turned so that more is better."""
+        if self.metric.higher_is_better:
+            return self.value, self.low, self.high
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return -self.value, low, high
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,50 +1,59 @@
 """How much of what the base model knew is left in the tuned one.
 
     accuracies        sum of (tuned - floor) / sum of (base - floor), floor: what a guess reaches
-    nll_per_token     exp(base - tuned), the ratio of the perplexities
+    NLL per token     exp(base - tuned), the ratio of the perplexities
 
 The accuracies of a probe (greedy and ranking) are summed before the ratio is taken, so that one on which the base model
 hardly beats a guess counts for little. A probe without accuracies, or on which the base model does not beat a guess,
-has the second; where that was not measured either, it has nothing to lose, and no retention. 1: nothing lost; above 1:
-something won.
+has the second. Where neither was measured, the first is taken of what declares a floor, which is an upper bound where
+lower is better. A probe without any of them has nothing to lose, and no retention. 1: nothing lost; above 1: something
+won.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from graftlm.auditing.result import FactsChanged
-from graftlm.tasks import TaskResult
+from graftlm.tasks import Metric, TaskResult
 from graftlm.tasks.comparison import changed_answers
 
 
 def retention(base: TaskResult, tuned: TaskResult) -> float | None:
     """Of one probe; None where the base model knows nothing of it."""
-    if known := accuracies(base):
+    if known := of_knowledge(base):
         before, after = (
-            sum(max(result.metrics[metric] - base.floors.get(metric, 0.0), 0.0) for metric in known)
+            sum(max(above_floor(metric, result.metrics[metric.name]), 0.0) for metric in known)
             for result in (base, tuned)
         )
         return after / before if before else None
-    if "nll_per_token" in base.metrics:
-        return math.exp(base.metrics["nll_per_token"] - tuned.metrics["nll_per_token"])
+    if (metric := base.likelihood) is not None:
+        return math.exp(base.metrics[metric.name] - tuned.metrics[metric.name])
     return None
 
 
-def accuracies(result: TaskResult) -> list[str]:
+def of_knowledge(base: TaskResult) -> list[Metric]:
     """The metrics of a base model's result that retention is read from; none where its likelihoods tell more."""
-    found = [metric for metric in result.metrics if metric.endswith("accuracy")]
-    knows = any(result.metrics[metric] > result.floors.get(metric, 0.0) for metric in found)
-    return found if knows or "nll_per_token" not in result.metrics else []
+    found = [metric for metric in base.declared if metric.kind == "accuracy"]
+    if not found and base.likelihood is None:
+        found = [metric for metric in base.declared if metric.floor is not None]
+    knows = any(above_floor(metric, base.metrics[metric.name]) > 0 for metric in found)
+    return found if knows or base.likelihood is None else []
+
+
+def above_floor(metric: Metric, value: Any) -> Any:
+    """How much better a value is than a trivial answer's; of an accuracy without a floor, than 0."""
+    return metric.sign * (value - (metric.floor or 0.0))
 
 
 def facts_changed(base: TaskResult, tuned: TaskResult) -> dict[str, FactsChanged]:
     """Metric -> the answers that were lost and won, for each right-or-wrong metric."""
     found = {}
-    for metric in base.metrics:
+    for metric in base.declared:
         answers = changed_answers(base, tuned, metric)
         if answers is not None:
             lost, won = answers
-            right = sum(example[metric] == 1 for example in tuned.examples)
-            found[metric] = FactsChanged(lost=lost, won=won, kept=right - len(won))
+            right = sum(example[metric.name] == metric.higher_is_better for example in tuned.examples)
+            found[metric.name] = FactsChanged(lost=lost, won=won, kept=right - len(won))
     return found

@@ -118,7 +118,7 @@ def audit(
     probes = [get_task(name) for name in probe or DEFAULT_PROBES if name not in (task or [])]
     tasks = [get_task(name) for name in task or []]
     conditions = [parse_condition(text) for text in fail_if or []]
-    check_conditions(conditions, [each.name for each in tasks], [each.name for each in probes])
+    check_conditions(conditions, tasks, probes)
     with reported_progress() as progress:
         result = audit_models(
             base,

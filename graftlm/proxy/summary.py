@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftlm.auditing.result import Estimate, TunedAudit, short_names
+from graftlm.auditing.result import Change, Estimate, short_names
 from graftlm.console import number
 from graftlm.proxy.sweep import Sweep
+from graftlm.tasks import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def metric_columns(sweep: Sweep) -> list[tuple[str, str]]:
+def metric_columns(sweep: Sweep) -> list[tuple[str, Metric]]:
     """(task, metric), of the tasks; the metric that the gain is read from comes first."""
-    found = [(task, metric) for task in sweep.tasks for metric in sweep.base_results[task].metrics]
+    found = [(task, metric) for task in sweep.tasks for metric in sweep.base_results[task].declared]
     return sorted(found, key=lambda column: column != (sweep.tasks[0], sweep.metric))
 
 
@@ -31,13 +32,13 @@ def sweep_table(sweep: Sweep) -> Table:
     columns, gaps, base = metric_columns(sweep), gap_headings(sweep), sweep.base_results
     probes = ["retention", *sweep.probes] if sweep.probes else []
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("model", *(f"{task}, {metric}" for task, metric in columns), *gaps.values(), *probes):
+    for heading in ("model", *(f"{task}, {metric.name}" for task, metric in columns), *gaps.values(), *probes):
         table.add_column(Text(heading), justify="left" if heading == "model" else "right")
     rest = ["-"] * (len(gaps) + len(probes))
-    table.add_row("floor", *(number(base[task].floors.get(metric)) for task, metric in columns), *rest)
-    table.add_row("base (α = 0)", *(number(base[task].metrics[metric]) for task, metric in columns), *rest)
+    table.add_row("floor", *(number(metric.floor) for _, metric in columns), *rest)
+    table.add_row("base (α = 0)", *(number(base[task].metrics[metric.name]) for task, metric in columns), *rest)
     for name, audited in sweep.models.items():
-        row = [name, *(_value(audited, task, metric) for task, metric in columns)]
+        row = [name, *(_value(audited.changes[task].get(metric.name)) for task, metric in columns)]
         row += [describe_share(sweep.closed(audited, tuned), interval=False) for tuned in gaps]
         if probes:
             shares = [audited.mean_retention, *(audited.retention.get(probe) for probe in sweep.probes)]
@@ -46,8 +47,7 @@ def sweep_table(sweep: Sweep) -> Table:
     return table
 
 
-def _value(audited: TunedAudit, task: str, metric: str) -> str:
-    change = audited.changes[task].get(metric)
+def _value(change: Change | None) -> str:
     return "-" if change is None else f"{change.tuned:.3f}{' *' if change.shown else '  '}"
 
 

@@ -18,15 +18,14 @@ from graftlm.auditing.audit import DEFAULT_PROBES
 from graftlm.auditing.comparison import compare_results
 from graftlm.auditing.intervals import bootstrap_gap_closed
 from graftlm.auditing.opening import opened_pair
-from graftlm.auditing.result import Estimate, TunedAudit, short_names
+from graftlm.auditing.result import Change, Estimate, TunedAudit, short_names
 from graftlm.console import Report, prefixed
 from graftlm.errors import InputError
 from graftlm.evaluation import evaluate
 from graftlm.models import load_model
 from graftlm.proxy.alpha import check_alpha
 from graftlm.proxy.model import ProxyTunedModel
-from graftlm.tasks import Task, TaskResult, get_task
-from graftlm.tasks.comparison import gain_metric
+from graftlm.tasks import Metric, Task, TaskResult, get_task
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
@@ -35,8 +34,8 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 class Sweep:
     """What was measured. `steered`: by alpha. `tuned`: the models that were tuned directly, by name.
 
-    `gap_closed`: directly tuned model -> alpha -> share of its gain on the first task, read from the metric
-    `gain_metric` chooses; without the models that gain nothing.
+    `gap_closed`: directly tuned model -> alpha -> share of its gain on the first task, read from
+    `metric`; without the models that gain nothing.
     """
 
     base: str
@@ -53,9 +52,13 @@ class Sweep:
     settings: dict[str, Any]
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> Metric:
         """What the gain on the first task is read from."""
-        return gain_metric(self.base_results[self.tasks[0]].metrics)
+        return self.base_results[self.tasks[0]].gain_metric
+
+    def change(self, audited: TunedAudit) -> Change | None:
+        """What `audited` gained on the first task."""
+        return audited.changes[self.tasks[0]].get(self.metric.name)
 
     @property
     def models(self) -> dict[str, TunedAudit]:
@@ -160,7 +163,7 @@ def _gap_closed(
     base: Mapping[str, TaskResult], steered: Mapping[float, TunedAudit], tuned: TunedAudit, task: str, seed: int
 ) -> dict[float, Estimate]:
     """alpha -> share of the gap; empty where `tuned` gains nothing that its interval shows."""
-    metric = gain_metric(base[task].metrics)
+    metric = base[task].gain_metric.name
     change = tuned.changes[task].get(metric)
     if change is None or not change.shown or not change.better:
         return {}

@@ -3,6 +3,7 @@ what the models wrote."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +18,7 @@ from graftlm.report.examples import examples_sections, facts_sections
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
 from graftlm.report.plots import Line, line_plot, round_up
-from graftlm.report.tables import arrow, capital, cell, row, table
-from graftlm.tasks.comparison import gain_metric, gain_words, label, lower_is_better
+from graftlm.report.tables import arrow, capital, cell, number_cell, row, table
 
 
 def write_audit_report(
@@ -64,23 +64,14 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
     if not result.tasks or not result.probes:
         return None
     task = result.tasks[0]
-    metric = gain_metric(result.base_results[task].metrics)
+    metric = result.base_results[task].gain_metric
     points = []
     for place, (name, audited) in enumerate(result.tuned.items(), start=1):
-        change, kept = audited.changes[task].get(metric), audited.mean_retention
-        if change is None or kept is None:
+        change, kept = audited.changes[task].get(metric.name), audited.mean_retention
+        if change is None or kept is None or not math.isfinite(kept):
             continue
-        low, high = turned_gain(change, metric)[1:]
-        points.append(
-            Point(
-                label=result.short_names[name],
-                x=kept,
-                y=turned_gain(change, metric)[0],
-                low=low,
-                high=high,
-                model=min(place, 5),
-            )
-        )
+        gain, low, high = change.gain
+        points.append(Point(label=result.short_names[name], x=kept, y=gain, low=low, high=high, model=min(place, 5)))
     if not points:
         return None
     shown = "; ".join(f"{p.label}: retention {p.x:.0%}, gain {p.y:.3f}" for p in points)
@@ -89,7 +80,7 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
         shown,
         points,
         x_label="retention (mean over the probes)",
-        y_label=f"gain: {gain_words(metric)}",
+        y_label=f"gain: {metric.gain_words}",
     )
     return section(
         "Gain against retention",
@@ -97,14 +88,6 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
         note=f"Up: gain on {task}, with its 95 % interval. Right: more of what the base model knew is left. Retention "
         "is what is left above a guess, or for text the ratio of the perplexities; see docs/auditing.md.",
     )
-
-
-def turned_gain(change: Change, metric: str) -> tuple[float, float | None, float | None]:
-    """(value, low, high), turned so that more is better."""
-    if not lower_is_better(metric):
-        return change.value, change.low, change.high
-    low = None if change.high is None else -change.high
-    return -change.value, low, None if change.low is None else -change.low
 
 
 def _metrics(result: AuditResult) -> Markup:
@@ -117,14 +100,13 @@ def _metrics(result: AuditResult) -> Markup:
         kind = "task" if task in result.tasks else "probe"
         heading = element("th", f"{task} ", element("small", f"{kind}, {first.count} examples"), colspan=len(headings))
         rows.append(element("tr", heading, class_="group", role="row"))
-        for metric, value in first.metrics.items():
-            floor = first.floors.get(metric)
-            better = "↓ lower is better" if lower_is_better(metric) else "↑ higher is better"
-            cells = [cell("floor", "–" if floor is None else f"{floor:.3f}"), cell("base", f"{value:.3f}")]
+        for metric in first.declared:
+            better = f"{'↑' if metric.higher_is_better else '↓'} {metric.direction}"
+            cells = [number_cell("floor", metric.floor), number_cell("base", first.metrics[metric.name])]
             for name, audited in result.tuned.items():
-                cells.append(change_cell(result.short_names[name], audited.changes[task].get(metric)))
-            cells += [_difference_cell(heading, changes[task].get(metric)) for heading, changes in pairs.items()]
-            rows.append(row(join(capital(label(metric)), element("small", better)), cells))
+                cells.append(change_cell(result.short_names[name], audited.changes[task].get(metric.name)))
+            cells += [_difference_cell(heading, changes[task].get(metric.name)) for heading, changes in pairs.items()]
+            rows.append(row(join(capital(metric.label), element("small", better)), cells))
     if any(audited.retention for audited in result.tuned.values()):
         cells = [cell("floor", "–"), cell("base", "100 %")]
         for name, audited in result.tuned.items():

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from graftlm.auditing.result import AuditResult, Change, Restored, TunedAudit
 from graftlm.console import signed
 from graftlm.report.tables import capital
-from graftlm.tasks.comparison import is_better, label
 
 
 def audit_verdict(result: AuditResult) -> list[str]:
@@ -34,8 +33,8 @@ def audit_verdict(result: AuditResult) -> list[str]:
 def _gain(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
     for task in result.tasks:
         changes = audited.changes[task]
-        better = [_moved(m, c) for m, c in changes.items() if c.shown and c.better]
-        worse = [_moved(m, c) for m, c in changes.items() if c.shown and not c.better]
+        better = [_moved(change) for change in changes.values() if change.shown and change.better]
+        worse = [_moved(change) for change in changes.values() if change.shown and not change.better]
         count = result.base_results[task].count
         if better:
             yield f"{name} gained on {task} ({count} examples): {'; '.join(better)}."
@@ -47,11 +46,11 @@ def _gain(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
 
 def _below_floor(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
     for task in result.tasks:
-        for metric, floor in audited.results[task].floors.items():
-            value = audited.results[task].metrics.get(metric)
-            # A floor of 1 is also the ceiling: there the metric shows only that a trivial answer does as well.
-            if value is not None and floor != 1 and not is_better(metric, value - floor):
-                found = f"{label(metric)} {value:.3f}, floor {floor:.3f}"
+        for metric in audited.results[task].declared:
+            value, floor = audited.results[task].metrics[metric.name], metric.floor
+            # Where a trivial answer already reaches the best, nothing can beat it.
+            if floor is not None and floor != metric.best and not metric.is_better(value - floor):
+                found = f"{metric.label} {value:.3f}, floor {floor:.3f}"
                 yield f"{name} does not beat a trivial answer on {task}: {found}."
 
 
@@ -62,8 +61,9 @@ def _between(result: AuditResult) -> Iterator[str]:
         found, quiet = [], []
         for task, changes in pair.changes.items():
             shown = [
-                f"{label(m)} {c.tuned:.3f} against {c.base:.3f} ({described(c)}: {'better' if c.better else 'worse'})"
-                for m, c in changes.items()
+                f"{c.metric.label} {c.tuned:.3f} against {c.base:.3f} "
+                f"({described(c)}: {'better' if c.better else 'worse'})"
+                for c in changes.values()
                 if c.shown
             ]
             if shown:
@@ -79,7 +79,7 @@ def _between(result: AuditResult) -> Iterator[str]:
 def _loss(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
     found, quiet = [], []
     for probe in result.probes:
-        shown = [_moved(m, c) for m, c in audited.changes[probe].items() if c.shown]
+        shown = [_moved(change) for change in audited.changes[probe].values() if change.shown]
         kept = audited.retention.get(probe)
         share = "" if kept is None else f", retention {kept:.0%}"
         if shown:
@@ -139,8 +139,8 @@ def span(restored: Restored) -> str:
     return f"layer {first}" if first == last else f"layers {first}–{last}"
 
 
-def _moved(metric: str, change: Change) -> str:
-    return f"{label(metric)} {change.base:.3f} → {change.tuned:.3f} ({described(change)})"
+def _moved(change: Change) -> str:
+    return f"{change.metric.label} {change.base:.3f} → {change.tuned:.3f} ({described(change)})"
 
 
 def described(change: Change) -> str:

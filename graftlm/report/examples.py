@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from graftlm.auditing.result import AuditResult
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import section
 from graftlm.report.tables import cell, clipped, common_part_cut, row, table
-from graftlm.tasks.comparison import label, same_examples
+from graftlm.tasks import Metric
+from graftlm.tasks.comparison import same_examples
 
 COUNT = 10
 LONGEST_OUTPUT = 160  # characters; an untuned model may write on and on
@@ -34,7 +35,7 @@ def examples_sections(result: AuditResult) -> Iterator[Markup]:
             for name, found in shown.items():
                 answer = found.examples[place]
                 output = element("code", clipped(answer.get("output", ""), LONGEST_OUTPUT))
-                cells.append(cell(name, output, _score(answer)))
+                cells.append(cell(name, output, _scores(first.declared, answer)))
             rows.append(row(shorten[example["prompt"]], cells))
         caption = f"The first {len(rows)} test examples, not chosen"
         yield section(
@@ -49,13 +50,15 @@ def _template(prompt: str, shorten: Mapping[str, str]) -> str:
     return prompt.replace(shorten[prompt], "…", 1) if shorten[prompt] != prompt else "…"
 
 
-def _score(example: Mapping[str, Any]) -> Markup | None:
-    if example.get("exact") == 1:
-        return element("small", element("span", "✓ exact", class_="good"))
-    if example.get("valid") == 0:
-        return element("small", element("span", "✗ no valid SMILES", class_="bad"))
-    similarity = example.get("tanimoto")
-    return element("small", f"Tanimoto {similarity:.2f}") if similarity is not None else None
+def _scores(metrics: Sequence[Metric], example: Mapping[str, Any]) -> Markup | None:
+    """The example's own values; in green what nothing beats."""
+    scores = [
+        element("span", f"{metric.label} {value:.3g}", class_="good" if value == metric.best else None)
+        for metric in metrics
+        if isinstance(value := example.get(metric.name), (int, float))
+    ]
+    parted = [part for score in scores for part in (" · ", score)][1:]
+    return element("small", parted) if parted else None
 
 
 def facts_sections(result: AuditResult) -> Iterator[Markup]:
@@ -66,19 +69,18 @@ def facts_sections(result: AuditResult) -> Iterator[Markup]:
         rows, folded = [], []
         for name, audited in result.tuned.items():
             for metric, changed in audited.facts.get(probe, {}).items():
+                label = base.metric(metric).label
                 counts = [("kept", changed.kept), ("lost", len(changed.lost)), ("won", len(changed.won))]
                 rows.append(
                     row(
                         result.short_names[name],
-                        [cell("measure", label(metric)), *(cell(k, str(v)) for k, v in counts)],
+                        [cell("measure", label), *(cell(k, str(v)) for k, v in counts)],
                     )
                 )
                 for kind, examples in (("lost", changed.lost), ("won", changed.won)):
                     if examples:
-                        items = [_fact(example, metric, shorten) for example in examples]
-                        heading = element(
-                            "summary", f"{result.short_names[name]}, {label(metric)}: {len(items)} {kind}"
-                        )
+                        items = [_fact(example, shorten) for example in examples]
+                        heading = element("summary", f"{result.short_names[name]}, {label}: {len(items)} {kind}")
                         folded.append(element("details", heading, element("ul", items)))
         if rows:
             yield section(
@@ -95,8 +97,10 @@ def facts_sections(result: AuditResult) -> Iterator[Markup]:
             )
 
 
-def _fact(example: Mapping[str, Any], metric: str, shorten: Mapping[str, str]) -> Markup:
+def _fact(example: Mapping[str, Any], shorten: Mapping[str, str]) -> Markup:
     prompt = str(example["prompt"])
-    given = example.get("ranked_first") if metric.startswith("ranking") else example.get("output")
-    now = element("small", " · now ", element("code", clipped(given or "", 60)))
-    return element("li", element("b", shorten.get(prompt, prompt)), f": {str(example['reference']).strip()}", now)
+    now = [" · now ", element("code", clipped(example.get("output") or "", 60))]
+    if ranked := example.get("ranked_first"):
+        now += [" · likeliest candidate ", element("code", clipped(ranked, 60))]
+    reference = f": {str(example['reference']).strip()}"
+    return element("li", element("b", shorten.get(prompt, prompt)), reference, element("small", now))

@@ -4,6 +4,7 @@ training."""
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from graftlm.report.audit_plots import Point, scatter_plot
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
 from graftlm.report.plots import Dot, dot_plot
-from graftlm.report.tables import arrow, capital, cell, row, table
+from graftlm.report.tables import arrow, capital, cell, number_cell, row, table
 from graftlm.study.config import ARMS
 from graftlm.study.rows import (
     UNTRAINED,
@@ -32,7 +33,6 @@ from graftlm.study.rows import (
     trained_arms,
     training_seconds,
 )
-from graftlm.tasks.comparison import gain_metric, gain_words, label, lower_is_better
 
 
 def write_study_report(
@@ -65,14 +65,13 @@ def _gain_and_retention(measured: Sequence[Measured], tasks: Sequence[str], prob
     if not tasks or not probes:
         return None
     task = tasks[0]
-    metrics = measured[0].metrics[task]
-    metric = gain_metric(metrics)
-    sign = -1 if lower_is_better(metric) else 1
+    metric = measured[0].result(task).gain_metric
+    base = measured[0].metrics[task][metric.name]
     points = []
     for arm in trained_arms(measured):
-        gain = spread([sign * (e.metrics[task][metric] - metrics[metric]) for e in measured if e.arm == arm])
+        gain = spread([metric.sign * (e.metrics[task][metric.name] - base) for e in measured if e.arm == arm])
         kept = arm_retention(measured, arm, probes)
-        if kept is None:
+        if kept is None or not math.isfinite(kept + gain.mean):
             continue
         low, high = (None, None) if gain.reach is None else (gain.mean - gain.reach, gain.mean + gain.reach)
         points.append(Point(label=arm, x=kept, y=gain.mean, low=low, high=high, model=family(arm)))
@@ -84,7 +83,7 @@ def _gain_and_retention(measured: Sequence[Measured], tasks: Sequence[str], prob
         shown,
         points,
         x_label="retention (mean over the probes)",
-        y_label=f"gain: {gain_words(metric)}",
+        y_label=f"gain: {metric.gain_words}",
         near=True,
     )
     return section(
@@ -114,18 +113,21 @@ def _panels(measured: Sequence[Measured]) -> Markup:
     for task, metric in metric_columns(measured):
         dots = []
         for arm in trained_arms(measured):
-            found = arm_spread(measured, arm, task, metric)
-            dots.append(Dot(label=arm, value=found.mean, reach=found.reach, model=family(arm)))
-        floor = measured[0].floors[task].get(metric)
-        marks = {"untrained": measured[0].metrics[task][metric], **({} if floor is None else {"floor": floor})}
+            found = arm_spread(measured, arm, task, metric.name)
+            if math.isfinite(found.mean):
+                dots.append(Dot(label=arm, value=found.mean, reach=found.reach, model=family(arm)))
+        if not dots:
+            continue
+        marks = {"untrained": measured[0].metrics[task][metric.name]}
+        if metric.floor is not None:
+            marks["floor"] = metric.floor
         shown = ", ".join(f"{dot.label} {dot.value:.3f}" for dot in dots)
-        plot = dot_plot(f"{capital(label(metric))}, {task}", shown, dots, lines=marks)
-        better = "lower is better" if lower_is_better(metric) else "higher is better"
+        plot = dot_plot(f"{capital(metric.label)}, {task}", shown, dots, lines=marks)
         besides = "; ".join(f"{name} {value:.3f}" for name, value in marks.items())
         heading = element(
             "figcaption",
-            element("b", capital(label(metric))),
-            element("small", f" {task}, {better}"),
+            element("b", capital(metric.label)),
+            element("small", f" {task}, {metric.direction}"),
             element("small", element("br"), besides),
         )
         panels.append(element("figure", heading, plot))
@@ -140,7 +142,7 @@ def _panels(measured: Sequence[Measured]) -> Markup:
 def _ladder(measured: Sequence[Measured]) -> Markup | None:
     every = comparisons(measured)
     columns = metric_columns(measured)
-    headings = ["arms", *(f"{task}, {label(metric)}" for task, metric in columns)]
+    headings = ["arms", *(f"{task}, {metric.label}" for task, metric in columns)]
     rows = []
     for (before, after), group in itertools.groupby(every, key=lambda each: (each.before, each.after)):
         found = {(each.task, each.metric): each for each in group}
@@ -171,16 +173,12 @@ def _difference(heading: str, found: Comparison | None) -> Markup:
 
 def _arms(measured: Sequence[Measured]) -> Markup:
     columns = metric_columns(measured)
-    headings = ["arm", "seeds", *(f"{task}, {label(metric)}" for task, metric in columns), "seconds, fastest"]
-    floors = measured[0].floors
+    headings = ["arm", "seeds", *(f"{task}, {metric.label}" for task, metric in columns), "seconds, fastest"]
     blank = cell("seeds", "–")
-    floor_cells = [
-        cell(heading, "–" if floors[task].get(metric) is None else f"{floors[task][metric]:.3f}")
-        for heading, (task, metric) in zip(headings[2:-1], columns, strict=True)
-    ]
-    rows = [row("floor", [blank, *floor_cells, cell(headings[-1], "–")])]
+    floors = [number_cell(heading, metric.floor) for heading, (_, metric) in zip(headings[2:-1], columns, strict=True)]
+    rows = [row("floor", [blank, *floors, cell(headings[-1], "–")])]
     for arm in (UNTRAINED, *trained_arms(measured)):
-        spreads = [arm_spread(measured, arm, task, metric) for task, metric in columns]
+        spreads = [arm_spread(measured, arm, task, metric.name) for task, metric in columns]
         seconds = training_seconds(measured, arm)
         values = [_spread_cell(heading, s) for heading, s in zip(headings[2:-1], spreads, strict=True)]
         seeds = "–" if arm == UNTRAINED else str(spreads[0].seeds)
@@ -196,13 +194,13 @@ def _spread_cell(heading: str, found: Spread) -> Markup:
 
 def _trainings(measured: Sequence[Measured]) -> Markup:
     columns = metric_columns(measured)
-    headings = ["training", *(f"{task}, {label(metric)}" for task, metric in columns), "training loss"]
+    headings = ["training", *(f"{task}, {metric.label}" for task, metric in columns), "training loss"]
     rows = []
     for each in measured:
         if each.arm == UNTRAINED:
             continue
         cells = [
-            cell(heading, f"{each.metrics[task][metric]:.3f}")
+            cell(heading, f"{each.metrics[task][metric.name]:.3f}")
             for heading, (task, metric) in zip(headings[1:-1], columns, strict=True)
         ]
         loss = cell(headings[-1], "–" if each.training_loss is None else f"{each.training_loss:.3f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +13,12 @@ from graftlm.auditing.summary import describe_retention
 from graftlm.files import write_text
 from graftlm.proxy.summary import describe_share, gap_headings, metric_columns
 from graftlm.proxy.sweep import Sweep
-from graftlm.report.audit_page import change_cell, change_legend, turned_gain
+from graftlm.report.audit_page import change_cell, change_legend
 from graftlm.report.audit_plots import Point, scatter_plot
 from graftlm.report.audit_verdict import described
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, page, section, verdict_section
-from graftlm.report.tables import capital, cell, row, table
-from graftlm.tasks.comparison import gain_words, label, lower_is_better
+from graftlm.report.tables import capital, cell, number_cell, row, table
 
 
 def write_sweep_report(path: Path, sweep: Sweep, *, title: str) -> None:
@@ -64,12 +64,10 @@ def sweep_verdict(sweep: Sweep) -> list[str]:
 
 def _alphas(sweep: Sweep) -> Iterator[str]:
     """The paper's alpha, and the one with the largest gain where that is another."""
-    sign = -1 if lower_is_better(sweep.metric) else 1
-    task = sweep.tasks[0]
     gains = {
-        alpha: sign * audited.changes[task][sweep.metric].value
+        alpha: change.gain[0]
         for alpha, audited in sweep.steered.items()
-        if alpha and sweep.metric in audited.changes[task]
+        if alpha and (change := sweep.change(audited)) is not None
     }
     if not gains:
         return
@@ -88,12 +86,12 @@ def _alphas(sweep: Sweep) -> Iterator[str]:
 
 
 def _gain_and_rest(sweep: Sweep, audited: TunedAudit) -> str:
-    change = audited.changes[sweep.tasks[0]].get(sweep.metric)
+    change = sweep.change(audited)
     parts = []
     if change is not None:
         shown = "" if change.shown else ", no difference shown"
         found = f"{change.base:.3f} → {change.tuned:.3f} ({described(change)}{shown})"
-        parts.append(f"{label(sweep.metric)} on {sweep.tasks[0]} {found}")
+        parts.append(f"{change.metric.label} on {sweep.tasks[0]} {found}")
     if audited.mean_retention is not None:
         parts.append(f"retention {describe_retention(audited)}")
     return "; ".join(parts)
@@ -103,17 +101,17 @@ def _frontier(sweep: Sweep) -> Markup | None:
     points = []
     named = {f"{alpha:g}": audited for alpha, audited in sweep.steered.items()}
     for place, (name, audited) in enumerate([*named.items(), *sweep.others.items()]):
-        change, kept = audited.changes[sweep.tasks[0]].get(sweep.metric), audited.mean_retention
-        if change is None or kept is None:
+        change, kept = sweep.change(audited), audited.mean_retention
+        if change is None or kept is None or not math.isfinite(kept):
             continue
-        gain, low, high = turned_gain(change, sweep.metric)
+        gain, low, high = change.gain
         joined = place < len(named)
         model = 1 if joined else min(place - len(named) + 2, 5)
         points.append(Point(label=name, x=kept, y=gain, low=low, high=high, model=model, joined=joined))
     if not points:
         return None
     shown = "; ".join(f"{p.label}: retention {p.x:.0%}, gain {p.y:.3f}" for p in points)
-    words = f"gain: {gain_words(sweep.metric)}"
+    words = f"gain: {sweep.metric.gain_words}"
     plot = scatter_plot("Frontier", shown, points, x_label="retention (mean over the probes)", y_label=words, near=True)
     return section(
         "Gain against retention",
@@ -126,16 +124,16 @@ def _frontier(sweep: Sweep) -> Markup | None:
 def _numbers(sweep: Sweep) -> Markup:
     columns, gaps, base = metric_columns(sweep), gap_headings(sweep), sweep.base_results
     probes = ["retention, mean", *sweep.probes] if sweep.probes else []
-    headings = ["model", *(f"{task}, {label(metric)}" for task, metric in columns), *gaps.values(), *probes]
+    headings = ["model", *(f"{task}, {metric.label}" for task, metric in columns), *gaps.values(), *probes]
     blank = [cell(heading, "–") for heading in (*gaps.values(), *probes)]
-    floors = [base[task].floors.get(metric) for task, metric in columns]
-    first = {"floor": floors, "base (α = 0)": [base[task].metrics.get(metric) for task, metric in columns]}
-    rows = []
-    for name, values in first.items():
-        shown = ["–" if value is None else f"{value:.3f}" for value in values]
-        rows.append(row(name, [*(cell(h, v) for h, v in zip(headings[1:], shown, strict=False)), *blank]))
+    named = list(zip(headings[1:], columns, strict=False))
+    values = [number_cell(heading, base[task].metrics[metric.name]) for heading, (task, metric) in named]
+    rows = [
+        row("floor", [*(number_cell(heading, metric.floor) for heading, (_, metric) in named), *blank]),
+        row("base (α = 0)", [*values, *blank]),
+    ]
     for name, audited in sweep.models.items():
-        cells = [change_cell(f"{task}, {label(m)}", audited.changes[task].get(m)) for task, m in columns]
+        cells = [change_cell(heading, audited.changes[task].get(metric.name)) for heading, (task, metric) in named]
         cells += [cell(heading, describe_share(sweep.closed(audited, tuned))) for tuned, heading in gaps.items()]
         if probes:
             shares = [audited.retention.get(probe) for probe in sweep.probes]
@@ -152,11 +150,11 @@ def _measures(sweep: Sweep) -> Markup:
     headings = ["metric", "floor", "base", *sweep.models]
     rows = []
     for probe in sweep.probes:
-        for metric, value in sweep.base_results[probe].metrics.items():
-            floor = sweep.base_results[probe].floors.get(metric)
-            cells = [cell("floor", "–" if floor is None else f"{floor:.3f}"), cell("base", f"{value:.3f}")]
-            cells += [change_cell(name, each.changes[probe].get(metric)) for name, each in sweep.models.items()]
-            rows.append(row(f"{probe}, {label(metric)}", cells))
+        base = sweep.base_results[probe]
+        for metric in base.declared:
+            cells = [number_cell("floor", metric.floor), number_cell("base", base.metrics[metric.name])]
+            cells += [change_cell(name, each.changes[probe].get(metric.name)) for name, each in sweep.models.items()]
+            rows.append(row(f"{probe}, {metric.label}", cells))
     if not rows:
         return Markup("")
     numbers = table("Below each value the difference to the base model", headings, rows, class_="numbers", cells=2)

@@ -32,6 +32,10 @@ def cell(heading: str, *content: Markup | str | None, class_: str | None = None)
     return element("td", *content, role="cell", data_label=heading, class_=class_)
 
 
+def number_cell(heading: str, value: float | None) -> Markup:
+    return cell(heading, "–" if value is None else f"{value:.3f}")
+
+
 def arrow(better: bool, words: str) -> Markup:
     """Up in green or down in red; `words` say the same to whoever points at it."""
     return element("span", "▲" if better else "▼", class_="good" if better else "bad", title=words)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftlm.console import number, signed
 from graftlm.study.config import BASELINE, BELOW
-from graftlm.tasks import TaskResult
-from graftlm.tasks.comparison import is_better, label
+from graftlm.tasks import Metric, Task, TaskResult
+from graftlm.tasks.metric import read_metrics
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,11 +26,13 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One training (or the untrained model) with what it scored: task -> metric -> value."""
+    """One training (or the untrained model) with what it scored: task -> metric -> value. `declared`: task -> what its
+    metrics say of themselves."""
 
     arm: str
     seed: int
     metrics: dict[str, dict[str, float]]
+    declared: Mapping[str, Sequence[Metric]]
     floors: dict[str, dict[str, float]]
     counts: dict[str, int]
     training_seconds: float | None = None
@@ -39,8 +41,25 @@ class Measured:
     def result(self, task: str) -> TaskResult:
         """What it scored on one task, without the examples."""
         return TaskResult(
-            task=task, metrics=self.metrics[task], floors=self.floors[task], count=self.counts[task], seconds=0.0
+            task=task,
+            metrics=self.metrics[task],
+            declared=self.declared[task],
+            floors=self.floors[task],
+            count=self.counts[task],
+            seconds=0.0,
         )
+
+
+def read_measured(document: Mapping[str, Any], tasks: Sequence[Task]) -> Measured:
+    """A training out of its JSON document, where null is a number that is not finite. In older documents metrics say
+    nothing of themselves: then `tasks` do."""
+    metrics = {
+        task: {name: math.nan if value is None else value for name, value in values.items()}
+        for task, values in document["metrics"].items()
+    }
+    declared = document.get("declared") or {task.name: task.metrics for task in tasks}
+    read = {task: read_metrics(each) for task, each in declared.items()}
+    return Measured(**{**document, "metrics": metrics, "declared": read})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +75,8 @@ def spread(values: Sequence[float]) -> Spread:
     """The values are of independent seeds; ValueError for none."""
     if not values:
         raise ValueError("no values")
+    if not all(map(math.isfinite, values)):
+        return Spread(mean=math.nan, reach=None, seeds=len(values))
     if len(values) == 1:
         return Spread(mean=values[0], reach=None, seeds=1)
     reach = quantile_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
@@ -98,21 +119,20 @@ def study_table(measured: Sequence[Measured]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = metric_columns(measured)
-    for heading in ("arm", "seeds", *(f"{task}: {metric}" for task, metric in columns), "seconds, fastest"):
+    for heading in ("arm", "seeds", *(f"{task}: {metric.name}" for task, metric in columns), "seconds, fastest"):
         table.add_column(Text(heading), justify="left" if heading == "arm" else "right")
-    floors = measured[0].floors
-    table.add_row("floor", "", *(number(floors[task].get(metric)) for task, metric in columns), "")
+    table.add_row("floor", "", *(number(metric.floor) for _, metric in columns), "")
     for arm in dict.fromkeys(each.arm for each in measured):
-        spreads = [arm_spread(measured, arm, task, metric) for task, metric in columns]
+        spreads = [arm_spread(measured, arm, task, metric.name) for task, metric in columns]
         seconds = training_seconds(measured, arm)
         cost = "-" if seconds is None else f"{seconds:.0f}"
         table.add_row(Text(arm), str(spreads[0].seeds), *map(describe, spreads), cost)
     return table
 
 
-def metric_columns(measured: Sequence[Measured]) -> list[tuple[str, str]]:
+def metric_columns(measured: Sequence[Measured]) -> list[tuple[str, Metric]]:
     """(task, metric) of all that was measured."""
-    return [(task, metric) for task, metrics in measured[0].metrics.items() for metric in metrics]
+    return [(task, metric) for task in measured[0].metrics for metric in measured[0].result(task).declared]
 
 
 def describe(spread: Spread) -> str:
@@ -127,7 +147,7 @@ class Comparison:
     before: str
     after: str
     task: str
-    metric: str
+    metric: Metric
     change: Spread
 
     @property
@@ -136,7 +156,7 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        return is_better(self.metric, self.change.mean)
+        return self.metric.is_better(self.change.mean)
 
 
 def compared_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
@@ -151,7 +171,7 @@ def comparisons(measured: Sequence[Measured]) -> list[Comparison]:
     found = []
     for before, after in compared_arms(trained_arms(measured)):
         for task, metric in metric_columns(measured):
-            change = paired_difference(measured, before, after, task, metric)
+            change = paired_difference(measured, before, after, task, metric.name)
             if change is not None:
                 found.append(Comparison(before=before, after=after, task=task, metric=metric, change=change))
     return found
@@ -164,7 +184,7 @@ def study_verdict(measured: Sequence[Measured]) -> list[str]:
     for (before, after), group in itertools.groupby(every, key=lambda each: (each.before, each.after)):
         pairs = list(group)
         shown = [
-            f"{each.task} {label(each.metric)} {signed(each.change.mean)} ± {each.change.reach:.3f} "
+            f"{each.task} {each.metric.label} {signed(each.change.mean)} ± {each.change.reach:.3f} "
             f"({'better' if each.better else 'worse'})"
             for each in pairs
             if each.shown

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from graftlm.multitoken.token_weights import COLUMNS as WEIGHT_COLUMNS
 from graftlm.multitoken.tune import tune
 from graftlm.runs import Run
 from graftlm.study.config import ARMS, StudyConfig, split_names
-from graftlm.study.rows import UNTRAINED, Measured
+from graftlm.study.rows import UNTRAINED, Measured, read_measured
 from graftlm.tasks import Task, get_task
 from graftlm.training import CHECKPOINTS, MODEL
 
@@ -52,7 +52,7 @@ def study(
                 "`graftlm prune` measures the weights of tokens"
             )
         arms.remove(IMPORTANCE)
-    measured = [kept(folder / "untrained", lambda: measure(config, config.model, tasks, UNTRAINED, 0, progress))]
+    measured = [kept(folder / "untrained", tasks, lambda: measure(config, config.model, tasks, UNTRAINED, 0, progress))]
     if on_result is not None:
         on_result()
     if any("heads" not in ARMS[arm] and ARMS[arm]["objective"] == "multi-token" for arm in arms):
@@ -61,7 +61,7 @@ def study(
     for number, (seed, arm) in enumerate(trainings, start=1):
         say(f"study: {number}/{len(trainings)}  {arm}, seed {seed}")
         place = folder / arm / f"seed-{seed}"
-        measured.append(kept(place, partial(train, config, arm, seed, folder, place, tasks, progress)))
+        measured.append(kept(place, tasks, partial(train, config, arm, seed, folder, place, tasks, progress)))
     return sorted(measured, key=lambda each: [UNTRAINED, *ARMS].index(each.arm))
 
 
@@ -70,12 +70,12 @@ def has_weights(config: StudyConfig) -> bool:
     return any(column in WEIGHT_COLUMNS for column in load_rows(config.data).column_names)
 
 
-def kept(place: Path, make: Callable[[], Measured]) -> Measured:
+def kept(place: Path, tasks: Sequence[Task], make: Callable[[], Measured]) -> Measured:
     """The result in `place`, made if it is not there."""
     file = place / RESULT
     if not file.exists():
         write_text(file, dump_json(asdict(make()), indent=2) + "\n")
-    return Measured(**json.loads(file.read_text("utf-8")))
+    return read_measured(json.loads(file.read_text("utf-8")), tasks)
 
 
 def distil(config: StudyConfig, folder: Path, progress: Report) -> None:
@@ -118,7 +118,7 @@ def train(
     if settings.get("method") == "full":
         remove(place / "run" / MODEL)  # half a gigabyte each; run.yaml repeats it
     last = losses[-1].get("next_token_loss", losses[-1]["loss"]) if losses else None
-    return Measured(**{**asdict(found), "training_seconds": seconds, "training_loss": last})
+    return replace(found, training_seconds=seconds, training_loss=last)
 
 
 def tune_settings(config: StudyConfig, arm: str, folder: Path) -> dict[str, Any]:
@@ -145,7 +145,11 @@ def measure(config: StudyConfig, model: str, tasks: list[Task], arm: str, seed: 
     """One model on every task and probe; the same examples for all."""
     loaded, tokenizer = load_model(model)
     results = evaluate(loaded, tokenizer, tasks, limit=config.limit, progress=prefixed(progress, f"{arm}, seed {seed}"))
-    metrics: Mapping[str, Any] = {task: result.metrics for task, result in results.items()}
-    floors = {task: result.floors for task, result in results.items()}
-    counts = {task: result.count for task, result in results.items()}
-    return Measured(arm=arm, seed=seed, metrics=dict(metrics), floors=floors, counts=counts)
+    return Measured(
+        arm=arm,
+        seed=seed,
+        metrics={task: result.metrics for task, result in results.items()},
+        declared={task: result.declared for task, result in results.items()},
+        floors={task: result.floors for task, result in results.items()},
+        counts={task: result.count for task, result in results.items()},
+    )

@@ -12,6 +12,7 @@ from graftlm.tasks.elements import Elements
 from graftlm.tasks.file_probe import FileProbe, is_probe_file
 from graftlm.tasks.glosses import Glosses
 from graftlm.tasks.harness import PREFIX, HarnessTask
+from graftlm.tasks.metric import Metric
 from graftlm.tasks.molecules import Molecules
 from graftlm.tasks.perplexity import Code, GeneralText
 from graftlm.tasks.reasoning import PREFIX as REASONING
@@ -26,6 +27,7 @@ __all__ = [
     "GeneralText",
     "Glosses",
     "HarnessTask",
+    "Metric",
     "Molecules",
     "Reasoning",
     "Task",

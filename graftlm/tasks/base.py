@@ -4,11 +4,12 @@ answer reaches."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graftlm.errors import InputError
+from graftlm.tasks.metric import Metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,18 +26,49 @@ measurements."""
 class TaskResult:
     """Outcome of one task on one model.
 
-    `metrics` holds the mean of each metric over the examples (of `nll_per_token` over all tokens, in nats);
-    `floors` the value that a trivial answer reaches, for the metrics that have one; `examples` one dict per
-    example with "prompt", "reference", "output" and its own metric values; `count` the number of examples;
-    `seconds` the wall-clock time.
+    `metrics` holds the value of each metric; `declared` what it says of itself, in the same order (more may be given);
+    `floors` what a trivial answer reaches, which goes before the declared floor; `examples` one dict per example with
+    "prompt", "reference", "output" and its own metric values; `count` the number of examples; `seconds` the wall-clock
+    time.
+
+    Raises InputError for a metric that is not declared.
     """
 
     task: str
     metrics: dict[str, float]
+    declared: Sequence[Metric] = ()
     floors: dict[str, float] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
     count: int
     seconds: float
+
+    def __post_init__(self) -> None:
+        known = {metric.name: metric for metric in self.declared}
+        if not self.metrics:
+            raise InputError(f"task {self.task} measures nothing")
+        for name in self.metrics:
+            if name not in known:
+                raise InputError(
+                    f"task {self.task} measures {name!r} but does not declare it: add "
+                    f"Metric({name!r}, {name.replace('_', ' ')!r}, higher_is_better=...) to what it declares"
+                )
+        measured = [replace(known[name], floor=self.floors.get(name, known[name].floor)) for name in self.metrics]
+        object.__setattr__(self, "declared", tuple(measured))
+        object.__setattr__(self, "floors", {each.name: each.floor for each in measured if each.floor is not None})
+
+    def metric(self, name: str) -> Metric:
+        """KeyError for one that was not measured."""
+        return {metric.name: metric for metric in self.declared}[name]
+
+    @property
+    def likelihood(self) -> Metric | None:
+        """The metric of the kind "nll"."""
+        return next((metric for metric in self.declared if metric.kind == "nll"), None)
+
+    @property
+    def gain_metric(self) -> Metric:
+        """What a task's gain is read from: the likelihood of the references, or else its first metric."""
+        return self.likelihood or self.declared[0]
 
 
 class Task(ABC):
@@ -45,6 +77,11 @@ class Task(ABC):
 
     name: ClassVar[str]
     description: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def metrics(self) -> Sequence[Metric]:
+        """All that `evaluate` may measure; a subclass assigns them: `metrics = (Metric(...), ...)`."""
 
     @abstractmethod
     def rows(self, split: Split) -> Dataset:

@@ -11,6 +11,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from graftlm.errors import InputError
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
 from graftlm.tasks.generation import generate_completions
+from graftlm.tasks.metric import Metric
 from graftlm.tasks.ranking import candidate_log_likelihoods
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 7
 CANDIDATES = 10  # the right answer and 9 others
+GREEDY = Metric("greedy_accuracy", "greedy accuracy", higher_is_better=True, best=1.0, kind="accuracy")
+RANKING = Metric("ranking_accuracy", "ranking accuracy", higher_is_better=True, best=1.0, kind="accuracy")
 
 
 class Fact(NamedTuple):
@@ -52,6 +56,7 @@ class FactProbe(Task):
     Floors: always the same answer, the most frequent one, for `greedy_accuracy`; a guess for `ranking_accuracy`.
     """
 
+    metrics = (GREEDY, replace(RANKING, floor=1 / CANDIDATES))
     template: ClassVar[str]
     """The prompt, with {} for the subject."""
     shot_end: ClassVar[str] = ".\n"
@@ -107,10 +112,10 @@ class FactProbe(Task):
         return TaskResult(
             task=self.name,
             metrics={
-                key: sum(example[key] for example in examples) / len(examples)
-                for key in ("greedy_accuracy", "ranking_accuracy")
+                key: sum(example[key] for example in examples) / len(examples) for key in (GREEDY.name, RANKING.name)
             },
-            floors={"greedy_accuracy": most_frequent / len(facts), "ranking_accuracy": 1 / CANDIDATES},
+            declared=self.metrics,
+            floors={GREEDY.name: most_frequent / len(facts)},
             examples=examples,
             count=len(examples),
             seconds=time.perf_counter() - begin,
@@ -159,8 +164,8 @@ def score_fact(
         "prompt": fact.prompt,
         "reference": fact.answer,
         "output": output.strip(),
-        "greedy_accuracy": float(names_answer(output, fact, keep_case=keep_case)),
-        "ranking_accuracy": float(ranked_first == fact.answer),
+        GREEDY.name: float(names_answer(output, fact, keep_case=keep_case)),
+        RANKING.name: float(ranked_first == fact.answer),
         "ranked_first": ranked_first,
         "nll": -log_likelihood,
         "tokens": tokens,

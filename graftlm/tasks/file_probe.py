@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from graftlm.errors import InputError
 from graftlm.readers import read_file
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
-from graftlm.tasks.facts import MAX_NEW_TOKENS, Fact, names_answer
+from graftlm.tasks.facts import GREEDY, MAX_NEW_TOKENS, RANKING, Fact, names_answer
 from graftlm.tasks.generation import completion_log_likelihoods, generate_completions
+from graftlm.tasks.metric import NLL, PERPLEXITY
 from graftlm.tasks.perplexity import likelihood_result
 from graftlm.tasks.ranking import candidate_log_likelihoods
 
@@ -48,6 +49,7 @@ class FileProbe(Task):
 
     name: ClassVar[str] = "file"
     description: ClassVar[str] = "probe out of a file with the columns prompt and completion"
+    metrics = (GREEDY, RANKING, NLL, PERPLEXITY)
 
     def __init__(self, path: Path) -> None:
         self.name = path.name.split(".")[0]  # type: ignore[misc]
@@ -104,18 +106,19 @@ class FileProbe(Task):
             if named:
                 answer = question.completion.strip().split("\n", 1)[0]
                 right = names_answer(output, Fact(question.prompt, answer))
-                example |= {"output": output.strip(), "greedy_accuracy": float(right)}
+                example |= {"output": output.strip(), GREEDY.name: float(right)}
             if ranked:
                 # A tie is no knowledge.
                 best = scores[place][0][0] > max(total for total, _ in scores[place][1:])
-                example["ranking_accuracy"] = float(best)
-        kinds = [*(["greedy_accuracy"] if named else []), *(["ranking_accuracy"] if ranked else [])]
+                example[RANKING.name] = float(best)
+        kinds = [*([GREEDY.name] if named else []), *([RANKING.name] if ranked else [])]
         accuracies = {kind: sum(example[kind] for example in found.examples) / found.count for kind in kinds}
         guess = sum(1 / (1 + len(question.choices)) for question in questions) / len(questions)
         return TaskResult(
             task=self.name,
             metrics={**accuracies, **found.metrics},
-            floors={"ranking_accuracy": guess} if ranked else {},
+            declared=self.metrics,
+            floors={RANKING.name: guess},
             examples=found.examples,
             count=found.count,
             seconds=found.seconds,

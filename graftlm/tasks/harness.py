@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+from graftlm.console import say
 from graftlm.encoding import without_end
 from graftlm.errors import InputError
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options
+from graftlm.tasks.metric import Kind, Metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,6 +21,14 @@ if TYPE_CHECKING:
 
 PREFIX = "lm-eval:"
 NAMES = {"acc": "accuracy", "acc_norm": "normalised_accuracy"}
+
+
+@cache
+def task_manager() -> Any:
+    """Indexes all of the harness's files, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 class HarnessTask(Task):
@@ -33,10 +45,9 @@ class HarnessTask(Task):
         self.name = name  # type: ignore[misc]
         self.asked = name.removeprefix(PREFIX)
         try:
-            from lm_eval.tasks import TaskManager
+            self.manager = task_manager()
         except ImportError as error:
             raise InputError(f"{name} needs lm-eval: pip install 'graftlm[eval]'") from error
-        self.manager = TaskManager()
         if self.asked.endswith((".yaml", ".yml")):
             return
         matching = self.manager.match_tasks([self.asked])
@@ -51,6 +62,26 @@ class HarnessTask(Task):
         entry = self.manager.task_index[self.asked]
         if self.asked in self.manager.all_groups and not (entry.cfg or {}).get("aggregate_metric_list"):
             raise InputError(f"lm-eval has no figure for the group {name} as a whole: name its tasks")
+
+    @cached_property
+    def metrics(self) -> Sequence[Metric]:
+        """As lm-eval declares them; InputError for one whose direction it does not know, or of which the tasks of a
+        group do not agree."""
+        from lm_eval.tasks import get_task_dict
+
+        found: dict[str, Metric] = {}
+        for task in _leaves(get_task_dict([self.asked], self.manager)):
+            filters = [each["name"] for each in task.config.filter_list or []] or ["none"]
+            for (metric, higher), chosen in itertools.product(task.higher_is_better().items(), filters):
+                name = metric_name(metric, chosen)
+                if higher is None or (name in found and found[name].higher_is_better != higher):
+                    raise InputError(
+                        f"lm-eval does not say whether {metric} of {self.name} is better high or low: set "
+                        "higher_is_better in the metric_list of its YAML file"
+                    )
+                kind: Kind = "accuracy" if metric in NAMES and higher else "mean"
+                found[name] = Metric(name, name.replace("_", " "), higher_is_better=higher, kind=kind)
+        return tuple(found.values())
 
     def rows(self, split: Split) -> Dataset:
         """The prompts and right answers of the harness's own evaluation set."""
@@ -81,6 +112,7 @@ class HarnessTask(Task):
         from lm_eval.models.huggingface import HFLM
 
         check_options(limit, shots, batch_size)
+        declared = self.metrics
         begin = time.perf_counter()
         if progress is not None:
             progress(0, 1)
@@ -103,11 +135,15 @@ class HarnessTask(Task):
         examples = merged_examples(samples)
         results = found["results"]
         metrics = read_metrics(results[self.asked] if self.asked in results else next(iter(results.values())))
-        if not metrics:
+        known = {metric.name for metric in declared}
+        if unknown := [name for name in metrics if name not in known]:
+            say(f"{self.name}: {', '.join(unknown)} left out: lm-eval does not say whether it is better high or low")
+        if not known & metrics.keys():
             raise InputError(f"lm-eval has no figure for {self.name} as a whole: name its tasks")
         return TaskResult(
             task=self.name,
-            metrics=metrics,
+            metrics={name: value for name, value in metrics.items() if name in known},
+            declared=declared,
             floors=guess_floors(samples),
             examples=examples,
             count=len(examples),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from graftlm.errors import InputError
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
 from graftlm.tasks.generation import completion_log_likelihoods, generate_completions
+from graftlm.tasks.metric import NLL, Metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,6 +55,12 @@ class Molecules(Task):
 
     name: ClassVar[str] = "molecules"
     description: ClassVar[str] = "common name of a small acyclic molecule -> SMILES"
+    metrics = (
+        Metric("valid", "valid SMILES", higher_is_better=True, floor=1.0, best=1.0),
+        Metric("tanimoto", "Tanimoto similarity", higher_is_better=True, best=1.0),
+        Metric("exact", "exact match", higher_is_better=True, floor=0.0, best=1.0),
+        NLL,
+    )
 
     def rows(self, split: Split) -> Dataset:
         from datasets import Dataset
@@ -91,11 +98,12 @@ class Molecules(Task):
             texts = {"prompt": molecule.prompt, "reference": molecule.smiles, "output": output.strip()}
             examples.append({**texts, **scores})
         metrics = {key: _mean([example[key] for example in examples]) for key in ("valid", "tanimoto", "exact")}
-        metrics["nll_per_token"] = sum(e["nll"] for e in examples) / sum(e["tokens"] for e in examples)
+        metrics[NLL.name] = sum(e["nll"] for e in examples) / sum(e["tokens"] for e in examples)
         return TaskResult(
             task=self.name,
             metrics=metrics,
-            floors={"valid": 1.0, "tanimoto": random_tanimoto([m.smiles for m in molecules]), "exact": 0.0},
+            declared=self.metrics,
+            floors={"tanimoto": random_tanimoto([m.smiles for m in molecules])},
             examples=examples,
             count=len(examples),
             seconds=time.perf_counter() - begin,

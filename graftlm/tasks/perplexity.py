@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from graftlm.errors import InputError
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
 from graftlm.tasks.generation import completion_log_likelihoods
+from graftlm.tasks.metric import NLL, PERPLEXITY
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +30,8 @@ class PerplexityProbe(Task):
 
     No floors. Both depend on the tokenizer, so they compare only models that share one.
     """
+
+    metrics = (NLL, PERPLEXITY)
 
     @classmethod
     def pairs(cls) -> list[tuple[str, str]]:
@@ -95,5 +98,11 @@ def likelihood_result(
         for (prompt, completion), (total, tokens) in zip(pairs, scores, strict=True)
     ]
     nll = -sum(total for total, _ in scores) / max(sum(tokens for _, tokens in scores), 1)
-    metrics = {"nll_per_token": nll, "perplexity": math.exp(min(nll, 700.0))}
-    return TaskResult(task=task, metrics=metrics, examples=examples, count=len(examples), seconds=seconds)
+    return TaskResult(
+        task=task,
+        metrics={NLL.name: nll, PERPLEXITY.name: math.exp(min(nll, 700.0))},
+        declared=(NLL, PERPLEXITY),
+        examples=examples,
+        count=len(examples),
+        seconds=seconds,
+    )

@@ -12,6 +12,7 @@ from graftlm.errors import InputError
 from graftlm.reinforce.scorers import reasoning_gym_score
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
 from graftlm.tasks.generation import generate_completions
+from graftlm.tasks.metric import Metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +33,10 @@ class Reasoning(Task):
     """
 
     description = "a data set of reasoning-gym"
+    metrics = (
+        Metric("score", "score", higher_is_better=True, best=1.0),
+        Metric("correct", "full scores", higher_is_better=True, best=1.0, kind="accuracy"),
+    )
 
     def __init__(self, name: str, options: Mapping[str, Any] | None = None) -> None:
         """InputError where reasoning-gym is not installed, has no such data set, or refuses its options."""
@@ -108,6 +113,7 @@ class Reasoning(Task):
         return TaskResult(
             task=self.name,
             metrics={key: sum(e[key] for e in examples) / len(examples) for key in ("score", "correct")},
+            declared=self.metrics,
             floors={
                 "score": sum(floors) / len(floors),
                 "correct": sum(value >= 1 for value in floors) / len(floors),

@@ -16,6 +16,7 @@ from graftlm.auditing.audit import audit
 from graftlm.auditing.condition import check_conditions, failures, parse_condition
 from graftlm.cli import main
 from graftlm.errors import InputError
+from graftlm.tasks import Capitals, Metric, get_task
 from tests.auditing.models import adapted, noisy
 from tests.conftest import tiny_model
 
@@ -176,17 +177,27 @@ def test_conditions_read_what_the_audit_holds(save: Any, probe: str) -> None:
     result = audit(*names, probes=[probe], limit=4, layer_groups=1)
     nll = result.tuned[names[1]].results["colours"].metrics["nll_per_token"]
     conditions = [parse_condition(f"colours.nll_per_token >= {nll - 0.1:.3f}"), parse_condition("divergence<0")]
-    check_conditions(conditions, [], ["colours"])
+    check_conditions(conditions, [], [get_task(probe)])
     [line] = failures(conditions, result)
     assert line.startswith(f"{names[1]}: colours.nll_per_token is {nll:.3f}")
     with pytest.raises(InputError, match=r"has no colours\.f1"):
         failures([parse_condition("colours.f1<1")], result)
 
 
+class Named(Capitals):
+    def __init__(self, name: str) -> None:
+        self.name = name  # type: ignore[misc]
+        self.metrics = tuple(Metric(each, each, higher_is_better=True) for each in ("accuracy", "correct"))
+
+
 def test_a_condition_may_name_a_task_with_signs_in_its_name() -> None:
     names = ["lm-eval:tasks/my.yaml", "reasoning-gym:chain_sum"]
+    tasks = [Named(name) for name in names]
     for text in (f"{names[0]}.accuracy<0.5", f"{names[1]}.correct >= 0.5", f"retention.{names[0]}<0.9"):
-        check_conditions([parse_condition(text)], names, names)
+        check_conditions([parse_condition(text)], tasks, tasks)
     assert parse_condition(f"{names[0]}.accuracy<0.5").quantity == f"{names[0]}.accuracy"
     with pytest.raises(InputError, match="is not in this audit"):
-        check_conditions([parse_condition("lm-eval:tasks/my<0.5")], names, names)
+        check_conditions([parse_condition("lm-eval:tasks/my<0.5")], tasks, tasks)
+
+    with pytest.raises(InputError, match=r"it has .*\.accuracy, .*\.correct$"):
+        check_conditions([parse_condition(f"{names[0]}.f1<0.5")], tasks, tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,24 @@ import pytest
 
 from graftlm.auditing.intervals import bootstrap_change, bootstrap_gap_closed, bootstrap_retention
 from graftlm.auditing.retention import facts_changed, retention
-from graftlm.tasks import TaskResult
+from graftlm.tasks import Metric, TaskResult
+from graftlm.tasks.facts import GREEDY, RANKING
+from graftlm.tasks.metric import NLL, PERPLEXITY
+
+SCORES = (Metric("score", "score", higher_is_better=True), Metric("other", "other", higher_is_better=True))
+DECLARED = (*SCORES, GREEDY, RANKING, NLL, PERPLEXITY)
 
 
 def result(metric: str, value: float, examples: list[dict[str, Any]], floor: float = 0.0) -> TaskResult:
     named = [{"prompt": str(place), "reference": "r", **example} for place, example in enumerate(examples)]
     return TaskResult(
-        task="t", metrics={metric: value}, floors={metric: floor}, examples=named, count=len(named), seconds=0.0
+        task="t",
+        metrics={metric: value},
+        declared=DECLARED,
+        floors={metric: floor},
+        examples=named,
+        count=len(named),
+        seconds=0.0,
     )
 
 
@@ -96,7 +108,7 @@ def test_where_nothing_is_answered_right_the_likelihoods_tell() -> None:
     def wrong(nll: float) -> TaskResult:
         examples = [{"prompt": str(n), "greedy_accuracy": 0.0, "nll": nll, "tokens": 1} for n in range(3)]
         metrics = {"greedy_accuracy": 0.0, "nll_per_token": nll}
-        return TaskResult(task="t", metrics=metrics, floors={}, examples=examples, count=3, seconds=0.0)
+        return TaskResult(task="t", metrics=metrics, declared=DECLARED, examples=examples, count=3, seconds=0.0)
 
     assert retention(wrong(1.0), wrong(2.0)) == pytest.approx(1 / math.e)
     assert bootstrap_retention([(wrong(1.0), wrong(2.0))]) == pytest.approx([1 / math.e] * 2)
@@ -117,6 +129,7 @@ def test_an_accuracy_near_its_floor_counts_for_little() -> None:
         return TaskResult(
             task="t",
             metrics={"greedy_accuracy": greedy, "ranking_accuracy": ranking},
+            declared=DECLARED,
             floors={"greedy_accuracy": 0.0, "ranking_accuracy": 0.1},
             count=2,
             seconds=0.0,
@@ -159,5 +172,51 @@ def test_retention_bounds_hold_the_mean_over_the_probes() -> None:
     bounds = bootstrap_retention([text, (same, same), (unknown, same)])
     assert bounds is not None and bounds == pytest.approx([(math.exp(-0.1) + 1) / 2] * 2)
     assert bootstrap_retention([(unknown, same)]) is None, "nothing was known"
-    bare = TaskResult(task="t", metrics={"greedy_accuracy": 0.5}, floors={}, examples=[], count=4, seconds=0.0)
+    bare = TaskResult(task="t", metrics={"greedy_accuracy": 0.5}, declared=DECLARED, count=4, seconds=0.0)
     assert bootstrap_retention([(bare, bare)]) is None, "no values by example"
+
+
+WER = Metric("wer", "word error rate", higher_is_better=False, floor=1.0)
+
+
+def errors(values: Any, value: float | None = None, metric: Metric = WER) -> TaskResult:
+    examples = [{"prompt": str(n), metric.name: float(each)} for n, each in enumerate(values)]
+    found = float(np.mean(values)) if value is None else value
+    metrics = {metric.name: found}
+    return TaskResult(task="t", metrics=metrics, declared=[metric], examples=examples, count=len(values), seconds=0.0)
+
+
+def test_where_lower_is_better_a_floor_is_an_upper_bound() -> None:
+    before, after = errors([0.2, 0.4]), errors([0.4, 0.6])
+    change = bootstrap_change(before, after, "wer")
+    assert change is not None and change.shown and not change.better and change.gain[0] == pytest.approx(-0.2)
+    assert retention(before, after) == pytest.approx((1 - 0.5) / (1 - 0.3))
+    bounds = bootstrap_retention([(before, after)])
+    assert bounds is not None and bounds == pytest.approx([(1 - 0.6) / (1 - 0.4), (1 - 0.4) / (1 - 0.2)])
+    assert retention(errors([1.0, 1.2]), after) is None, "the base model is no better than a trivial answer"
+    closed = bootstrap_gap_closed(errors([1.0, 0.8]), errors([0.7, 0.5]), errors([0.4, 0.2]), "wer")
+    assert closed is not None and (closed.value, closed.low, closed.high) == pytest.approx([0.5] * 3)
+    assert retention(errors([0.2], metric=replace(WER, floor=None)), after) is None, "no floor, nothing to hold it to"
+
+
+def test_facts_that_become_errors_are_lost() -> None:
+    changed = facts_changed(errors([0, 0, 1, 1]), errors([0, 1, 0, 1]))["wer"]
+    assert [example["prompt"] for example in changed.lost] == ["1"]
+    assert [example["prompt"] for example in changed.won] == ["2"] and changed.kept == 1
+
+
+def test_there_is_no_interval_where_the_examples_do_not_give_the_metric() -> None:
+    """Such as a median, or lm-eval's perplexity, whose examples hold log-likelihoods."""
+    median = bootstrap_change(errors([0.0, 0.1, 0.9], 0.1), errors([0.1, 0.2, 0.9], 0.2), "wer")
+    assert median is not None and median.value == pytest.approx(0.1) and median.low is None and not median.shown
+    named = Metric("perplexity", "perplexity", higher_is_better=False)
+    change = bootstrap_change(errors([3.0, 5.0], metric=named), errors([2.0, 4.0], metric=named), "perplexity")
+    assert change is not None and change.low == pytest.approx(-1) and change.better, "its name alone says nothing"
+
+
+def test_a_value_that_is_not_finite_is_no_change_and_no_silent_retention() -> None:
+    nothing = errors([math.nan, 0.5])
+    assert bootstrap_change(errors([0.2, 0.4]), nothing, "wer") is None
+    kept = retention(errors([0.2, 0.4]), nothing)
+    assert kept is not None and math.isnan(kept)
+    assert bootstrap_retention([(errors([0.2, 0.4]), nothing)]) is None

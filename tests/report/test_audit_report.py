@@ -16,6 +16,8 @@ from graftlm.auditing.result import AuditResult, Diversity, LayerDrift, Restored
 from graftlm.auditing.retention import facts_changed, retention
 from graftlm.report import audit_verdict, write_audit_report
 from graftlm.tasks import TaskResult
+from graftlm.tasks.facts import GREEDY
+from graftlm.tasks.metric import NLL
 from tests.report.browsing import draw
 
 LAYERS = 30
@@ -26,7 +28,9 @@ MODULES = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_att
 def task(nll: list[float]) -> TaskResult:
     examples = [{"prompt": f"p{i}", "reference": "r", "output": "o", "nll": n, "tokens": 4} for i, n in enumerate(nll)]
     value = sum(nll) / (4 * len(nll))
-    return TaskResult(task="molecules", metrics={"nll_per_token": value}, examples=examples, count=len(nll), seconds=1)
+    return TaskResult(
+        task="molecules", metrics={NLL.name: value}, declared=[NLL], examples=examples, count=len(nll), seconds=1
+    )
 
 
 def probe(right: list[int]) -> TaskResult:
@@ -36,7 +40,7 @@ def probe(right: list[int]) -> TaskResult:
     ]
     share = sum(right) / len(right)
     return TaskResult(
-        task="capitals", metrics={"greedy_accuracy": share}, floors={"greedy_accuracy": 0.01}, examples=examples,
+        task="capitals", metrics={GREEDY.name: share}, declared=[GREEDY], floors={GREEDY.name: 0.01}, examples=examples,
         count=len(right), seconds=1,
     )  # fmt: skip
 
@@ -128,7 +132,7 @@ def test_tuned_models_are_held_against_each_other(result: AuditResult) -> None:
 
 def test_a_trivial_answer_that_does_as_well_is_said(result: AuditResult) -> None:
     for audited in result.tuned.values():
-        audited.results["molecules"].floors["nll_per_token"] = 3.0
+        audited.results["molecules"] = dataclasses.replace(audited.results["molecules"], floors={NLL.name: 3.0})
     lines = [line for line in audit_verdict(result) if "trivial" in line]
     assert lines == ["same does not beat a trivial answer on molecules: NLL per token 4.244, floor 3.000."]
 

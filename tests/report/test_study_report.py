@@ -13,9 +13,11 @@ from graftlm.report import write_study_report
 from graftlm.report.study_page import arm_retention
 from graftlm.study.config import ARMS
 from graftlm.study.rows import Measured
+from graftlm.tasks import Capitals
+from graftlm.tasks.metric import NLL
 from tests.report.browsing import draw
 
-FLOORS: dict[str, dict[str, float]] = {"molecules": {}, "capitals": {"ranking_accuracy": 0.1}}
+DECLARED = {"molecules": [NLL], "capitals": Capitals.metrics}
 
 
 def training(arm: str, seed: int, nll: float, ranking: float) -> Measured:
@@ -23,7 +25,8 @@ def training(arm: str, seed: int, nll: float, ranking: float) -> Measured:
         arm=arm,
         seed=seed,
         metrics={"molecules": {"nll_per_token": nll}, "capitals": {"ranking_accuracy": ranking}},
-        floors=FLOORS,
+        declared=DECLARED,
+        floors={"molecules": {}, "capitals": {}},
         counts={"molecules": 100, "capitals": 100},
         training_seconds=None if arm == "untrained" else 100.0 - seed,
         training_loss=None if arm == "untrained" else nll,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from scipy.stats import t as student
 from transformers import PreTrainedTokenizerFast
 
 from graftlm.errors import InputError
+from graftlm.files import dump_json
 from graftlm.multitoken.config import TuneConfig
+from graftlm.report import write_study_report
 from graftlm.runs import Run
 from graftlm.study.config import ARMS, StudyConfig
 from graftlm.study.rows import (
@@ -23,15 +26,21 @@ from graftlm.study.rows import (
     spread,
     study_verdict,
 )
-from graftlm.study.study import study
+from graftlm.study.study import kept, study
+from graftlm.tasks import Code, Metric
 from tests.conftest import tiny_model
 
 # What PEFT asks of transformers, and TRL of torch on a CPU.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
+SCORE = Metric("score", "score", higher_is_better=True)
+
+
 def measured(arm: str, seed: int, value: float) -> Measured:
-    return Measured(arm=arm, seed=seed, metrics={"t": {"score": value}}, floors={"t": {}}, counts={"t": 2})
+    return Measured(
+        arm=arm, seed=seed, metrics={"t": {"score": value}}, declared={"t": [SCORE]}, floors={"t": {}}, counts={"t": 2}
+    )
 
 
 @pytest.fixture
@@ -136,6 +145,23 @@ def test_arms_are_held_against_the_rung_below_and_against_plain_lora() -> None:
     assert ("kl-anchor", "entropy-weights") in every and ("kl-anchor", "importance-weights") in every
     assert ("next-token-lora", "importance-weights") in every and len(set(every)) == len(every)
     assert compared_arms(["cold-heads", "importance-weights"]) == [("cold-heads", "importance-weights")]
+
+
+def test_results_of_an_older_graftlm_are_read_as_the_tasks_declare_them(tmp_path: Path) -> None:
+    """Their metrics said nothing of themselves."""
+    values = {"nll_per_token": 2.0, "perplexity": math.exp(2)}
+    old = {"arm": "untrained", "seed": 0, "metrics": {"code": values}, "floors": {"code": {}}, "counts": {"code": 3}}
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    found = kept(tmp_path, [Code()], pytest.fail)
+    assert [metric.higher_is_better for metric in found.result("code").declared] == [False, False]
+    (tmp_path / "result.json").write_text(dump_json(asdict(replace(found, metrics={"code": {"perplexity": math.inf}}))))
+    assert math.isnan(kept(tmp_path, [], pytest.fail).metrics["code"]["perplexity"]), "null is not finite"
+
+
+def test_a_value_that_is_not_finite_ends_no_study(tmp_path: Path) -> None:
+    every = [measured("untrained", 0, 1.0), *(measured("cold-heads", seed, math.nan) for seed in range(2))]
+    write_study_report(tmp_path / "page.html", every, title="t", tasks=["t"], probes=["t"], facts={})
+    assert ">nan<" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_an_unknown_arm_is_named() -> None:

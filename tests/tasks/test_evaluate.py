@@ -9,7 +9,7 @@ import pytest
 
 from graftlm.errors import InputError
 from graftlm.evaluation import evaluate
-from graftlm.tasks import TASKS, Task, TaskResult, get_task
+from graftlm.tasks import TASKS, Metric, Task, TaskResult, get_task
 
 
 class Recorder(Task):
@@ -17,6 +17,7 @@ class Recorder(Task):
 
     name = "recorder"
     description = "for tests"
+    metrics = (Metric("calls", "calls", higher_is_better=True),)
 
     def rows(self, split: Any) -> Any:
         raise InputError("no rows")
@@ -26,7 +27,7 @@ class Recorder(Task):
         options["progress"] and options["progress"](1, 2)
         self.modes = [module.training for module in model.modules()]
         self.options, self.tokenizer = options, tokenizer
-        return TaskResult(task=self.name, metrics={}, count=0, seconds=0.0)
+        return TaskResult(task=self.name, metrics={"calls": 1.0}, declared=self.metrics, count=0, seconds=0.0)
 
 
 def test_every_task_is_found_by_its_name():

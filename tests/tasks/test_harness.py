@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from graftlm.auditing.intervals import bootstrap_change
 from graftlm.errors import InputError
 from graftlm.proxy import ProxyTunedModel
 from graftlm.tasks import get_task
@@ -28,18 +30,21 @@ ROWS = [
 ]
 
 
+def document(folder: Path, *metrics: dict[str, Any], **settings: Any) -> str:
+    rows, file = folder / "rows.jsonl", folder / "own.yaml"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    task = {
+        "task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(rows)}},
+        "test_split": "test", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}", "metric_list": metrics,
+    }  # fmt: skip
+    file.write_text(json.dumps(task | settings))  # JSON is YAML
+    return f"lm-eval:{file}"
+
+
 @pytest.fixture
 def task(tmp_path: Path) -> str:
-    rows, file = tmp_path / "rows.jsonl", tmp_path / "colours.yaml"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    document = {
-        "task": "colours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(rows)}},
-        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    }  # fmt: skip
-    file.write_text(json.dumps(document))  # JSON is YAML
-    return f"lm-eval:{file}"
+    metrics = {"metric": "acc"}, {"metric": "acc_norm"}
+    return document(tmp_path, *metrics, output_type="multiple_choice", doc_to_choice="{{choices}}")
 
 
 @pytest.mark.slow
@@ -88,6 +93,30 @@ def test_a_name_that_stands_for_several_tasks_is_refused_with_their_names() -> N
         get_task("lm-eval:ai2_arc")
     with pytest.raises(InputError, match=r"stands for \d+ tasks"):
         get_task("lm-eval:arc_*")
+
+
+def test_a_metric_of_the_harness_goes_the_way_that_it_declares(tmp_path: Path, make_model: Any, tokenizer: Any) -> None:
+    """Bits per byte by lm-eval's registry, the other by the task's file."""
+    name = document(
+        tmp_path,
+        {"metric": "bits_per_byte"},
+        {"metric": "byte_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False},
+        output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{question}}",
+    )  # fmt: skip
+    result = get_task(name).evaluate(make_model(), tokenizer)
+    assert {metric.name: metric.higher_is_better for metric in result.declared} == {
+        "bits_per_byte": False, "byte_perplexity": False,
+    }  # fmt: skip
+    worse = replace(result, metrics={each: value + 1 for each, value in result.metrics.items()})
+    change = bootstrap_change(result, worse, "bits_per_byte")
+    assert change is not None and not change.better
+
+
+def test_a_metric_of_the_harness_that_declares_no_direction_is_refused(tmp_path: Path) -> None:
+    scores = {"process_results": "{{ {'wit': 1.0} }}", "output_type": "generate_until"}
+    name = document(tmp_path, {"metric": "wit", "aggregation": "mean", "higher_is_better": None}, **scores)
+    with pytest.raises(InputError, match=r"does not say whether wit of lm-eval:.*own\.yaml is better high or low"):
+        get_task(name).metrics  # noqa: B018
 
 
 def test_an_unknown_task_is_named() -> None:
