@@ -16,10 +16,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from graftlm import __version__
+from graftlm.console import say
 from graftlm.serve.answers import Answer, ChatAnswer, CompletionAnswer
 from graftlm.serve.batching import Engine
 from graftlm.serve.gate import CLIENT_GONE, Gate, error_response
 from graftlm.serve.metrics import Metrics
+from graftlm.serve.own_settings import left_out
 from graftlm.serve.prompts import Prompts
 from graftlm.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from graftlm.serve.reading import read
@@ -48,6 +50,9 @@ def create_app(model: Any, tokenizer: Any, name: str, settings: ServeSettings | 
     app.state.created = int(time.time())
     app.state.prompts = prompts
     app.state.engine = Engine(model, prompts.pad_token, settings, Metrics())
+    if without := left_out(model.generation_config):
+        named = ", ".join(f"{key}={shortened(repr(value))}" for key, value in without.items())
+        say(f"graftlm: left out, since the server cannot honour it of the model's generation config: {named}")
     app.include_router(router)
     app.add_middleware(Gate, engine=app.state.engine, settings=settings)
     app.add_exception_handler(Refusal, answer_refusal)

@@ -8,7 +8,6 @@ Nothing of the model is used but `generate`, so any cache and any composed model
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 import traceback
@@ -17,10 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from graftlm.console import say
 from graftlm.serve.metrics import Metrics
+from graftlm.serve.own_settings import set_aside
 from graftlm.serve.refusal import Refusal
 from graftlm.serve.row import Row
 from graftlm.serve.sampling import RowSampler, RowStopper
@@ -103,7 +103,7 @@ class Engine:
             if not rows:
                 continue
             try:
-                self._write(rows)
+                self.write(rows)
             except Exception as error:
                 traceback.print_exception(error)
                 say(f"graftlm: generation failed, the server goes on: {type(error).__name__}: {error}")
@@ -124,7 +124,7 @@ class Engine:
             joining = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
         return [*rows, *(row for row in joining if not row.done)]
 
-    def _write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[Row]) -> None:
         """One `generate`, until all rows are done or the batch is to be put together anew."""
         self.metrics.batch_size.observe(len(rows))
         width = max(len(row.ids) for row in rows)
@@ -143,16 +143,17 @@ class Engine:
             left = left or self._should_leave(rows, pace)  # asked for each row where heads draft
             return left
 
-        self.model.generate(
-            input_ids=self._tensor([[self.pad_token] * (width - len(row.ids)) + row.ids for row in rows]),
-            attention_mask=self._tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows]),
-            generation_config=self._generation_config(max(row.remaining for row in rows)),
-            logits_processor=LogitsProcessorList([RowSampler(rows, on_step)]),
-            stopping_criteria=StoppingCriteriaList([RowStopper(rows, leave)]),
+        config = GenerationConfig(
+            max_new_tokens=max(row.remaining for row in rows), pad_token_id=self.pad_token, do_sample=False
         )
-        for row in rows:
-            if not left and not row.done:  # by a limit in the model's own settings, such as max_time
-                row.end("stop")
+        with set_aside(self.model.generation_config):
+            self.model.generate(
+                input_ids=self._tensor([[self.pad_token] * (width - len(row.ids)) + row.ids for row in rows]),
+                attention_mask=self._tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows]),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([RowSampler(rows, on_step)]),
+                stopping_criteria=StoppingCriteriaList([RowStopper(rows, leave)]),
+            )
 
     def _should_leave(self, rows: Sequence[Row], pace: Pace) -> bool:
         if self.stopping:
@@ -176,17 +177,6 @@ class Engine:
 
     def _tensor(self, numbers: list[list[int]]) -> torch.Tensor:
         return torch.tensor(numbers, device=self.model.device)
-
-    def _generation_config(self, max_new_tokens: int) -> Any:
-        """The model's own settings, but for those that belong to a row."""
-        config = copy.deepcopy(self.model.generation_config)
-        config.update(max_new_tokens=max_new_tokens, pad_token_id=self.pad_token, max_length=None)
-        # Set, not None: `generate` fills in the model's value where it finds None.
-        config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50, num_beams=1, num_return_sequences=1)
-        config.update(min_length=0, return_dict_in_generate=False)
-        if config.min_new_tokens is not None:
-            config.update(min_new_tokens=0)
-        return config
 
 
 class Pace:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graftlm.encoding import encode_text
+from graftlm.serve.own_settings import stop_strings
 from graftlm.serve.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from graftlm.serve.refusal import refuse
 from graftlm.serve.row import Piece, Row, seeded_generator
@@ -35,6 +36,7 @@ class Prompts:
         self.most_characters = None if self.context is None else self.context * longest
         self.vocabulary: int = getattr(config, "vocab_size", None) or len(tokenizer)
         self.ends = end_tokens(model.generation_config, tokenizer)
+        self.stop_strings = stop_strings(model.generation_config)
         self.special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     @property
@@ -150,7 +152,7 @@ class Prompts:
                 index=number * request.n + choice,
                 prompt=prompt,
                 continues=isinstance(request, CompletionRequest),
-                sampling=(sampling := request.sampling(limit)),
+                sampling=(sampling := request.sampling(limit, self.stop_strings)),
                 tokenizer=self.tokenizer,
                 # Special tokens are no text, so as a stop text one would never be found.
                 stop_ids=self.ends | {self.special[stop] for stop in sampling.stop if stop in self.special},

@@ -109,13 +109,14 @@ class GenerationRequest(Understood):
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, max_tokens: int) -> Sampling:
+    def sampling(self, max_tokens: int, stop: tuple[str, ...] = ()) -> Sampling:
+        """`stop`: texts that end each output, besides the request's own."""
         return Sampling(
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            stop=((self.stop,) if isinstance(self.stop, str) else tuple(self.stop)) + stop,
             alternatives=self.alternatives,
         )
 

@@ -17,6 +17,9 @@ from graftlm.console import say
 from graftlm.errors import InputError
 from graftlm.serve.app import create_app
 from graftlm.serve.batching import Engine
+from graftlm.serve.metrics import Metrics
+from graftlm.serve.prompts import Prompts
+from graftlm.serve.protocol import CompletionRequest
 from graftlm.serve.settings import ServeSettings
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -35,6 +38,7 @@ def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSetting
     with listening(settings) as listener, signals_end_quietly():
         model, tokenizer = load()
         app = create_app(model, tokenizer, name, settings)
+        try_out(model, app.state.prompts, settings)
         config = uvicorn.Config(
             app,
             ws="none",
@@ -49,6 +53,21 @@ def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSetting
             Server(config, app.state.engine, f"{name} at {address(listener)}/v1").run(sockets=[listener])
         finally:
             app.state.engine.stop()
+
+
+def try_out(model: Any, prompts: Prompts, settings: ServeSettings) -> None:
+    """Write one token of two prompts, so that a model that cannot write is found before a client asks.
+
+    Raises:
+        InputError: it cannot, most likely by its generation config.
+    """
+    request = CompletionRequest(model="", prompt=[[0], [0, 0]], max_tokens=1)
+    rows = prompts.rows(request, [[0], [0, 0]], lambda piece: None)
+    try:
+        Engine(model, prompts.pad_token, settings, Metrics()).write(rows)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"the model cannot write, see its generation_config.json: {reason}") from error
 
 
 class Server(uvicorn.Server):
