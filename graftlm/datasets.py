@@ -146,16 +146,18 @@ def prompt_too_long(
 
     Raises:
         InputError: names the first such row, its prompt's length in tokens, and the prompt's beginning; or
-            says that the rows are conversations but the tokenizer has no chat template.
+            says that the rows are conversations but the tokenizer has no chat template, or one that refuses a
+            message or leaves it out.
     """
-    if max_length is None:
-        return
     for number, row in enumerate(rows, start=1):
         prompt = row.get("prompt")
-        if prompt is None:
+        if prompt is None or (max_length is None and isinstance(prompt, str)):
             continue
-        length = len(prompt_tokens(prompt, tokenizer))
-        if length >= max_length:
+        try:
+            length = len(prompt_tokens(prompt, tokenizer))
+        except InputError as error:
+            raise InputError(f"the prompt of row {number}, {describe(prompt)}: {error}") from error
+        if max_length is not None and length >= max_length:
             raise InputError(
                 f"the prompt of row {number}, {describe(prompt)}, has {length} tokens, no room for its "
                 f"completion within max_length={max_length}; raise max_length, or shorten or remove the row"

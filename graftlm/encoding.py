@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+import re
+import secrets
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
 
 from graftlm.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
+"""What a chat template raises that does not take some messages."""
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -50,14 +57,48 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
 
 
 def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of a chat in the tokenizer's template, up to where the answer begins. InputError: no template."""
+    """Token ids of a chat in the tokenizer's template, up to where the answer begins.
+
+    InputError where there is no template, or one that refuses a message or leaves it out.
+    """
     if tokenizer.chat_template is None:
         raise InputError(
             f"the rows are conversations, but tokenizer {tokenizer.name_or_path!r} has no "
             "chat template; use an instruction-tuned model, or rows with prompt and completion as text"
         )
-    encoded: Any = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
+    try:
+        encoded: Any = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
+        # Roles that each template knows need no look.
+        if not {message["role"] for message in messages} <= {"user", "assistant"} and (
+            lost := left_out(
+                messages,
+                lambda marked: str(tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)),
+            )
+        ):
+            role = messages[int(lost.split(".")[1])]["role"]
+            raise InputError(
+                f"the chat template of {tokenizer.name_or_path!r} leaves out {lost}, of the role {role!r}: the model "
+                "would not read it; use a role that the template knows, or remove the message"
+            )
+    except TEMPLATE_ERRORS as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"the chat template of {tokenizer.name_or_path!r} refuses the messages: {reason}") from error
     return list(encoded["input_ids"])
+
+
+def left_out(messages: Sequence[dict[str, str]], render: Callable[[list[dict[str, str]]], str]) -> str | None:
+    """The first content or name that a chat template leaves out ("messages.2.content"), found by numbers in the place
+    of the texts; `render` gives the text of messages."""
+    fields = [(number, key) for number, message in enumerate(messages) for key in message if key != "role"]
+    run = f"{secrets.randbits(96):030d}"
+    marked = [dict(message) for message in messages]
+    for place, (number, key) in enumerate(fields):
+        marked[number][key] = f"{run}{place:09d}"
+    there = set(map(int, re.findall(rf"{run}(\d{{9}})", render(marked))))
+    lost = [f"messages.{number}.{key}" for place, (number, key) in enumerate(fields) if place not in there]
+    return lost[0] if lost else None
 
 
 def without_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -3,9 +3,9 @@
 | form | columns | becomes |
 |---|---|---|
 | prompt+completion | prompt, completion: both text or both lists of messages | as it is |
-| messages | messages: list of {role, content} | a row for each assistant turn |
+| messages | messages: list of {role, content}; optional system | a row for each assistant turn |
 | sharegpt | conversations: list of {from, value}; optional system | a row for each assistant turn |
-| alpaca | instruction, output; optional input | a user message and the assistant's answer |
+| alpaca | instruction, output; optional input, system | a user message and the assistant's answer |
 | text | text | as it is; empty texts are left out |
 
 Where a row has the columns of several forms, the first of this table counts. A conversation gives one row for
@@ -13,13 +13,14 @@ each assistant turn, whose prompt is everything before it: the loss then falls o
 whatever the chat template (a mask over all turns at once needs a template with {% generation %} marks, which
 few models have), and each turn is trained on exactly the text that the model is given when it has to write it
 (templates such as Qwen3's render earlier turns differently). The price is that the earlier turns are read
-again with each later one.
+again with each later one. A turn with `weight` 0, or `train` or `training` false, gives no row: it is context of the
+later ones. What else a message or its row holds and the model would never see (tool calls, tools, images) is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from graftlm.errors import InputError
@@ -36,6 +37,12 @@ FORMS = {
 }
 # One number for each token of the completion, written by other parts of graftlm; passed on as they are.
 TOKEN_COLUMNS = ("weights", "importance")
+# Whether a turn is trained on: OpenAI's and Axolotl's keys of a message.
+TRAINED_KEYS = ("weight", "train", "training")
+MESSAGE_KEYS = ("role", "from", "content", "value", *TRAINED_KEYS)
+MESSAGES = "{role, content} or {from, value}"
+# Columns that chat templates and trainers read beside the messages.
+LOST_COLUMNS = ("tools", "functions", "chat_template_kwargs", "images", "image", "audios", "audio", "videos", "video")
 ROLES = {
     "human": "user",
     "user": "user",
@@ -82,36 +89,55 @@ def detect_form(row: Mapping[str, Any], place: str) -> str:
 def from_prompt_completion(row: Mapping[str, Any], place: str) -> Iterator[Row]:
     prompt, completion = column(row, "prompt", place), column(row, "completion", place)
     if isinstance(prompt, list) and isinstance(completion, list):
-        prompt = [to_message(message, f"{place}: prompt") for message in prompt]
-        completion = [to_message(message, f"{place}: completion") for message in completion]
-        if not prompt or not completion or completion[-1]["role"] != "assistant":
+        refuse_columns(row, (*LOST_COLUMNS, "system"), place)
+        messages = [to_message(message, f"{place}: prompt") for message in prompt]
+        if not messages or not completion or to_message(completion[-1], f"{place}: completion")["role"] != "assistant":
             raise InputError(f"{place}: prompt needs a message, and completion has to end with the assistant's")
-    else:
-        prompt, completion = text(row, "prompt", place), text(row, "completion", place)
-        if not completion:
-            raise InputError(f"{place}: column 'completion' is empty; remove the row or fill it")
+        yield from split_conversation(completion, "completion", place, prompt=messages)
+        return
+    prompt, completion = text(row, "prompt", place), text(row, "completion", place)
+    if not completion:
+        raise InputError(f"{place}: column 'completion' is empty; remove the row or fill it")
     yield {"prompt": prompt, "completion": completion}
 
 
 def from_messages(row: Mapping[str, Any], place: str) -> Iterator[Row]:
-    return split_conversation(column(row, "messages", place), "messages", place)
+    return conversation(row, "messages", place)
 
 
 def from_sharegpt(row: Mapping[str, Any], place: str) -> Iterator[Row]:
-    turns = column(row, "conversations", place)
-    if isinstance(turns, list) and row.get("system"):
-        turns = [{"role": "system", "content": row["system"]}, *turns]
-    return split_conversation(turns, "conversations", place)
+    return conversation(row, "conversations", place)
+
+
+def conversation(row: Mapping[str, Any], name: str, place: str) -> Iterator[Row]:
+    refuse_columns(row, LOST_COLUMNS, place)
+    turns, system = column(row, name, place), system_turn(row, place)
+    if system and isinstance(turns, list) and turns and to_message(turns[0], f"{place}: {name}")["role"] == "system":
+        raise InputError(f"{place} has a column 'system' and a system message in {name!r}; keep one of them")
+    return split_conversation(turns, name, place, prompt=system)
+
+
+def system_turn(row: Mapping[str, Any], place: str) -> list[Message]:
+    """The message of the column `system`, if there is one."""
+    return [{"role": "system", "content": text(row, "system", place)}] if row.get("system") else []
+
+
+def refuse_columns(row: Mapping[str, Any], names: Sequence[str], place: str) -> None:
+    """InputError for a column that belongs to the conversation and would be lost."""
+    for name in names:
+        if row.get(name) not in (None, "", [], {}):
+            raise InputError(f"{place}: column {name!r} is not read; remove it, or write it into the messages")
 
 
 def from_alpaca(row: Mapping[str, Any], place: str) -> Iterator[Row]:
+    refuse_columns(row, (*LOST_COLUMNS, "history"), place)
     instruction, output = text(row, "instruction", place), text(row, "output", place)
     context = text(row, "input", place) if row.get("input") is not None else ""
     if not output:
         raise InputError(f"{place}: column 'output' is empty; remove the row or fill it")
     question = f"{instruction}\n\n{context}" if context else instruction
     yield {
-        "prompt": [{"role": "user", "content": question}],
+        "prompt": [*system_turn(row, place), {"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": output}],
     }
 
@@ -130,28 +156,65 @@ CONVERTERS: dict[str, Callable[[Mapping[str, Any], str], Iterator[Row]]] = {
 }
 
 
-def split_conversation(turns: Any, name: str, place: str) -> Iterator[Row]:
-    """One row for each assistant turn that something precedes; what follows the last one is left out."""
+def split_conversation(turns: Any, name: str, place: str, *, prompt: Sequence[Message] = ()) -> Iterator[Row]:
+    """One row for each assistant turn that something precedes, unless its own keys leave it as context; what follows
+    the last one is left out. `prompt` comes before the turns."""
     if not isinstance(turns, list):
         raise InputError(f"{place}: column {name!r} is {describe(turns)}, but a list of messages is expected")
-    messages = [to_message(turn, f"{place}: {name}") for turn in turns]
-    targets = [i for i, message in enumerate(messages) if i > 0 and message["role"] == "assistant"]
-    if not targets:
+    messages = [*prompt, *(to_message(turn, f"{place}: {name}") for turn in turns)]
+    first = max(len(prompt), 1)
+    answers = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
+    if not answers:
         raise InputError(f"{place}: column {name!r} has no assistant turn that answers another")
+    says = dict(enumerate((trained(turn, f"{place}: {name}") for turn in turns), start=len(prompt)))
+    if wrong := [messages[i] for i, asked in says.items() if asked and i not in answers]:
+        raise InputError(
+            f"{place}: {name}: {describe(wrong[0])} is to be trained on, but only assistant turns that answer are"
+        )
+    targets = [i for i in answers if says[i] is not False]
+    if not targets:
+        raise InputError(f"{place}: column {name!r} leaves no assistant turn to train on; remove the row")
     for i in targets:
+        if not messages[i]["content"]:
+            raise InputError(f"{place}: {name} has an empty assistant turn; fill it, or give it weight 0")
         yield {"prompt": messages[:i], "completion": [messages[i]]}
 
 
 def to_message(turn: Any, place: str) -> Message:
-    """{role, content} from a message in OpenAI's or ShareGPT's notation."""
-    if isinstance(turn, Mapping):
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        if isinstance(role, str) and role.lower() in ROLES and isinstance(content, str):
-            return {"role": ROLES[role.lower()], "content": content}
-        if isinstance(role, str) and isinstance(content, str):
-            raise InputError(f"{place} has the role {role!r}; known are {', '.join(ROLES)}")
-    raise InputError(f"{place} has {describe(turn)} as a message, but {{role, content}} or {{from, value}} is expected")
+    """{role, content} from a message in OpenAI's or ShareGPT's notation; InputError for a further key that has a value,
+    such as tool_calls, since it would be lost."""
+    if not isinstance(turn, Mapping):
+        raise InputError(f"{place} has {describe(turn)} as a message, but {MESSAGES} is expected")
+    for key, value in turn.items():
+        if key not in MESSAGE_KEYS and value not in (None, "", [], {}):
+            raise InputError(f"{place}: {key!r} of a message is not read; remove it, or write it into the content")
+    role = turn.get("role", turn.get("from"))
+    content = plain_text(turn.get("content", turn.get("value")))
+    if not isinstance(role, str) or content is None:
+        raise InputError(f"{place} has {describe(turn)} as a message, but {MESSAGES} with text is expected")
+    if role.lower() not in ROLES:
+        raise InputError(f"{place} has the role {role!r}; known are {', '.join(ROLES)}")
+    return {"role": ROLES[role.lower()], "content": content}
+
+
+def plain_text(content: Any) -> str | None:
+    """The text of a message's content, also of one in parts (OpenAI's {type: text}); None where it is something
+    else."""
+    if isinstance(content, list) and content:
+        parts = [part["text"] for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        return "".join(parts) if len(parts) == len(content) else None
+    return content if isinstance(content, str) else None
+
+
+def trained(turn: Mapping[str, Any], place: str) -> bool | None:
+    """What a message says of itself: 1 or true, 0 or false, or nothing. InputError for any other value, or two."""
+    given = {name: turn[name] for name in TRAINED_KEYS if turn.get(name) is not None}
+    for name, value in given.items():
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise InputError(f"{place}: {name!r} of a message is {describe(value)}; a turn counts (1) or not (0)")
+    if len(set(map(bool, given.values()))) > 1:
+        raise InputError(f"{place}: {' and '.join(map(repr, given))} of a message contradict each other")
+    return next(map(bool, given.values()), None)
 
 
 def add_token_columns(converted: Row, row: Mapping[str, Any], place: str) -> None:

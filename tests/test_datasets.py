@@ -23,6 +23,7 @@ from graftlm.datasets import (
     prompt_too_long,
 )
 from graftlm.errors import InputError
+from tests.conftest import byte_tokenizer
 
 PAIRS = [{"prompt": "2+2=", "completion": "4"}, {"prompt": 'é,\n"', "completion": "漢"}]
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -297,6 +298,112 @@ def test_bad_token_weights_are_refused(tmp_path: Path, weights: Any) -> None:
 )
 def test_a_bad_conversation_names_its_row(tmp_path: Path, turns: Any) -> None:
     assert "row 2 of" in refuse_rows(tmp_path, {"messages": [USER, ASSISTANT]}, {"messages": turns})
+
+
+@pytest.mark.parametrize("off", [{"weight": 0}, {"train": False}, {"training": False}, {"weight": 0.0, "train": None}])
+def test_a_turn_that_is_not_to_be_trained_on_is_context_only(tmp_path: Path, off: dict[str, Any]) -> None:
+    draft = {"role": "assistant", "content": "Draft"}
+    expected = [{"prompt": [USER, draft, USER], "completion": [ASSISTANT]}]
+    messages = [USER, {**draft, **off}, {**USER, **off}, {**ASSISTANT, "weight": 1, "train": True}]
+    assert load(tmp_path, {"messages": messages}) == expected
+    turns = [{**turn, "from": turn["role"], "value": turn["content"]} for turn in messages]
+    assert load(tmp_path, {"conversations": turns}) == expected
+    assert load(tmp_path, {"prompt": messages[:1], "completion": messages[1:]}) == expected
+    for ending in ("json", "parquet"):
+        assert list(load_rows(write(tmp_path / f"more.{ending}", [{"messages": messages}]))) == expected
+
+
+@pytest.mark.parametrize("on", [{"weight": 0.5}, {"weight": "0"}, {"train": 2}, {"weight": 1, "train": False}])
+def test_what_says_neither_yes_nor_no_of_a_turn_names_its_row(tmp_path: Path, on: dict[str, Any]) -> None:
+    good = {"messages": [USER, ASSISTANT]}
+    assert "row 2 of" in refuse_rows(tmp_path, good, {"messages": [USER, {**ASSISTANT, **on}]})
+
+
+def test_no_turn_to_train_on_and_one_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    assert "no assistant turn to train on" in refuse_rows(tmp_path, {"messages": [USER, {**ASSISTANT, "weight": 0}]})
+    assert "only assistant turns" in refuse_rows(tmp_path, {"messages": [{**USER, "train": True}, ASSISTANT]})
+    assert "only assistant turns" in refuse_rows(tmp_path, {"messages": [{**ASSISTANT, "weight": 1}, USER, ASSISTANT]})
+
+
+def test_a_completion_of_several_turns_trains_on_what_the_assistant_says(tmp_path: Path) -> None:
+    assert load(tmp_path, {"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]}) == [
+        {"prompt": [USER], "completion": [ASSISTANT]},
+        {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]},
+    ]
+
+
+CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": "", "tool_calls": CALL},
+        {"content": None, "tool_calls": CALL},
+        {"content": "I add.", "tool_calls": CALL},
+        {"content": "I add.", "function_call": CALL[0]["function"]},
+        {"content": "5", "name": "adder"},
+        {"content": "5", "reasoning_content": "2 + 3"},
+        {"content": "5", "thinking": "2 + 3"},
+        {"content": "5", "role": "observation"},
+        {"content": ""},
+        {"content": [{"type": "text", "text": "a"}, {"type": "image"}]},
+        {"content": []},
+    ],
+)
+def test_what_the_model_would_not_see_of_a_message_names_its_row(tmp_path: Path, turn: dict[str, Any]) -> None:
+    row = {"messages": [USER, {"role": "assistant", **turn}]}
+    message = refuse_rows(tmp_path, {"messages": [USER, ASSISTANT]}, row)
+    assert "row 2 of" in message
+    if len(turn) > 1 and "role" not in turn:
+        assert repr(list(turn)[1]) in message
+        assert "row 1 of" in refuse_rows(tmp_path, {"prompt": row["messages"], "completion": [ASSISTANT]})
+        assert "row 1 of" in refuse_rows(tmp_path, {"prompt": [USER], "completion": row["messages"][1:]})
+
+
+def test_empty_keys_of_a_message_and_text_in_parts_pass(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}]
+    answer = {"role": "assistant", "content": parts, "tool_calls": None, "name": "", "annotations": []}
+    assert load(tmp_path, {"messages": [USER, answer]}) == [{"prompt": [USER], "completion": [ASSISTANT]}]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"tools": CALL}, {"tools": "[{}]"}, {"chat_template_kwargs": {"x": 1}}, {"images": [1]}, {"history": []}],
+)
+def test_columns_of_a_conversation_that_the_model_would_not_see_are_refused(
+    tmp_path: Path, columns: dict[str, Any]
+) -> None:
+    [name] = columns
+    if name == "history":
+        row = {"instruction": "Hi", "output": "Hello", "history": [["a", "b"]]}
+        assert "row 1 of" in refuse_rows(tmp_path, row)
+        assert load(tmp_path, {**row, **columns}) == [{"prompt": [USER], "completion": [ASSISTANT]}]
+        return
+    for row in ({"messages": [USER, ASSISTANT]}, {"prompt": [USER], "completion": [ASSISTANT]}):
+        assert f"{name!r} is not read" in refuse_rows(tmp_path, {**row, **columns})
+        assert load(tmp_path, {**row, name: None}) == [{"prompt": [USER], "completion": [ASSISTANT]}]
+
+
+def test_the_column_system_comes_first_in_every_conversation(tmp_path: Path) -> None:
+    expected = [{"prompt": [{"role": "system", "content": "S"}, USER], "completion": [ASSISTANT]}]
+    assert load(tmp_path, {"messages": [USER, ASSISTANT], "system": "S"}) == expected
+    assert load(tmp_path, {"instruction": "Hi", "output": "Hello", "system": "S"}) == expected
+    assert "system" in refuse_rows(tmp_path, {"prompt": [USER], "completion": [ASSISTANT], "system": "S"})
+    messages = [{"role": "system", "content": "T"}, USER, ASSISTANT]
+    assert "system" in refuse_rows(tmp_path, {"messages": messages, "system": "S"})
+
+
+def test_a_message_that_the_chat_template_leaves_out_is_named() -> None:
+    tokenizer = byte_tokenizer()
+    rows = [{"prompt": [USER, ASSISTANT, {"role": "tool", "content": "5"}], "completion": [ASSISTANT]}]
+    prompt_too_long(rows, tokenizer, 100)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    with pytest.raises(InputError, match=r"row 1.*messages\.2\.content.*'tool'"):
+        prompt_too_long(rows, tokenizer, 100)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InputError, match=r"row 1.*refuses the messages: roles must alternate"):
+        prompt_too_long(rows, tokenizer, None)
 
 
 def test_weights_over_several_turns_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from tokenizers import processors
 
 from graftlm.auditing.representations import _batches
+from graftlm.datasets import load_rows
 from graftlm.encoding import beginning, encode_pair, encode_prompt, encode_text, without_end
 from graftlm.errors import InputError
 from graftlm.generation import stream_completion
@@ -135,6 +137,36 @@ def test_trained_rows_begin_once_and_end_once(ending: Any, packing: bool, tmp_pa
     one = [BOS, *byte_tokenizer()("ab cd")["input_ids"], EOS]
     assert text == [*one, *one]
     assert [label for row in rows["labels"] for label in row] == [-100, -100, -100, *one[3:]] * 2
+
+
+GENERATION = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<eos>"
+    "{% endgeneration %}{% else %}{{ m.content }}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, GENERATION])
+@pytest.mark.parametrize("off", [{"weight": 0}, {"train": False}])
+def test_the_labels_of_a_batch_hold_the_turns_that_count_and_no_others(
+    template: str | None, off: dict[str, Any], tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template or tokenizer.chat_template
+    say = [("user", "a"), ("assistant", "first"), ("user", "b"), ("assistant", "second"), ("user", "c")]
+    messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in say]
+    messages[1] |= off
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    trainer = training.MultiTokenTrainer(
+        tiny_model(),
+        training.config(tmp_path, per_device_train_batch_size=1),
+        train_dataset=load_rows(tmp_path / "rows.jsonl"),
+        processing_class=tokenizer,
+    )
+    [batch] = trainer.get_train_dataloader()
+    [ids], [labels] = batch["input_ids"], batch["labels"]
+    assert tokenizer.decode(ids) == "[user]a<eos>[assistant]first<eos>[user]b<eos>[assistant]second<eos>"
+    assert tokenizer.decode(labels[labels != -100]) == "second<eos>"
 
 
 def test_prompts_of_reinforcement_are_not_ended(ending: Any, tmp_path: Path) -> None:

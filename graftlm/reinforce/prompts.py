@@ -12,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from graftlm.datasets import read_source
 from graftlm.errors import InputError
 from graftlm.reinforce.formats import completion_text
+from graftlm.rows import to_message
 from graftlm.tasks.reasoning import PREFIX, Reasoning
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")
@@ -56,7 +57,8 @@ def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
         conversation = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
         rest["answer"] = completion_text(value) if conversation else value
     if isinstance(messages := rest.pop("messages", None), list) and "prompt" not in rest:
-        last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=-1)
+        asking = [i for i, turn in enumerate(messages) if isinstance(turn, dict) and turn.get("role") == "user"]
+        last = asking[-1] if asking else -1
         return {**rest, "prompt": checked(place, messages[: last + 1])}
     name = next((each for each in QUESTIONS if rest.get(each)), None)
     if name is None:
@@ -72,12 +74,9 @@ def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def checked(place: str, prompt: Any) -> Any:
     """Text or a non-empty list of messages; InputError names the row."""
-    messages = (
-        isinstance(prompt, list)
-        and prompt
-        and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in prompt)
-    )
-    if not messages and not (isinstance(prompt, str) and prompt.strip()):
+    if isinstance(prompt, list) and prompt:
+        return [to_message(message, place) for message in prompt]
+    if not (isinstance(prompt, str) and prompt.strip()):
         raise InputError(
             f"{place}: its prompt is {str(prompt)[:80]!r}, but text or messages (role and content) are expected"
         )

@@ -22,6 +22,7 @@ from trl.rewards import get_soft_overlong_punishment
 from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
 from graftlm.console import say
 from graftlm.datasets import begun_once, data_fingerprint
+from graftlm.encoding import encode_messages
 from graftlm.errors import InputError
 from graftlm.files import read_json_lines
 from graftlm.reinforce.config import ReinforceConfig
@@ -135,9 +136,10 @@ def guard_of(config: ReinforceConfig) -> Guard | None:
 
 
 def check_prompts(rows: Any, tokenizer: Any, config: ReinforceConfig) -> None:
-    """InputError for messages and a tokenizer without a chat template, or fewer prompts than a step takes."""
-    if not isinstance(rows[0]["prompt"], str) and not tokenizer.chat_template:
-        raise InputError(f"the prompts of {config.data} are messages, but {config.model} has no chat template")
+    """InputError for messages that the tokenizer's chat template does not take, or fewer prompts than a step takes."""
+    if not isinstance(rows[0]["prompt"], str):
+        for messages in rows["prompt"]:
+            encode_messages(tokenizer, messages)
     if len(rows) < config.prompts_per_step:
         raise InputError(
             f"data {config.data!r} has {len(rows)} prompts, fewer than --prompts-per-step {config.prompts_per_step}"

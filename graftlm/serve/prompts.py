@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import re
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from graftlm.encoding import encode_text
+from graftlm.encoding import TEMPLATE_ERRORS, encode_text, left_out
 from graftlm.serve.own_settings import stop_strings
 from graftlm.serve.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from graftlm.serve.refusal import refuse
@@ -81,31 +79,18 @@ class Prompts:
         messages = [message.for_template() for message in request.messages]
         # Each message is a character at least, so that there cannot be too many for the template either.
         self.check_characters(sum(len(message["content"]) + 1 for message in messages), "messages")
-        if (lost := self.left_out(messages)) is not None:
+        if (lost := left_out(messages, lambda marked: self.render(marked, tokenize=False))) is not None:
             raise refuse(f"{lost}: the model's chat template leaves it out, so the model would not read it", "messages")
         return list(self.render(messages)["input_ids"])
 
-    def left_out(self, messages: Sequence[dict[str, str]]) -> str | None:
-        """The first content or name that the chat template leaves out, found by numbers in the place of the texts."""
-        fields = [(number, key) for number, message in enumerate(messages) for key in message if key != "role"]
-        run = f"{secrets.randbits(96):030d}"
-        marked = [dict(message) for message in messages]
-        for place, (number, key) in enumerate(fields):
-            marked[number][key] = f"{run}{place:09d}"
-        there = set(map(int, re.findall(rf"{run}(\d{{9}})", self.render(marked, tokenize=False))))
-        lost = [f"messages.{number}.{key}" for place, (number, key) in enumerate(fields) if place not in there]
-        return lost[0] if lost else None
-
     def render(self, messages: Sequence[dict[str, str]], *, tokenize: bool = True) -> Any:
         """The messages in the chat template, as text or as what the tokenizer makes of it."""
-        from jinja2 import TemplateError
-
         try:
             with self.lock:
                 return self.encoder.apply_chat_template(
                     messages, add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
                 )
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split())
             raise refuse(f"the model's chat template does not take these messages: {reason}", "messages") from error
 
