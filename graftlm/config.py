@@ -2,7 +2,7 @@
 
 `load_config` merges defaults, a file and flags into one checked instance (graftlm/flags.py makes the flags).
 It takes any frozen dataclass whose fields are str, int, float, bool, a Literal of words, one of these or
-None, dict[str, Any], or dict[str, str]; a field's help is `metadata["help"]`.
+None, dict[str, Any], or dict[str, str]; a field's help is `metadata["help"]`, its range `metadata["range"]`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from graftlm.errors import InputError
+from graftlm.ranges import Range
 from graftlm.recipes import is_recipe, read_recipe
 from graftlm.yaml_text import YAMLError, parse_yaml
 
@@ -24,11 +25,13 @@ RUN_FILE = "run.yaml"
 EXPECTED = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
-def option(default: Any, help: str) -> Any:
-    """A config field: its default and the line that `--help` and the documentation show."""
+def option(default: Any, help: str, **bounds: float) -> Any:
+    """A config field: its default, the line that `--help` and the documentation show, and the bounds of its Range
+    (above=, at_least=, below=, at_most=), which `check_ranges` holds it to."""
+    metadata = {"help": help, "range": Range(**bounds) if bounds else None}
     if isinstance(default, (dict, list)):
-        return field(default_factory=type(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=type(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def require(condition: bool, flag: str, value: Any, rule: str) -> None:

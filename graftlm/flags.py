@@ -12,6 +12,7 @@ import typer
 
 from graftlm.config import field_types, flag_name, load_config, split_optional, typed_fields
 from graftlm.errors import InputError
+from graftlm.ranges import range_of
 
 Config = TypeVar("Config")
 METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
@@ -80,11 +81,14 @@ def metavar(annotation: Any, default: Any) -> str:
 
 
 def help_text(field: Field[Any], default: Any) -> str:
-    """The field's help with its default."""
+    """The field's help with its default and its range."""
+    notes = []
+    if default is not None and default != {}:
+        notes.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
+    if (allowed := range_of(field)) is not None:
+        notes.append(allowed.rule)
     text = str(field.metadata.get("help", ""))
-    if default is None or default == {}:
-        return text
-    return f"{text} [default: {str(default).lower() if isinstance(default, bool) else default}]"
+    return f"{text} [{'; '.join(notes)}]" if notes else text
 
 
 def default_of(field: Field[Any]) -> Any:

@@ -10,7 +10,6 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,12 +19,12 @@ from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from graftlm.callbacks import InterruptCallback
-from graftlm.config import describe_unknown
 from graftlm.console import say
 from graftlm.encoding import without_end
 from graftlm.errors import InputError
 from graftlm.models import load_model
 from graftlm.runs import Run
+from graftlm.trainer_settings import check_trackers, check_trainer_settings
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -38,12 +37,10 @@ def trainer_arguments(
 ) -> Arguments:
     """The trainer's arguments, an instance of `cls`; `further` (from --trainer) has the last word.
 
-    Raises InputError for an unknown field in `further`, or for what the trainer refuses.
+    Raises InputError for an unknown field or a wrong value in `further`, or for what the trainer refuses.
     """
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass
-    for name in further:
-        if name not in known:
-            raise InputError(f"--trainer: unknown field {describe_unknown(name, known)}")
+    check_trainer_settings(cls, further)
+    check_trackers("--report-to", settings.get("report_to"))
     with warnings.catch_warnings(), refused_settings():
         # transformers warns of the names that TRL still uses.
         warnings.simplefilter("ignore", FutureWarning)

@@ -162,7 +162,7 @@ def test_every_config_survives_the_way_through_yaml(config: Any, tmp_path: Path)
 
 
 def test_a_config_s_own_check_reaches_the_user() -> None:
-    with pytest.raises(InputError, match="--lora-rank is 0, but must be positive"):
+    with pytest.raises(InputError, match="--lora-rank is 0, but it must be at least 1"):
         load_config(TuneConfig, None, {"lora_rank": "0", "heads": "cold"})
 
 

@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from graftlm.cli.app import app
-from graftlm.cli.options import Alpha, Antiexpert, AsJson, Expert, Overwrite, Probe, check_output_folder
+from graftlm.cli.options import (
+    Alpha,
+    Antiexpert,
+    AsJson,
+    Expert,
+    Overwrite,
+    Probe,
+    check_output_folder,
+    number_option,
+    seed_option,
+)
 from graftlm.console import evaluation_table, prefixed, print_findings, print_table, reported_progress, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json, write_text
@@ -20,10 +30,10 @@ from graftlm.files import dump_json, write_text
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Hub ids, folders, adapters.")],
     task: Annotated[list[str] | None, typer.Option(help="Built-in task; repeatable. [default: all]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Test examples of each task. [default: all]")] = None,
-    shots: Annotated[int, typer.Option(help="Solved examples before each prompt.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of what a task draws.")] = 0,
+    limit: Annotated[int | None, number_option("Test examples of each task. [default: all]", at_least=1)] = None,
+    shots: Annotated[int, number_option("Solved examples before each prompt.", at_least=0)] = 0,
+    batch_size: Annotated[int, number_option("Examples at once.", at_least=1)] = 32,
+    seed: Annotated[int, seed_option("Seed of what a task draws.")] = 0,
     expert: Expert = None,
     antiexpert: Antiexpert = None,
     alpha: Alpha = None,
@@ -86,8 +96,8 @@ def audit(
     alpha: Alpha = None,
     task: Annotated[list[str] | None, typer.Option(help="What they were tuned for; repeatable.")] = None,
     probe: Probe = None,
-    limit: Annotated[int, typer.Option(help="Test examples of each.", min=2)] = 100,
-    layer_groups: Annotated[int, typer.Option(help="Groups of layers, each restored by itself.", min=1)] = 6,
+    limit: Annotated[int, number_option("Test examples of each.", at_least=2)] = 100,
+    layer_groups: Annotated[int, number_option("Groups of layers, each restored by itself.", at_least=1)] = 6,
     output_format: Annotated[
         list[str] | None,
         typer.Option("--format", help="Output format to count, as NAME=REGEX; repeatable.", metavar="NAME=REGEX"),
@@ -96,8 +106,8 @@ def audit(
         list[str] | None,
         typer.Option(help="Exit with 1 if this holds, such as 'retention<0.9'; repeatable.", metavar="CONDITION"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    batch_size: Annotated[int, number_option("Examples at once.", at_least=1)] = 32,
+    seed: Annotated[int, seed_option("Seed of what is drawn.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for audit.json and report.html.")] = Path("audit"),
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -155,7 +165,9 @@ def restore(
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="Hub id, folder or adapter folder.")],
     layers: Annotated[str, typer.Option(help="Layers, such as 0-14 or 0-4,9.")],
     output: Annotated[Path, typer.Option(help="Folder for the model.")],
-    scale: Annotated[float, typer.Option(help="Share of the tuning's change that is left there.")] = 0.0,
+    scale: Annotated[
+        float, number_option("Share of the tuning's change that is left there.", at_least=0, at_most=1)
+    ] = 0.0,
     base: Annotated[
         str | None, typer.Option(help="The model that a whole TUNED was tuned from; an adapter knows its own.")
     ] = None,

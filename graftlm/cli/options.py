@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from graftlm.errors import InputError
+from graftlm.ranges import LARGEST_SEED, Range
+
+
+def number_option(help: str, **bounds: float) -> Any:
+    """A flag of a number that lies within the bounds of a Range, which --help shows."""
+    allowed = Range(**bounds)
+
+    def checked(parameter: typer.CallbackParam, value: Any) -> Any:
+        allowed.check(parameter.opts[0], value)
+        return value
+
+    return typer.Option(help=f"{help} [{allowed.rule}]", callback=checked)
+
+
+def seed_option(help: str) -> Any:
+    return number_option(help, at_least=0, at_most=LARGEST_SEED)
+
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]

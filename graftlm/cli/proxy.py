@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from graftlm.cli.app import VerbGroup, app
-from graftlm.cli.options import Antiexpert, AsJson, Overwrite, Probe, check_output_folder, parse_numbers
+from graftlm.cli.options import (
+    Antiexpert,
+    AsJson,
+    Overwrite,
+    Probe,
+    check_output_folder,
+    number_option,
+    parse_numbers,
+    seed_option,
+)
 from graftlm.console import print_findings, reported_progress, say
 from graftlm.files import dump_json, write_text
 
@@ -29,9 +38,9 @@ def sweep(
     task: Annotated[list[str], typer.Option(help="What the expert was tuned for; repeatable.")],
     probe: Probe = None,
     alphas: Annotated[str, typer.Option(help="Comma-separated strengths.")] = "0,0.25,0.5,0.75,1,1.25,1.5,2",
-    limit: Annotated[int, typer.Option(help="Test examples of each.", min=2)] = 100,
-    batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    limit: Annotated[int, number_option("Test examples of each.", at_least=2)] = 100,
+    batch_size: Annotated[int, number_option("Examples at once.", at_least=1)] = 32,
+    seed: Annotated[int, seed_option("Seed of what is drawn.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for sweep.json and report.html.")] = Path("sweep"),
     overwrite: Overwrite = False,
     as_json: AsJson = False,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from graftlm.cli.app import app
-from graftlm.cli.options import Overwrite, parse_numbers
+from graftlm.cli.options import Overwrite, number_option, parse_numbers, seed_option
 from graftlm.console import print_table, reported_progress, say
 from graftlm.provenance import command_line
 from graftlm.pruning.choices import THINK_TAGS
@@ -36,7 +36,7 @@ AnswerStart = Annotated[
         help="Where the final answer starts in a completion. [default: </think>, ####, 'the answer is' or \\boxed]",
     ),
 ]
-BatchTokens = Annotated[int, typer.Option(help="Most tokens in one pass; a GPU wants thousands.", min=1)]
+BatchTokens = Annotated[int, number_option("Most tokens in one pass; a GPU wants thousands.", at_least=1)]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")]
 ResumeFile = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")]
 
@@ -77,13 +77,13 @@ def prune(
     ] = False,
     answer_start: AnswerStart = None,
     check: Annotated[
-        int, typer.Option(help="Rows that are ranked exactly as well, to tell how far the mode agrees.", min=0)
+        int, number_option("Rows that are ranked exactly as well, to tell how far the mode agrees.", at_least=0)
     ] = 0,
     split: Annotated[str, typer.Option(help="Split of the data.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Rows to read. [default: all]", min=1)] = None,
+    limit: Annotated[int | None, number_option("Rows to read. [default: all]", at_least=1)] = None,
     batch_tokens: BatchTokens = 512,
     llmlingua_model: Annotated[str | None, typer.Option(help="Classifier of mode llmlingua2, if another one.")] = None,
-    seed: Annotated[int, typer.Option(help="Of mode random, and of the draw from several shares.")] = 0,
+    seed: Annotated[int, seed_option("Of mode random, and of the draw from several shares.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
     resume: ResumeFile = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, its page and its list.")] = False,
@@ -126,12 +126,14 @@ def prune_fit(
     *,
     pruner: Pruner,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the surrogate and the exact ranks.")],
-    chains: Annotated[int, typer.Option(help="Rows that are ranked exactly; the last fifth only to measure.")] = 200,
+    chains: Annotated[
+        int, number_option("Rows that are ranked exactly; the last fifth only to measure.", at_least=3)
+    ] = 200,
     other: Annotated[str | None, typer.Option(help="Data of another kind to measure on as well.")] = None,
     objective: Objective = "joint",
     answer_start: AnswerStart = None,
     batch_tokens: BatchTokens = 512,
-    seed: Annotated[int, typer.Option(help="Of the network.")] = 0,
+    seed: Annotated[int, seed_option("Of the network.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
     resume: ResumeFile = False,
     overwrite: Overwrite = False,

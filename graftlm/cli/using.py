@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftlm.cli.app import app
-from graftlm.cli.options import Alpha, Antiexpert, AsJson, Draft, Expert, Overwrite, check_output_folder
+from graftlm.cli.options import (
+    Alpha,
+    Antiexpert,
+    AsJson,
+    Draft,
+    Expert,
+    Overwrite,
+    check_output_folder,
+    number_option,
+    seed_option,
+)
 from graftlm.console import environment_table, print_table, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json
@@ -23,9 +33,9 @@ def generate(
     model: Annotated[str, typer.Argument(help="Hub id, folder or adapter folder.")] = "smollm2-135m",
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue or answer; repeatable.")] = None,
     file: Annotated[Path | None, typer.Option(help="Text file with one prompt a line.", metavar="FILE")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.", min=0.0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    max_new_tokens: Annotated[int, number_option("Most tokens to write.", at_least=1)] = 128,
+    temperature: Annotated[float, number_option("0 takes the likeliest token each time.", at_least=0)] = 0.0,
+    seed: Annotated[int, seed_option("Seed of the sampling.")] = 0,
     chat: Annotated[
         bool | None,
         typer.Option("--chat/--no-chat", help="Use the chat template. [default: if there is one]"),

@@ -27,6 +27,7 @@ from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.loss import IGNORE, head_coefficients, schedule_factor
 from graftlm.multitoken.model import MultiTokenModel, MultiTokenOutput
 from graftlm.multitoken.token_weights import TokenWeightsCollator, align_token_weights
+from graftlm.ranges import check_ranges
 
 HEADS_FOLDER = "heads"
 
@@ -38,31 +39,30 @@ class MultiTokenConfig(SFTConfig):
     Unlike in TRL, bf16 is off by default where there is no GPU: CPUs run it many times slower than float32.
     """
 
-    coefficient: float = option(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.")
-    decay: float = option(0.8, "d in that sum.")
+    coefficient: float = option(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.", at_least=0)
+    decay: float = option(0.8, "d in that sum.", above=0, at_most=1)
     schedule: str = option("rsine", "s(t): rsine, sine, linear or constant.")
     weights: str = option("uniform", "Which tokens the heads learn from: uniform, entropy, surprisal, importance.")
-    forking_fraction: float = option(0.2, "Share of tokens that weights=entropy keeps.")
+    forking_fraction: float = option(0.2, "Share of tokens that weights=entropy keeps.", above=0, at_most=1)
     train_heads: bool = option(False, "Train the heads along instead of keeping them frozen.")
-    heads_learning_rate: float | None = option(None, "Learning rate of trained heads; None: the model's.")
+    heads_learning_rate: float | None = option(None, "Learning rate of trained heads; None: the model's.", at_least=0)
     freeze_unembedding: bool = option(False, "Leave the unembedding (and an embedding tied to it) as it is.")
-    protect_layers: float = option(0.0, "Share of the layers, from the bottom, that is left untouched.")
-    anchor_weight: float = option(0.0, "Weight of KL(base ‖ tuned) on the trainer's anchor_texts.")
+    protect_layers: float = option(
+        0.0, "Share of the layers, from the bottom, that is left untouched.", at_least=0, below=1
+    )
+    anchor_weight: float = option(0.0, "Weight of KL(base ‖ tuned) on the trainer's anchor_texts.", at_least=0)
 
     def __post_init__(self) -> None:
         bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not self.fp16 and not torch.cuda.is_available():
             self.bf16 = False
         super().__post_init__()
+        check_ranges(self, prefix="")
         schedule_factor(self.schedule, 0, 1)  # type: ignore[arg-type]
         if self.weights not in ("uniform", "entropy", "surprisal", "importance"):
             raise InputError(f"weights is {self.weights!r}; it is uniform, entropy, surprisal or importance")
         if self.weights == "importance" and (self.packing or self.padding_free or self.truncation_mode == "keep_end"):
             raise InputError("weights 'importance' excludes packing, padding_free and truncation_mode 'keep_end'")
-        if not 0 <= self.protect_layers < 1:
-            raise InputError(f"protect_layers is {self.protect_layers}, but it is a share from 0 to below 1")
-        if self.coefficient < 0:
-            raise InputError(f"coefficient is {self.coefficient}, but it cannot be negative")
         if self.loss_type != "nll":
             raise InputError(f"loss_type={self.loss_type!r} is not supported with the multi-token loss: use 'nll'")
         if self.router_aux_loss_coef:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from graftlm.config import option, require
 from graftlm.errors import InputError
+from graftlm.ranges import LARGEST_SEED, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class ReinforceConfig:
         "reasoning-gym:chain_sum", "Prompts: reasoning-gym:NAME, a built-in task, a file with prompts, or a hub id."
     )
     data_options: dict[str, Any] = option({}, "Settings of a reasoning-gym data set, as key=value.")
-    rows: int = option(1000, "Prompts made by reasoning-gym; of other data at most so many rows.")
+    rows: int = option(1000, "Prompts made by reasoning-gym; of other data at most so many rows.", at_least=1)
     output: str = option("run", "Run folder: the trained model, run.yaml, metrics.jsonl, formats.jsonl, report.html.")
     reward: str | None = option(
         None,
@@ -32,14 +33,19 @@ class ReinforceConfig:
     reward_seconds: float = option(
         5.0,
         "Time that the reward of one completion may take (of n in one call of yours: sqrt(n) times it); then it is 0.",
+        above=0,
     )
-    overlong_buffer: int = option(0, "Last tokens of the longest completion in which its reward falls by up to 1.")
+    overlong_buffer: int = option(
+        0, "Last tokens of the longest completion in which its reward falls by up to 1.", at_least=0
+    )
     formats: dict[str, str] = option({}, "Formats to watch, as name=regular expression; the first that matches counts.")
     guard: Literal["none", "within-format", "divergence"] = option(
         "none", "What keeps formats alive: compare completions within their format, or pay for a share that has grown."
     )
-    guard_coefficient: float = option(0.3, "Price of the guard `divergence`, in rewards per nat.")
-    forking_fraction: float = option(0.2, "Share of the tokens, highest entropy first, that are learnt from; 1: all.")
+    guard_coefficient: float = option(0.3, "Price of the guard `divergence`, in rewards per nat.", above=0)
+    forking_fraction: float = option(
+        0.2, "Share of the tokens, highest entropy first, that are learnt from; 1: all.", above=0, at_most=1
+    )
     forking_scope: Literal["rollout", "micro-batch", "response"] = option("rollout", "Over what the share is taken.")
     forking_normaliser: Literal["kept", "all"] = option(
         "kept", "What the policy loss is divided by: the kept tokens (paper) or all (TRL)."
@@ -47,24 +53,24 @@ class ReinforceConfig:
     forking_tokens: Literal["top", "rest", "random"] = option(
         "top", "Which tokens: the top by entropy, all others, or random ones."
     )
-    beta: float = option(0.0, "Weight of the KL to the start model, over all tokens.")
-    epsilon: float = option(0.2, "Lower clip of the probability ratio.")
-    epsilon_high: float = option(0.28, "Upper clip (DAPO's clip-higher).")
+    beta: float = option(0.0, "Weight of the KL to the start model, over all tokens.", at_least=0)
+    epsilon: float = option(0.2, "Lower clip of the probability ratio.", above=0)
+    epsilon_high: float = option(0.28, "Upper clip (DAPO's clip-higher).", above=0)
     method: Literal["lora", "full"] = option("lora", "Which weights of the model are trained.")
-    lora_rank: int = option(16, "LoRA rank.")
-    lora_alpha: int = option(32, "LoRA alpha.")
-    learning_rate: float = option(1e-5, "Learning rate of AdamW, constant.")
-    num_generations: int = option(8, "Completions of each prompt, which are compared with one another.")
-    prompts_per_step: int = option(8, "Prompts in one rollout batch, on all devices together.")
-    batch_size: int = option(16, "Completions on one device at once while training.")
-    updates_per_rollout: int = option(1, "Optimizer steps that a rollout batch is divided into.")
-    max_completion_length: int = option(256, "Longest completion in tokens.")
-    temperature: float = option(1.0, "Sampling temperature.")
-    epochs: float = option(1.0, "Passes over the prompts.")
-    max_steps: int | None = option(None, "Stop after so many optimizer steps instead.")
-    save_steps: int | None = option(None, "Steps between checkpoints (default: at the end of an epoch).")
+    lora_rank: int = option(16, "LoRA rank.", at_least=1)
+    lora_alpha: int = option(32, "LoRA alpha.", at_least=1)
+    learning_rate: float = option(1e-5, "Learning rate of AdamW, constant.", above=0)
+    num_generations: int = option(8, "Completions of each prompt, which are compared with one another.", at_least=2)
+    prompts_per_step: int = option(8, "Prompts in one rollout batch, on all devices together.", at_least=1)
+    batch_size: int = option(16, "Completions on one device at once while training.", at_least=1)
+    updates_per_rollout: int = option(1, "Optimizer steps that a rollout batch is divided into.", at_least=1)
+    max_completion_length: int = option(256, "Longest completion in tokens.", at_least=1)
+    temperature: float = option(1.0, "Sampling temperature.", above=0)
+    epochs: float = option(1.0, "Passes over the prompts.", above=0)
+    max_steps: int | None = option(None, "Stop after so many optimizer steps instead.", at_least=1)
+    save_steps: int | None = option(None, "Steps between checkpoints (default: at the end of an epoch).", at_least=1)
     vllm: bool = option(False, "Let vLLM write the rollouts, in the trainer's own process (GPU).")
-    seed: int = option(0, "Seed of initialisation, order and sampling.")
+    seed: int = option(0, "Seed of initialisation, order and sampling.", at_least=0, at_most=LARGEST_SEED)
     report_to: str = option(
         "none", "wandb, trackio, tensorboard, ... (comma-separated); metrics.jsonl is always there."
     )
@@ -73,11 +79,10 @@ class ReinforceConfig:
     trust_remote_code: bool = option(False, "Run code that the model's repository ships.")
 
     def __post_init__(self) -> None:
-        require(self.rows >= 1, "rows", self.rows, "at least one prompt is needed")
-        require(self.reward_seconds > 0, "reward_seconds", self.reward_seconds, "it must be positive")
+        check_ranges(self)
         require(
-            0 <= self.overlong_buffer < self.max_completion_length,
-            "overlong_buffer", self.overlong_buffer, "it must lie between 0 and max-completion-length",
+            self.overlong_buffer < self.max_completion_length,
+            "overlong_buffer", self.overlong_buffer, "it must be below max-completion-length",
         )  # fmt: skip
         for name, pattern in self.formats.items():
             if not isinstance(pattern, str):  # out of a YAML file
@@ -88,17 +93,6 @@ class ReinforceConfig:
             self.guard,
             "it needs --formats name=regular-expression",
         )
-        require(self.guard_coefficient > 0, "guard_coefficient", self.guard_coefficient, "it must be positive")
-        require(0 < self.forking_fraction <= 1, "forking_fraction", self.forking_fraction, "it must lie in (0, 1]")
-        require(self.beta >= 0, "beta", self.beta, "it cannot be negative")
-        for name in ("lora_rank", "lora_alpha", "learning_rate", "epsilon", "epsilon_high", "epochs",
-                     "prompts_per_step", "batch_size", "updates_per_rollout", "max_completion_length"):  # fmt: skip
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        for name in ("max_steps", "save_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "must be positive, or left out")
-        require(self.num_generations >= 2, "num_generations", self.num_generations, "there must be two to compare")
-        require(self.temperature > 0, "temperature", self.temperature, "sampling needs a positive one")
         completions = self.prompts_per_step * self.num_generations
         require(
             completions % (self.batch_size * self.updates_per_rollout) == 0,

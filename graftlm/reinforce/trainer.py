@@ -33,6 +33,7 @@ from graftlm.config import option
 from graftlm.encoding import check_no_end
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import backbone_of, plain_model
+from graftlm.ranges import check_ranges
 from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
 
 Scope = Literal["rollout", "micro-batch", "response"]
@@ -49,19 +50,20 @@ class ForkingTokenGRPOConfig(GRPOConfig):
     `top_entropy_quantile` is set besides.
     """
 
-    forking_fraction: float = option(0.2, "Share of the tokens that the policy loss is taken from; 1 is all of them.")
+    forking_fraction: float = option(0.2, "Share of the tokens with the policy loss; 1 is all.", above=0, at_most=1)
     forking_scope: str = option("rollout", "Over what the share is taken: rollout (batch), micro-batch or response.")
     forking_normaliser: str = option("kept", "What the policy loss is divided by: kept tokens (paper) or all (TRL).")
     forking_tokens: str = option("top", "Which tokens: top (by entropy), rest (all others) or random (as many).")
     start_agreement_steps: int = option(
-        20, "Rollout batches between measurements of the mask's agreement with the start model's (LoRA; 0: never)."
+        20,
+        "Rollout batches between measurements of the mask's agreement with the start model's (LoRA; 0: never).",
+        at_least=0,
     )
 
     def __post_init__(self) -> None:
         if self.top_entropy_quantile != 1.0:  # type: ignore[has-type]
             raise InputError("top_entropy_quantile is TRL's own mask; set forking_fraction instead")
-        if not 0 < self.forking_fraction <= 1:
-            raise InputError(f"forking_fraction is {self.forking_fraction}, but it must lie in (0, 1]")
+        check_ranges(self, prefix="")
         for name, allowed in (("scope", Scope), ("normaliser", Normaliser), ("tokens", Tokens)):
             value = getattr(self, f"forking_{name}")
             if value not in get_args(allowed):

@@ -7,6 +7,8 @@ from typing import Any
 
 from graftlm.config import option, require
 from graftlm.errors import InputError
+from graftlm.multitoken.config import MOST_HEADS
+from graftlm.ranges import check_ranges
 
 ARMS: dict[str, dict[str, Any]] = {
     "next-token-full": {"objective": "next-token", "method": "full"},
@@ -42,31 +44,29 @@ class StudyConfig:
         "all",
         f"Comma-separated arms: {', '.join(ARMS)}. `all` has the last one only if the rows have token weights.",
     )
-    seeds: int = option(3, "Trainings of each arm.")
+    seeds: int = option(3, "Trainings of each arm.", at_least=1)
     tasks: str = option("molecules", "Comma-separated tasks that show the gain.")
     probes: str = option("capitals,elements,general-text", "Comma-separated probes of what is forgotten.")
-    limit: int = option(100, "Test examples of each.")
-    num_heads: int = option(4, "Heads.")
-    coefficient: float = option(0.1, "Weight of the heads' loss (the paper's 0.01 is too small to show at 135M).")
-    max_steps: int = option(50, "Optimizer steps of each training.")
-    batch_size: int = option(8, "Rows in a step.")
-    learning_rate: float = option(6e-4, "Peak learning rate of LoRA.")
-    full_learning_rate: float = option(2e-4, "Peak learning rate of full tuning.")
-    heads_learning_rate: float = option(1e-4, "Learning rate of the heads.")
-    domain_tokens: int = option(26_000, "Domain text that the heads are distilled on, in tokens.")
-    general_tokens: int = option(6_000, "General text, in tokens.")
-    distillation_epochs: int = option(3, "Passes over that text.")
+    limit: int = option(100, "Test examples of each.", at_least=2)
+    num_heads: int = option(4, "Heads.", at_least=1, at_most=MOST_HEADS)
+    coefficient: float = option(
+        0.1, "Weight of the heads' loss (the paper's 0.01 is too small to show at 135M).", at_least=0
+    )
+    max_steps: int = option(50, "Optimizer steps of each training.", at_least=1)
+    batch_size: int = option(8, "Rows in a step.", at_least=1)
+    learning_rate: float = option(6e-4, "Peak learning rate of LoRA.", above=0)
+    full_learning_rate: float = option(2e-4, "Peak learning rate of full tuning.", above=0)
+    heads_learning_rate: float = option(1e-4, "Learning rate of the heads.", above=0)
+    domain_tokens: int = option(26_000, "Domain text that the heads are distilled on, in tokens.", at_least=0)
+    general_tokens: int = option(6_000, "General text, in tokens.", at_least=0)
+    distillation_epochs: int = option(3, "Passes over that text.", at_least=0)
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         unknown = [arm for arm in self.chosen_arms if arm not in ARMS]
         if unknown:
             raise InputError(f"--arms names {unknown[0]!r}, but the arms are {', '.join(ARMS)}")
         require(len(self.chosen_arms) > 0, "arms", self.arms, "at least one arm is needed")
-        require(self.seeds >= 1, "seeds", self.seeds, "each arm is trained at least once")
-        require(self.limit >= 2, "limit", self.limit, "an interval needs at least two examples")
-        require(self.max_steps >= 1, "max_steps", self.max_steps, "must be positive")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be positive")
-        require(self.coefficient >= 0, "coefficient", self.coefficient, "it cannot be negative")
 
     @property
     def chosen_arms(self) -> list[str]:

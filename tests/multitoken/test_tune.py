@@ -206,7 +206,7 @@ def test_early_stopping_goes_on_counting_after_a_resume(model_folder: Path, data
     write_rows(rows / "train.jsonl", 24)
     write_rows(rows / "validation.jsonl", 6)
     settings = {"eval_split": "validation", "eval_steps": 1, "early_stopping": 4, "max_steps": 40, "method": "full",
-                "learning_rate": 0.0, "trainer": {"save_total_limit": 40}}  # fmt: skip
+                "learning_rate": 1e-30, "trainer": {"save_total_limit": 40}}  # fmt: skip
     whole = run(config(model_folder, rows, tmp_path / "run", **settings))
     steps = len([line for line in (whole / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line])
     assert steps == 5  # a loss that stays the same is no improvement
