@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from graftlm.errors import InputError
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def stream_completion(
@@ -94,3 +95,19 @@ def check_length(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new
             f"the prompt has {prompt_tokens} tokens, and with {max_new_tokens} new ones that is more than "
             f"the model's {limit}; shorten it or lower --max-new-tokens"
         )
+
+
+def named_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `generate`, all by their names."""
+    from transformers import GenerationMixin
+
+    named = inspect.signature(GenerationMixin.generate).bind_partial(None, *args, **kwargs).arguments
+    return {name: value for name, value in named.items() if name not in ("self", "kwargs")} | named.get("kwargs", {})
+
+
+def setting(name: str, arguments: Mapping[str, Any], own_config: GenerationConfig) -> Any:
+    """What a call of `generate` goes by: its own argument, else its generation_config's, else the model's; or None."""
+    if name in arguments:
+        return arguments[name]
+    configs = (arguments.get("generation_config"), own_config)
+    return next((value for each in configs if (value := getattr(each, name, None)) is not None), None)

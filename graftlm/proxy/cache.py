@@ -1,41 +1,84 @@
-"""The key-value caches of the models of a proxy-tuned one, as one."""
+"""The key-value cache of the base model, which takes those of the experts along."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+
+from graftlm.errors import InputError
+
+if TYPE_CHECKING:
+    from graftlm.proxy.experts import Experts
 
 
-class ProxyCache(Cache):
-    """`caches`: the base model's first. What is done to its rows and length is done to all.
+class ProxyCache(DynamicCache):
+    """The base model's keys and values; what is done to its rows and length is done to the experts' too.
 
-    `stacked`: which of them hold each row twice, first all rows of the expert, then all of the anti-expert. Lengths may
-    differ where the expert has a prompt of its own; the length that is reported is the base model's.
+    An empty DynamicCache becomes one, so that who gave it holds what was read with it.
     """
 
-    def __init__(self, caches: Sequence[Cache], stacked: Sequence[bool]) -> None:
-        super().__init__(layers=[])
-        self.caches = list(caches)
-        self.stacked = list(stacked)
-        self.rows = 0
-        self.prompt_length = 0
-        """Columns of the base model's prompt; what follows was generated, and is the same for all models."""
+    others: list[Cache]
+    """The experts'."""
+    stacked: list[bool]
+    """Which of them hold each row twice: first all rows of the expert, then all of the anti-expert."""
+    rows: int
+    prompt_length: int
+    """Columns of the base model's prompt; what follows was generated, and is the same for all models."""
+    own_length: int | None
+    """Columns of the expert's own prompt, where it has one."""
+    ahead: list[int]
+    """How many columns more than the base model's each of the others holds."""
 
-    def __len__(self) -> int:
-        return len(self.caches[0])
+    @classmethod
+    def of(cls, given: Any, base: Any, experts: Experts | None) -> ProxyCache:
+        """`given`, or a new one for None.
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.caches[0].get_seq_length(layer_idx)
+        InputError for another kind of cache, and for one that other models have read with.
+        """
+        cache: Any = new_cache(base) if given is None else given
+        if type(cache) is DynamicCache and (experts is None or not columns(cache)):
+            cls._widen(cache, base, experts)
+        if not isinstance(cache, cls):
+            fault = "has been read with by another model" if type(cache) is DynamicCache else "holds one model's states"
+            raise InputError(f"this {type(cache).__name__} {fault}: give a proxy-tuned model an empty DynamicCache")
+        cache._check_step(0 if experts is None else len(experts.cached_models()))
+        return cache
 
-    def get_max_length(self, layer_idx: int | None = None) -> int:
-        return min(cache.get_max_length(layer_idx) for cache in self.caches)
+    @classmethod
+    def _widen(cls, cache: Any, base: Any, experts: Experts | None) -> None:
+        offloading = {"offloading": cache.offloading}
+        if cache.offloading:
+            offloading["offload_only_non_sliding"] = cache.only_non_sliding
+        if not columns(cache):
+            cache.layers, cache.layer_class_to_replicate = new_cache(base).layers, None
+        models = [] if experts is None else experts.cached_models()
+        cache.others = [new_cache(model, **offloading) for model in models]
+        cache.stacked = [experts is not None and experts.shared] * len(models)
+        cache.rows = cache.prompt_length = 0
+        cache.own_length, cache.ahead = None, []
+        cache.__class__ = cls
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self.caches[0].get_mask_sizes(query_length, layer_idx)
+    def _check_step(self, count: int) -> None:
+        if len(self.others) != count or (columns(self) and self._ahead() != self.ahead):
+            raise InputError("this cache is out of step with the models: it was read with by others; give a new one")
+
+    def _ahead(self) -> list[int]:
+        return [columns(cache) - columns(self) for cache in self.others]
+
+    def begin(self, rows: int, time: int, own_length: int | None) -> None:
+        """Before a pass over [rows, time]. InputError where the expert's own prompt is another than at first."""
+        if not columns(self):
+            self.rows, self.prompt_length, self.own_length = rows, time, own_length
+        elif self.own_length != own_length:
+            raise InputError("the expert's own prompt belongs to the cache's first call: give it there, and each time")
+
+    def end(self) -> None:
+        """After a pass."""
+        self.ahead = self._ahead()
 
     @property
     def is_compileable(self) -> bool:
@@ -43,38 +86,51 @@ class ProxyCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        return all(cache.is_croppable for cache in self.caches)
-
-    @property
-    def batch_size(self) -> int:
-        return self.rows
+        return super().is_croppable and all(cache.is_croppable for cache in self.others)
 
     def crop(self, tokens_to_remove: int) -> None:
-        for cache in self.caches:
+        super().crop(tokens_to_remove)
+        for cache in self.others:
             cache.crop(tokens_to_remove)
 
     def reset(self) -> None:
-        for cache in self.caches:
+        super().reset()
+        for cache in self.others:
             cache.reset()
-        self.rows = self.prompt_length = 0
 
     def activate_past_recording(self) -> None:
-        for cache in self.caches:
+        super().activate_past_recording()
+        for cache in self.others:
             cache.activate_past_recording()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
         self._each_row("reorder_cache", beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
+        super().batch_select_indices(indices)
         self._each_row("batch_select_indices", indices)
         self.rows = int(indices.shape[0])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        for cache in self.caches:
+        super().batch_repeat_interleave(repeats)
+        for cache in self.others:
             cache.batch_repeat_interleave(repeats)
         self.rows *= repeats
 
     def _each_row(self, method: str, rows: Tensor) -> None:
-        for cache, stacked in zip(self.caches, self.stacked, strict=True):
+        for cache, stacked in zip(self.others, self.stacked, strict=True):
             chosen: Any = torch.cat([rows, rows + self.rows]) if stacked else rows
             getattr(cache, method)(chosen)
+
+
+def new_cache(model: Any, **options: Any) -> DynamicCache:
+    return DynamicCache(config=model.config.get_text_config(), **options)
+
+
+def columns(cache: Cache) -> int:
+    """Tokens that were read with it; 0 where no layer counts them (layers of linear attention only)."""
+    counted = any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+    return cache.get_seq_length() if counted else 0

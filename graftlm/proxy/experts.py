@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftModel, PeftType
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from graftlm.errors import InputError
+from graftlm.proxy.cache import ProxyCache
 from graftlm.proxy.paired_adapter import PairedAdapter, uses_dora
 from graftlm.tasks.generation import has_virtual_tokens
 
@@ -65,9 +66,9 @@ class Experts(nn.Module, ABC):
     def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
         """Of the anti-expert alone."""
 
-    @abstractmethod
-    def new_caches(self) -> tuple[list[Cache], list[bool]]:
-        """Empty caches, and which of them hold expert and anti-expert stacked."""
+    def cached_models(self) -> list[Any]:
+        """One for each cache that they need."""
+        return [self.expert_model] if self.shared else [self.expert_model, self.antiexpert_model]
 
     def models(self) -> Iterator[tuple[str, Any]]:
         """("expert", model) and ("anti-expert", model), whose vocabularies count; one where they are the same."""
@@ -92,18 +93,17 @@ class SeparateExperts(Experts):
     ) -> tuple[Tensor, Tensor]:
         first, second = caches or (None, None)
         return (
-            run(self.expert_model, expert, first, logits_to_keep),
-            run(self.antiexpert_model, antiexpert, second, logits_to_keep),
+            run(self.expert_model, expert, first, logits_to_keep).logits,
+            run(self.antiexpert_model, antiexpert, second, logits_to_keep).logits,
         )
 
     def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        return run(self.expert_model, inputs, cache, logits_to_keep)
+        logits: Tensor = run(self.expert_model, inputs, cache, logits_to_keep).logits
+        return logits
 
     def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        return run(self.antiexpert_model, inputs, cache, logits_to_keep)
-
-    def new_caches(self) -> tuple[list[Cache], list[bool]]:
-        return [new_cache(self.expert_model), new_cache(self.antiexpert_model)], [False, False]
+        logits: Tensor = run(self.antiexpert_model, inputs, cache, logits_to_keep).logits
+        return logits
 
 
 class SharedExperts(Experts):
@@ -153,12 +153,12 @@ class SharedExperts(Experts):
         """The first `rows` rows with the adapter."""
         if self.paired is None:
             names = [self.expert_model.active_adapter] * rows + ["__base__"] * (inputs.input_ids.shape[0] - rows)
-            return run(self.expert_model, inputs, cache, logits_to_keep, adapter_names=names)
-        with self.paired.adapted(rows, len(inputs.input_ids)):
-            return run(self.paired.model, inputs, cache, logits_to_keep)
-
-    def new_caches(self) -> tuple[list[Cache], list[bool]]:
-        return [new_cache(self.expert_model)], [True]
+            output = run(self.expert_model, inputs, cache, logits_to_keep, adapter_names=names)
+        else:
+            with self.paired.adapted(rows, len(inputs.input_ids)):
+                output = run(self.paired.model, inputs, cache, logits_to_keep)
+        logits: Tensor = output.logits
+        return logits
 
 
 def not_switchable(model: PeftModel) -> str | None:
@@ -173,29 +173,25 @@ def not_switchable(model: PeftModel) -> str | None:
     return "trained biases" if config.bias != "none" else None
 
 
-def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, **options: Any) -> Tensor:
+def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, **options: Any) -> Any:
+    """The output of `model`, with logits [rows, kept, vocabulary]."""
     inputs = inputs.to(model.device)
-    output = model(
+    return model(
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
         position_ids=inputs.position_ids,
         past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=logits_to_keep,
+        return_dict=True,
         **options,
     )
-    logits: Tensor = output.logits
-    return logits
 
 
 def of_width(logits: Tensor, width: int, filler: float) -> Tensor:
     """With entries [..., width], those that are missing being `filler`."""
     missing = width - logits.shape[-1]
     return nn.functional.pad(logits, (0, missing), value=filler) if missing else logits
-
-
-def new_cache(model: Any) -> Cache:
-    return DynamicCache(config=model.config.get_text_config())
 
 
 def stacked(first: Inputs, second: Inputs) -> Inputs:
@@ -218,3 +214,26 @@ def stacked(first: Inputs, second: Inputs) -> Inputs:
         attention_mask=joined(masks, span),
         position_ids=joined([first.position_ids, second.position_ids], width),
     )
+
+
+def with_own_prompt(inputs: Inputs, cache: ProxyCache, ids: Tensor, mask: Tensor | None) -> tuple[Inputs, Inputs]:
+    """What expert and anti-expert read in a pass, where the expert has a prompt `ids` of its own, which it reads in the
+    first one. `cache` has begun the pass."""
+    rows, time = inputs.input_ids.shape
+    past = cache.get_seq_length()
+    generated = past + time - cache.prompt_length
+    own_mask = torch.ones_like(ids) if mask is None else mask
+    own_mask = torch.cat([own_mask, own_mask.new_ones(rows, generated)], dim=-1)
+    shared_mask = inputs.attention_mask
+    if shared_mask is None:
+        shared_mask = inputs.input_ids.new_ones(rows, past + time)
+    return (
+        _placed(inputs.input_ids if past else ids, own_mask),
+        _placed(inputs.input_ids, shared_mask),
+    )
+
+
+def _placed(ids: Tensor, mask: Tensor) -> Inputs:
+    """Positions count the tokens that are no padding."""
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return Inputs(input_ids=ids, attention_mask=mask, position_ids=positions)

@@ -20,27 +20,39 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from graftlm.errors import InputError
+from graftlm.generation import named_arguments, setting
 from graftlm.models import load_model
 from graftlm.proxy.alpha import Alpha, check_alpha
-from graftlm.proxy.cache import ProxyCache
-from graftlm.proxy.experts import Inputs, new_cache, of_width, run
+from graftlm.proxy.cache import ProxyCache, columns, new_cache
+from graftlm.proxy.experts import Inputs, of_width, run, with_own_prompt
 from graftlm.proxy.opening import Parts, open_parts
 
 LEAST = -1e30
 """A logit that gives no chance."""
 LENGTH = "max_position_embeddings"
-COPIED = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads",
-          "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+COPIED = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+          "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+OUTPUTS = ("output_attentions", "output_hidden_states")
+OF_LOSS = ("num_items_in_batch", "shift_labels")
+OF_GENERATE = ("tokenizer", "assistant_tokenizer")
+"""What `generate` hands on to every forward, though no model reads it."""
 
 
 class ProxyTunedConfig(PreTrainedConfig):
@@ -154,52 +166,107 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, speculative: bool = False, **kwargs: Any) -> Any:
         """As of any model. `speculative`: the expert drafts several tokens, which base and anti-expert then check in
-        one pass each: the same greedy tokens, and samples of the same distribution (graftlm.proxy.speculative)."""
+        one pass each: the same greedy tokens, and samples of the same distribution (graftlm.proxy.speculative).
+
+        InputError for caches that hold the states of one model only.
+        """
+        arguments = named_arguments(args, kwargs)
         if speculative and self.experts is not None:
             from graftlm.proxy.speculative import speculative_decoding
             from graftlm.speculation import decoding_arguments
 
-            kwargs = decoding_arguments(speculative_decoding, kwargs, self.generation_config)
-        return super().generate(*args, **kwargs)
+            arguments = decoding_arguments(speculative_decoding, arguments, self.generation_config)
+        else:
+            arguments |= self._cache_arguments(arguments)
+        return super().generate(**arguments)
+
+    def _cache_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """A cache of all models from the start: what `generate` makes of it before the first pass is made of all."""
+        own_config = self.generation_config
+        kind, given = setting("cache_implementation", arguments, own_config), arguments.get("past_key_values")
+        if kind not in (None, "dynamic", "offloaded"):
+            raise InputError(f"cache_implementation={kind!r} is for one model, and these are several: leave it out")
+        if arguments.get("expert_input_ids") is not None and setting("prefill_chunk_size", arguments, own_config):
+            raise InputError("a prompt of the expert's own is read in one pass: leave out prefill_chunk_size")
+        if setting("use_cache", arguments, own_config) is False or (given is not None and kind is not None):
+            return {}
+        if kind == "offloaded":
+            given = new_cache(self.base, offloading=True)
+        cache = ProxyCache.of(given, self.base, self.experts)
+        if setting("is_assistant", arguments, own_config):
+            cache.activate_past_recording()
+        return {"past_key_values": cache} | ({} if kind is None else {"cache_implementation": None})
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         expert_input_ids: Tensor | None = None,
         expert_attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Combined logits [batch, kept, vocabulary], float32 or better.
+    ) -> Any:
+        """Combined logits [batch, kept, vocabulary], float32 or better; hidden states and attentions are the base
+        model's.
 
-        All arguments as of any causal language model; besides, `expert_input_ids` [batch, time] int64, with its mask:
-        the expert's own prompt, padded on the left, which needs the cache and `logits_to_keep` (0 counts as 1).
+        All arguments as of any causal language model, but for `inputs_embeds`, and past_key_values is a DynamicCache.
+        Besides, `expert_input_ids` [batch, time] int64, with its mask: the expert's own prompt, padded on the left,
+        which the expert reads in the first call with a cache instead of all of `input_ids`.
+
+        InputError for what cannot be honoured.
         """
-        cache = self._cache(past_key_values, use_cache)
+        options = _options(self.config, kwargs)
+        if input_ids is None or inputs_embeds is not None:
+            raise InputError("the models of a proxy-tuned one read tokens: give input_ids, and no inputs_embeds")
+        use_cache = getattr(self.config, "use_cache", True) if use_cache is None else use_cache
+        cache = None
+        if use_cache or past_key_values is not None:
+            cache = ProxyCache.of(past_key_values, self.base, self.experts)
         inputs = Inputs(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
-        if expert_input_ids is not None and isinstance(logits_to_keep, int):
-            logits_to_keep = logits_to_keep or 1
-        base = run(self.base, inputs, cache.caches[0] if cache else None, logits_to_keep)
-        logits = base if base.dtype == torch.float64 else base.float()
-        if self.experts is not None:
-            own = self._expert_inputs(inputs, cache, expert_input_ids, expert_attention_mask)
-            given = (*own, cache.caches[1:] if cache else None, logits_to_keep)
-            if callable(self.alpha):
-                logits = self.combine(logits, *self.experts.logits(*given))
-            else:
-                offset = self.experts.offset(*given)
-                width = min(offset.shape[-1], logits.shape[-1])
-                offset = offset[..., :width].to(logits.device, logits.dtype)
-                logits = of_width(torch.add(logits[..., :width], offset, alpha=self.alpha), logits.shape[-1], LEAST)
+        own = (inputs, inputs)
+        if expert_input_ids is not None:
+            logits_to_keep = _last_only(logits_to_keep, labels, cache)
+        if cache is not None:
+            rows, time = input_ids.shape
+            cache.begin(rows, time, None if expert_input_ids is None else expert_input_ids.shape[1])
+            if expert_input_ids is not None:
+                own = with_own_prompt(inputs, cache, expert_input_ids, expert_attention_mask)
+        base = run(self.base, inputs, cache, logits_to_keep, **options)
+        logits = self._steered(base.logits, own, cache, logits_to_keep)
+        if cache is not None:
+            cache.end()
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache if use_cache else None,
+            hidden_states=base.hidden_states,
+            attentions=base.attentions,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _steered(
+        self, base: Tensor, inputs: tuple[Inputs, Inputs], cache: ProxyCache | None, logits_to_keep: int | Tensor
+    ) -> Tensor:
+        """The base model's logits [batch, kept, vocabulary] and what the experts add to them."""
+        logits = base if base.dtype == torch.float64 else base.float()
+        if self.experts is None:
+            return logits
+        given = (*inputs, cache.others if cache else None, logits_to_keep)
+        if callable(self.alpha):
+            return self.combine(logits, *self.experts.logits(*given))
+        offset = self.experts.offset(*given)
+        width = min(offset.shape[-1], logits.shape[-1])
+        offset = offset[..., :width].to(logits.device, logits.dtype)
+        return of_width(torch.add(logits[..., :width], offset, alpha=self.alpha), logits.shape[-1], LEAST)
 
     def combine(self, base: Tensor, expert: Tensor, antiexpert: Tensor) -> Tensor:
         """s_M + alpha (s_M+ - s_M-), on the base model's device; further entries of the experts are cropped, and those
@@ -214,38 +281,6 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
             else torch.add(own, plus - minus, alpha=strength)
         )
         return of_width(combined, base.shape[-1], LEAST)
-
-    def _cache(self, given: Any, use_cache: bool | None) -> ProxyCache | None:
-        """`generate` hands over an empty cache of its own kind first, and ours from then on."""
-        if isinstance(given, ProxyCache):
-            return given
-        if use_cache is False or (given is None and use_cache is None):
-            return None
-        caches, stacked = self.experts.new_caches() if self.experts is not None else ([], [])
-        return ProxyCache([new_cache(self.base), *caches], [False, *stacked])
-
-    def _expert_inputs(
-        self, inputs: Inputs, cache: ProxyCache | None, own_ids: Tensor | None, own_mask: Tensor | None
-    ) -> tuple[Inputs, Inputs]:
-        """What expert and anti-expert read in this call: the same as the base model but for a prompt of its own."""
-        rows, time = inputs.input_ids.shape
-        first = cache is not None and cache.rows == 0
-        if cache is not None and first:
-            cache.rows, cache.prompt_length = rows, time
-        if own_ids is None:
-            return inputs, inputs
-        if cache is None:
-            raise ValueError("a prompt of the expert's own needs use_cache=True")
-        generated = 0 if first else cache.get_seq_length() - cache.prompt_length
-        mask = inputs.attention_mask
-        if mask is None:
-            mask = inputs.input_ids.new_ones(rows, cache.prompt_length + generated)
-        own_mask = torch.ones_like(own_ids) if own_mask is None else own_mask
-        own_mask = torch.cat([own_mask, own_mask.new_ones(rows, generated)], dim=-1)
-        return (
-            _placed(own_ids if first else inputs.input_ids, own_mask),
-            _placed(inputs.input_ids, mask),
-        )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Names, revisions and alpha, no weights: config.json and generation_config.json.
@@ -289,10 +324,25 @@ def end_tokens(model: Any) -> list[int]:
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-def _placed(ids: Tensor, mask: Tensor) -> Inputs:
-    """Positions count the tokens that are no padding."""
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    return Inputs(input_ids=ids, attention_mask=mask, position_ids=positions)
+def _options(config: Any, given: Mapping[str, Any]) -> dict[str, bool]:
+    """What the base model is to give besides logits. InputError for arguments that nothing here makes use of."""
+    for name, value in given.items():
+        if name not in (*OUTPUTS, *OF_LOSS, *OF_GENERATE) and value is not None and value is not False:
+            raise InputError(f"a proxy-tuned model does not take {name}: leave it out")
+    asked = {name: getattr(config, name) if given.get(name) is None else given[name] for name in OUTPUTS}
+    return {name: True for name, value in asked.items() if value}
+
+
+def _last_only(logits_to_keep: int | Tensor, labels: Tensor | None, cache: ProxyCache | None) -> int | Tensor:
+    """1, the only position where the models' texts meet after an expert's own prompt; InputError for others."""
+    if cache is None:
+        raise InputError("a prompt of the expert's own needs a cache: leave out use_cache=False")
+    if labels is not None:
+        raise InputError("labels have no place beside a prompt of the expert's own: leave out expert_input_ids")
+    first = not columns(cache)
+    if first and (not isinstance(logits_to_keep, int) or logits_to_keep > 1):
+        raise InputError("after the expert's own prompt only the last position has logits: give logits_to_keep=1")
+    return 1 if isinstance(logits_to_keep, int) and logits_to_keep == 0 else logits_to_keep
 
 
 def _config(parts: Parts, alpha: Alpha) -> ProxyTunedConfig:

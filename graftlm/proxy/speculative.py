@@ -173,7 +173,8 @@ class Drafting:
         self.sequence = sequence
 
         def run_base(inputs: Inputs, cache: Cache, keep: int) -> Tensor:
-            return run(model.base, inputs, cache, keep)
+            logits: Tensor = run(model.base, inputs, cache, keep).logits
+            return logits
 
         experts = model.experts
         for part in (model.base, experts.expert_model, experts.antiexpert_model):

@@ -311,5 +311,5 @@ def test_every_pair_of_options_keeps_the_cache_of_all_models_in_step() -> None:
         inputs = padded(PROMPTS[:rows])
         found = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=258,
                                return_dict_in_generate=True)  # fmt: skip
-        lengths = {cache.get_seq_length() for cache in found.past_key_values.caches}
+        lengths = {cache.get_seq_length() for cache in (found.past_key_values, *found.past_key_values.others)}
         assert lengths == {inputs["input_ids"].shape[1] + 4}
