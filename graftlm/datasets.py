@@ -177,6 +177,25 @@ def prompt_tokens(prompt: str | list[dict[str, str]], tokenizer: PreTrainedToken
     return encode_text(tokenizer, prompt) if isinstance(prompt, str) else encode_messages(tokenizer, prompt)
 
 
+def row_lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of each row as TRL trains on it, before it cuts any; rows and tokenizer as TRL gets them."""
+    lengths: list[int] = []
+    for start in range(0, len(rows), CHUNK_ROWS):
+        texts = [whole_text(row, tokenizer) for row in rows.select(range(start, min(start + CHUNK_ROWS, len(rows))))]
+        templated = "prompt" in rows.column_names and not isinstance(rows[0]["prompt"], str)
+        lengths += map(len, tokenizer(texts, add_special_tokens=not templated)["input_ids"])
+    return lengths
+
+
+def whole_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A row's prompt and completion as one text, with the end that the template or else TRL puts there."""
+    whole = row["text"] if "text" in row else row["prompt"] + row["completion"]
+    if isinstance(whole, list):
+        return str(tokenizer.apply_chat_template(whole, tokenize=False))
+    end = tokenizer.eos_token or ""
+    return str(whole if whole.endswith(end) else whole + end)
+
+
 def data_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
     """sha256 over the rows in order, each as JSON with sorted keys: equal for equal data, however stored."""
     digest = hashlib.sha256()

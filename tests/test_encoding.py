@@ -12,7 +12,7 @@ import torch
 from tokenizers import processors
 
 from graftlm.auditing.representations import _batches
-from graftlm.datasets import load_rows
+from graftlm.datasets import load_rows, row_lengths
 from graftlm.encoding import beginning, encode_pair, encode_prompt, encode_text, without_end
 from graftlm.errors import InputError
 from graftlm.generation import stream_completion
@@ -137,6 +137,24 @@ def test_trained_rows_begin_once_and_end_once(ending: Any, packing: bool, tmp_pa
     one = [BOS, *byte_tokenizer()("ab cd")["input_ids"], EOS]
     assert text == [*one, *one]
     assert [label for row in rows["labels"] for label in row] == [-100, -100, -100, *one[3:]] * 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "one thing"},
+        {"text": "ended<eos>"},
+        {"prompt": "a", "completion": " b"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    ],
+)
+def test_the_length_of_a_row_is_that_which_trl_gives_it(row: dict[str, Any], plain: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    rows = load_rows(tmp_path / "rows.jsonl")
+    trainer = training.MultiTokenTrainer(
+        tiny_model(), training.config(tmp_path), train_dataset=rows, processing_class=plain
+    )
+    assert row_lengths(rows, plain) == [len(ids) for ids in trainer.train_dataset["input_ids"]]
 
 
 GENERATION = (

@@ -15,7 +15,8 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback
 
 from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback
-from graftlm.datasets import begun_once, data_fingerprint, general_text, load_rows, prompt_too_long
+from graftlm.console import say
+from graftlm.datasets import begun_once, data_fingerprint, general_text, load_rows, prompt_too_long, row_lengths
 from graftlm.errors import InputError
 from graftlm.multitoken.config import TuneConfig
 from graftlm.multitoken.heads import MultiTokenHeads
@@ -35,9 +36,12 @@ def tune(config: TuneConfig, run: Run, *, dry_run: bool = False) -> None:
         KeyboardInterrupt: after Ctrl-C, once the step under way is done and a checkpoint is saved.
     """
     trainer = build_trainer(config, run)
+    cut = [found for split in ("train", config.eval_split) if split and (found := describe_cut(config, split, trainer))]
     if dry_run:
-        print(describe_plan(trainer))
+        print("\n".join([describe_plan(trainer), *cut]))
         return
+    for line in cut if run.is_main else []:
+        say(f"graftlm: {line}")
     run.record(
         data_fingerprint=data_fingerprint(load_rows(config.data)),
         rows=len(trainer.train_dataset),
@@ -50,8 +54,9 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
     """The trainer with its model, heads and rows, ready to run."""
     arguments = training_arguments(config, run.folder)
     model, tokenizer = model_to_train(config.model, config.trainer, trust_remote_code=config.trust_remote_code)
-    rows = checked_rows(config, "train", tokenizer)
-    evaluated = checked_rows(config, config.eval_split, tokenizer) if config.eval_split else None
+    longest = arguments.max_length
+    rows = checked_rows(config, "train", tokenizer, longest)
+    evaluated = checked_rows(config, config.eval_split, tokenizer, longest) if config.eval_split else None
     heads = None
     if config.objective == "multi-token":
         assert config.heads is not None  # TuneConfig sees to it
@@ -83,10 +88,26 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
     return trainer
 
 
-def checked_rows(config: TuneConfig, split: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def checked_rows(config: TuneConfig, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     rows = begun_once(load_rows(config.data, split), tokenizer)
-    prompt_too_long(rows, tokenizer, config.max_length)
+    prompt_too_long(rows, tokenizer, max_length)
     return rows
+
+
+def describe_cut(config: TuneConfig, split: str, trainer: MultiTokenTrainer) -> str | None:
+    """How many rows are longer than the maximum length, in words; None where none is, or none loses a token."""
+    args, tokenizer = trainer.args, trainer.processing_class
+    if args.max_length is None or (args.packing and args.packing_strategy != "bfd"):
+        return None
+    lengths = row_lengths(begun_once(load_rows(config.data, split), tokenizer), tokenizer)
+    cut = sum(length > args.max_length for length in lengths)
+    lost = "beginning" if args.truncation_mode == "keep_end" and not args.packing else "end, and their end token,"
+    if not cut:
+        return None
+    return (
+        f"{cut} of {len(lengths)} rows ({split}) are cut: they have more than --max-length {args.max_length} tokens "
+        f"(the longest {max(lengths)}) and lose their {lost}; raise it, or shorten them"
+    )
 
 
 def anchor_texts(config: TuneConfig) -> list[str] | None:

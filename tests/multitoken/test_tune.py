@@ -297,6 +297,27 @@ def test_a_dry_run_shows_a_row_with_its_mask_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_that_are_cut_are_counted_before_training_and_in_a_dry_run(
+    packing: bool, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "completion": "b" * length} for length in (2997, 30, 31, 2, 50)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = config(model_folder, path, tmp_path / "run", max_length=32, packing=packing, max_steps=1)
+    line = "3 of 5 rows (train) are cut: they have more than --max-length 32 tokens (the longest 2999)"
+    with Run.create(tmp_path / "scratch", "tune", given, {}) as opened:
+        tune(given, opened, dry_run=True)
+    assert line in capsys.readouterr().out
+    run(given)
+    assert line in capsys.readouterr().err
+    for settings in ({"max_length": 2999}, {"packing": True, "trainer": {"packing_strategy": "wrapped"}}):
+        uncut = config(model_folder, path, tmp_path / "uncut", **{"max_length": 32, **settings})
+        with Run.create(tmp_path / "scratch", "tune", uncut, {}, overwrite=True) as opened:
+            tune(uncut, opened, dry_run=True)
+        assert "are cut" not in capsys.readouterr().out
+
+
 # -- what is refused: one line that names the culprit, exit code 2, nothing lost ------------------------------------
 
 
