@@ -156,6 +156,10 @@ class InterruptCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted and (state.epoch or 0) % 1 and state.global_step < state.max_steps:
+            control.should_evaluate = control.should_log = False  # the epoch has not ended
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._before is not None and not self.interrupted:
             signal.signal(signal.SIGINT, self._before)

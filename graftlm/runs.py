@@ -36,6 +36,8 @@ from graftlm.yaml_text import YAMLError, dump_yaml, parse_yaml
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 PREVIOUS = ".previous"
+SUMMARY = "train_loss"
+"""In the line that transformers logs when a training ends."""
 NOT_COMPARED = {"output"}  # a moved folder is still the same run
 
 
@@ -127,8 +129,9 @@ class Run:
         return read_json_lines(self.folder / METRICS_FILE)
 
     def rewind(self, step: int) -> None:
-        """Drop the logged lines past `step`, which a run that resumes from its checkpoint logs again."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        """Drop what a run that resumes from its checkpoint logs again: the lines past `step`, and the summary of a
+        training that was interrupted there."""
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step and SUMMARY not in line]
         self.write_text(METRICS_FILE, "".join(f"{dump_json(line)}\n" for line in kept))
 
     def write_json(self, name: str, value: Any) -> None:

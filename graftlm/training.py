@@ -16,14 +16,16 @@ from typing import Any, TypeVar
 import torch
 from peft import LoraConfig, PeftModel, PeftType
 from transformers import EarlyStoppingCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from graftlm.callbacks import InterruptCallback
+from graftlm.callbacks import InterruptCallback, RunCallback
 from graftlm.console import say
 from graftlm.encoding import without_end
 from graftlm.errors import InputError
 from graftlm.models import load_model
-from graftlm.runs import Run
+from graftlm.resuming import UnloggedSums
+from graftlm.runs import SUMMARY, Run
 from graftlm.trainer_settings import check_trackers, check_trainer_settings
 
 CHECKPOINTS = "checkpoints"
@@ -110,19 +112,18 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
     KeyboardInterrupt after Ctrl-C, once the step under way is done and a checkpoint is saved.
     """
     checkpoint = last_checkpoint(run.folder / CHECKPOINTS) if run.resumed else None
-    if run.resumed:
-        run.rewind(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
+    state = TrainerState()
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    restore_patience(trainer, state)
+    done = at_last_step(trainer, state)
+    if run.resumed and not done:
+        run.rewind(state.global_step)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the libraries, to one another
-        state = TrainerState()
-        if checkpoint is not None:
-            state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        restore_patience(trainer, state)
-        if at_last_step(trainer, state):
+        if done:
             assert checkpoint is not None
-            best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-            beside = Path(checkpoint).with_name(Path(best or checkpoint).name)  # the folder may have been moved
-            trainer._load_from_checkpoint(str(beside) if beside.is_dir() else checkpoint)
+            end_of(trainer, state, checkpoint)
         else:
             trainer.train(resume_from_checkpoint=checkpoint)
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, InterruptCallback))
@@ -134,6 +135,20 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
     if push_to_hub:
         trainer.push_to_hub()
     say(f"tuned model: {run.folder / MODEL}")
+
+
+def end_of(trainer: Any, state: TrainerState, checkpoint: str) -> None:
+    """The trainer as it was when its last step was done, its summary logged if a kill came before that."""
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    beside = Path(checkpoint).with_name(Path(best or checkpoint).name)  # the folder may have been moved
+    trainer._load_from_checkpoint(str(beside) if beside.is_dir() else checkpoint)
+    logged = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback)).run.metrics()
+    if not any(SUMMARY in line for line in logged):
+        trainer.state = state
+        sums = next(c for c in trainer.callback_handler.callbacks if isinstance(c, UnloggedSums))
+        sums.restore((state.stateful_callbacks or {}).get(UnloggedSums.__name__) or {})
+        trainer._total_loss_scalar += trainer._tr_loss.item()
+        trainer.log({"total_flos": state.total_flos, SUMMARY: 0.0})
 
 
 def restore_patience(trainer: Any, state: TrainerState) -> None:
@@ -154,7 +169,7 @@ def at_last_step(trainer: Any, state: TrainerState) -> bool:
         if isinstance(callback, EarlyStoppingCallback)
     )
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    return not sharded and (stopped or 0 < trainer.args.max_steps <= state.global_step)
+    return not sharded and (stopped or 0 < state.max_steps <= state.global_step)
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -28,6 +28,7 @@ from graftlm.multitoken.loss import IGNORE, head_coefficients, schedule_factor
 from graftlm.multitoken.model import MultiTokenModel, MultiTokenOutput
 from graftlm.multitoken.token_weights import TokenWeightsCollator, align_token_weights
 from graftlm.ranges import check_ranges
+from graftlm.resuming import ResumableTrainer
 
 HEADS_FOLDER = "heads"
 
@@ -71,7 +72,7 @@ class MultiTokenConfig(SFTConfig):
             raise InputError("label_smoothing_factor is not supported with the multi-token loss: set it to 0")
 
 
-class MultiTokenTrainer(SFTTrainer):
+class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
     """Supervised fine-tuning with auxiliary heads; all of SFTTrainer's arguments, and these:
 
     Args:

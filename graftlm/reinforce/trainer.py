@@ -26,7 +26,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
 from graftlm.config import option
@@ -35,6 +34,7 @@ from graftlm.errors import InputError
 from graftlm.multitoken.decoder import backbone_of, plain_model
 from graftlm.ranges import check_ranges
 from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
+from graftlm.resuming import ResumableTrainer
 
 Scope = Literal["rollout", "micro-batch", "response"]
 Normaliser = Literal["kept", "all"]
@@ -75,7 +75,7 @@ class ForkingTokenGRPOConfig(GRPOConfig):
         self.top_entropy_quantile = self.forking_fraction
 
 
-class ForkingTokenGRPOTrainer(GRPOTrainer):
+class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     """GRPOTrainer whose policy loss is taken from forking tokens; all else, and all of it at `forking_fraction=1`,
     is TRL's.
 
@@ -231,10 +231,6 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         self._weights = inputs.get(MASK)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(dataset)
-        return OrderOfEpoch(sampler, self) if hasattr(sampler, "generator") else sampler
-
     # -- log-probabilities and entropies --------------------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(
@@ -258,23 +254,6 @@ class ForkingTokenGRPOTrainer(GRPOTrainer):
         if before_training:
             self._scored = entropy
         return log_probabilities, entropy, router_loss
-
-
-class OrderOfEpoch(Sampler[int]):
-    """TRL's sampler, which draws an order anew in each epoch: one that a resumed run starts with is the one that a run
-    without a break has there."""
-
-    def __init__(self, sampler: Any, trainer: Any) -> None:
-        self.sampler, self.trainer = sampler, trainer
-
-    def __iter__(self) -> Iterator[int]:
-        self.sampler.generator.manual_seed(self.trainer.args.seed)
-        for _ in range(int((self.trainer.state.epoch or 0) + 1e-6)):
-            torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 def loss_mask(rollouts: dict[str, Any]) -> Tensor:

@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from graftlm.errors import InputError
 from graftlm.reinforce.forking import token_entropy
@@ -23,7 +21,6 @@ from graftlm.reinforce.trainer import (
     MASK,
     ForkingTokenGRPOConfig,
     ForkingTokenGRPOTrainer,
-    OrderOfEpoch,
     loss_mask,
 )
 from tests.conftest import VOCABULARY, tiny_model
@@ -221,21 +218,6 @@ def test_the_mask_and_its_agreement_with_the_start_model_are_logged(
 def test_a_wrong_setting_is_named(settings: dict[str, Any], culprit: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=culprit):
         config(tmp_path, ForkingTokenGRPOConfig, **settings)
-
-
-def test_a_resumed_epoch_has_the_order_of_an_uninterrupted_one() -> None:
-    def orders(epochs: list[float]) -> list[list[int]]:
-        sampler = RepeatSampler(list(range(6)), mini_repeat_count=1, seed=3)
-        state = SimpleNamespace(epoch=None)
-        ordered = OrderOfEpoch(sampler, SimpleNamespace(args=SimpleNamespace(seed=3), state=state))
-        found = []
-        for state.epoch in epochs:
-            found.append(list(ordered))
-        return found
-
-    theirs = RepeatSampler(list(range(6)), mini_repeat_count=1, seed=3)
-    assert orders([0, 1, 2]) == [list(theirs) for _ in range(3)]
-    assert orders([1.5]) == orders([0, 1])[1:]
 
 
 def test_another_config_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
