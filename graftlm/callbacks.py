@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from graftlm.console import say
+from graftlm.console import printable, say
 from graftlm.runs import Run
 
 
@@ -117,12 +117,13 @@ class TableCallback(TrainerCallback):
 
     def table(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
         shown = self.lines[-self.rows :]
         headings = list(dict.fromkeys(heading for line in shown for heading in line))
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in headings:
-            table.add_column(heading, justify="right")
+            table.add_column(Text(printable(heading)), justify="right")
         for line in shown:
             table.add_row(*(line.get(heading, "-") for heading in headings))
         return table

@@ -1,7 +1,11 @@
-"""What the command line shows: results go to stdout, everything else to stderr."""
+"""What the command line shows: results go to stdout, everything else to stderr.
+
+Names and texts out of a user's files or a model may hold codes that act on a terminal; they are shown as escapes.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +22,13 @@ Report = Callable[[str, int, int], None]
 
 SECONDS_BETWEEN_LINES = 10.0
 PIPE_WIDTH = 240
+# Control codes but tab and line feed, marks that turn the direction of writing, and halves of characters.
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with what would act on a terminal as an escape, such as \\x1b."""
+    return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager
@@ -31,14 +42,14 @@ def reported_progress() -> Iterator[Report]:
     if not console.is_terminal:
         yield plain_lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     bars = Progress(*columns, TimeElapsedColumn(), Remaining(), console=console)
     tasks: dict[str, Any] = {}
 
     def report(what: str, done: int, total: int) -> None:
         if what not in tasks:
             bars.start()  # not before: loading a model draws its own bar
-            tasks[what] = bars.add_task(what)
+            tasks[what] = bars.add_task(printable(what))
         bars.update(tasks[what], completed=done, total=total)
 
     try:
@@ -67,14 +78,18 @@ def prefixed(report: Report, prefix: str) -> Report:
 
 def say(line: str) -> None:
     """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def print_table(table: Table) -> None:
     """On stdout; in a pipe as wide as it needs to be."""
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    cells = [Segment(printable(each.text), each.style) for each in console.render(table)]
+    console.print(Segments(cells), end="")
 
 
 def print_findings(table: Table, verdict: Iterable[str]) -> None:
@@ -82,7 +97,7 @@ def print_findings(table: Table, verdict: Iterable[str]) -> None:
     print_table(table)
     print()
     for line in verdict:
-        print(line)
+        print(printable(line))
 
 
 def evaluation_table(results: Mapping[str, Mapping[str, TaskResult]]) -> Table:

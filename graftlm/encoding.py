@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from graftlm.errors import InputError
+from graftlm.errors import InputError, check_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,12 +156,8 @@ def _added(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> dict[str, list[Any]]:
-    try:
-        encoded = tokenizer(text, return_special_tokens_mask=True, **options)
-    except (TypeError, UnicodeEncodeError) as error:
-        if not isinstance(text, str) or text.isascii():
-            raise
-        raise InputError("the text has half a character (a lone surrogate): repair or remove it") from error
+    check_whole(text, "the text")
+    encoded = tokenizer(text, return_special_tokens_mask=True, **options)
     ids, added = encoded["input_ids"], encoded["special_tokens_mask"]
     own = [place for place, each in enumerate(added) if not each]
     first, end = (own[0], own[-1] + 1) if own else (0, int(ids[:1] == [tokenizer.bos_token_id]))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from graftlm.errors import InputError
+from graftlm.errors import InputError, check_whole
 
 PlacedRow = tuple[str, Mapping[str, Any]]
 
@@ -100,7 +100,7 @@ def read_json_lines(path: Path) -> Iterator[PlacedRow]:
                 row = json.loads(line)
             except ValueError as error:
                 raise InputError(f"line {number} of {path} is not valid JSON: {error}") from error
-            yield check_object(row, f"row {number} of {path}")
+            yield check_object(row, f"row {number} of {path}", line)
 
 
 def read_json(path: Path) -> Iterator[PlacedRow]:
@@ -118,7 +118,7 @@ def read_json(path: Path) -> Iterator[PlacedRow]:
     if not isinstance(rows, list):
         raise InputError(f"{path} has to hold a list of objects, but holds a {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):
-        yield check_object(row, f"row {number} of {path}")
+        yield check_object(row, f"row {number} of {path}", content)
 
 
 def starts_with_object(content: str) -> bool:
@@ -129,9 +129,12 @@ def starts_with_object(content: str) -> bool:
         return False
 
 
-def check_object(row: Any, place: str) -> PlacedRow:
+def check_object(row: Any, place: str, content: str) -> PlacedRow:
+    """The row with its place; `content` is the JSON that it comes from, where alone halves of characters can be."""
     if not isinstance(row, dict):
         raise InputError(f"{place} is a {type(row).__name__}, but an object (column: value) is expected")
+    if r"\ud" in content.lower():
+        check_whole(json.dumps(row, ensure_ascii=False), place)
     return place, row
 
 

@@ -1,6 +1,7 @@
-"""YAML as graftlm reads and writes it: `yaml.safe_load` without its two traps.
+"""YAML as graftlm reads and writes it: `yaml.safe_load` without its traps.
 
-PyYAML takes 1e-3 for a word, because YAML 1.1 wants a dot in a number, and says nothing of a key given twice.
+PyYAML takes 1e-3 for a word, because YAML 1.1 wants a dot in a number, and says nothing of a key given twice; of a
+character that JSON writes as two halves it makes two.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Any
 
 import yaml
 
+from graftlm.errors import HALF
+
 YAMLError = yaml.YAMLError
 FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key given twice."""
+    """SafeLoader that reads 1e-3 as a number and refuses a key given twice and half a character."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key) for key, _ in node.value]
@@ -25,6 +28,16 @@ class Loader(yaml.SafeLoader):
                 problem = f"key {key!r} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if not isinstance(value, str) or not HALF.search(value):
+            return value
+        try:  # JSON writes one character as two halves
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            problem = f"{value!r} has half a character (a lone surrogate)"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 class Dumper(yaml.SafeDumper):

@@ -23,6 +23,8 @@ from graftlm.datasets import (
     prompt_too_long,
 )
 from graftlm.errors import InputError
+from graftlm.reinforce.prompts import load_prompts
+from graftlm.tasks.file_probe import FileProbe
 from tests.conftest import byte_tokenizer
 
 PAIRS = [{"prompt": "2+2=", "completion": "4"}, {"prompt": 'é,\n"', "completion": "漢"}]
@@ -252,6 +254,22 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert "not UTF-8" in refuse(tmp_path / "a.jsonl")
     (tmp_path / "a.csv").write_text("prompt,completion\na,b,c\n")
     assert "row 1" in refuse(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "jsonl.gz"])
+@pytest.mark.parametrize("bad", ['{"prompt": "a\\ud83d"}', '{"prompt": "b", "x": [{"\\uDE00": 1}]}'])
+def test_half_a_character_is_refused_with_file_and_row(tmp_path: Path, ending: str, bad: str) -> None:
+    path = tmp_path / f"data.{ending}"
+    rows = ['{"prompt": "\\ud83d\\ude00 \\\\ud83d", "completion": "c"}', bad]
+    content = f"[{','.join(rows)}]" if ending == "json" else "\n".join(rows)
+    path.write_bytes(gzip.compress(content.encode()) if ending.endswith("gz") else content.encode())
+    message = refuse(path)
+    assert message.startswith(f"row 2 of {path}") and "half a character" in message
+    assert load_rows(path, limit=1)[0]["prompt"] == "😀 \\ud83d"
+    with pytest.raises(InputError, match="row 2 of"):
+        FileProbe(path)
+    with pytest.raises(InputError, match="row 2 of"):
+        load_prompts(str(path), rows=5)
 
 
 def test_unknown_columns_are_listed_beside_the_supported_forms(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from graftlm import __version__
-from graftlm.console import say
-from graftlm.errors import InputError
+from graftlm.console import printable, say
+from graftlm.errors import InputError, check_whole
 
 
 class VerbGroup(TyperGroup):
@@ -53,10 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stdout.reconfigure(encoding="utf-8")
     given = sorted(given, key=lambda argument: argument != "--debug")
     try:
+        for argument in given:
+            check_whole(argument, f"the argument {argument!r}")
         app(args=given, prog_name="graftlm")
     except Exception as error:
         if "--debug" in given:
-            traceback.print_exception(error)
+            print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
         sys.exit(report_error(error))
 
 

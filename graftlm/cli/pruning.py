@@ -11,7 +11,7 @@ import typer
 
 from graftlm.cli.app import app
 from graftlm.cli.options import Overwrite, number_option, parse_numbers, seed_option
-from graftlm.console import print_table, reported_progress, say
+from graftlm.console import print_table, printable, reported_progress, say
 from graftlm.provenance import command_line
 from graftlm.pruning.choices import THINK_TAGS
 
@@ -112,7 +112,7 @@ def prune(
         )  # fmt: skip
     page, failed = companions(output)
     for line in write_prune_report(page, pruned, title=f"{output.name}: {data} pruned by {pruner}"):
-        print(line)
+        print(printable(line))
     for _, reason in pruned.failed[:5]:
         say(f"left out: {reason}")
     if pruned.failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from graftlm.cli.options import (
     number_option,
     seed_option,
 )
-from graftlm.console import environment_table, print_table, say
+from graftlm.console import environment_table, print_table, printable, say
 from graftlm.errors import InputError
 from graftlm.files import dump_json
 from graftlm.serve.settings import ServeSettings
@@ -72,11 +73,15 @@ def generate(
     if compare:  # what is measured once in a process, and first calls of kernels, count for neither
         for each in (writer, loaded):
             stream_completion(each, tokenizer, prompts[0], lambda piece: None, **{**options, "max_new_tokens": 2})
+
+    def show(piece: str) -> None:
+        print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+
     set_seed(seed)
     for number, text in enumerate(prompts, start=1):
         if len(prompts) > 1:
             say(f"[{number}/{len(prompts)}] {text}")
-        written = stream_completion(writer, tokenizer, text, lambda piece: print(piece, end="", flush=True), **options)
+        written = stream_completion(writer, tokenizer, text, show, **options)
         print()
         if compare:
             with torch.random.fork_rng():  # the next prompt's text does not depend on this

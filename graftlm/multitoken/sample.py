@@ -6,6 +6,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
+from graftlm.console import printable
 from graftlm.multitoken.loss import IGNORE
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def marked_row(trainer: MultiTokenTrainer, input_ids: list[int], labels: list[in
     start = 0
     for end in range(1, len(labels) + 1):
         if end == len(labels) or (labels[end] == IGNORE) != (labels[start] == IGNORE):
-            text = tokenizer.decode(input_ids[start:end])
+            text = printable(tokenizer.decode(input_ids[start:end]))
             pieces.append(text if labels[start] == IGNORE else f"{before}{text}{after}")
             start = end
     return "".join(pieces)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import TemplateError
 
 from graftlm.encoding import encode_prompt, encode_with_offsets
-from graftlm.errors import InputError
+from graftlm.errors import InputError, check_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,8 +67,7 @@ def encode_chain(tokenizer: PreTrainedTokenizerBase, question: Question, chain: 
     for name, text in (("chain", chain), ("answer", answer)):
         if not text:
             raise InputError(f"the {name} is empty: give at least one token")
-    if any("\ud800" <= letter <= "\udfff" for letter in chain + answer + str(question)):
-        raise InputError("the text has half a character (a lone surrogate): repair or remove it")
+    check_whole(chain + answer + str(question), "the text")
     prompt, prompt_ids, options = _encode_question(tokenizer, question)
     joint = _joint(tokenizer, prompt, prompt_ids, chain, answer, options)
     name, text = "chain", chain

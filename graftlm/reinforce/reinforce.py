@@ -20,7 +20,7 @@ from transformers import PrinterCallback
 from trl.rewards import get_soft_overlong_punishment
 
 from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
-from graftlm.console import say
+from graftlm.console import printable, say
 from graftlm.datasets import begun_once, data_fingerprint
 from graftlm.encoding import encode_messages
 from graftlm.errors import InputError
@@ -60,7 +60,7 @@ def reinforce(config: ReinforceConfig, run: Run, *, dry_run: bool = False) -> No
     """
     trainer = build_trainer(config, run)
     if dry_run:
-        print(describe_plan(trainer, config))
+        print(printable(describe_plan(trainer, config)))
         return
     rows = trainer.train_dataset
     run.record(

@@ -268,7 +268,6 @@ def test_rows_of_every_wrong_kind_are_listed_and_the_good_one_is_pruned(
         {"prompt": [], **chain},
         {"prompt": 5, **chain},
         {"prompt": [{"role": "assistant", "content": "2+2\n4"}], **chain},
-        {"question": "Q", "chain": "half \ud83d", "answer": "4"},
         {"question": "Q", "chain": "2+2", "answer": ["4"]},
         {"question": "Q", "answer": "<think>\n\n</think>\n\n4"},
     ]
@@ -276,7 +275,7 @@ def test_rows_of_every_wrong_kind_are_listed_and_the_good_one_is_pruned(
     found = pruned(write(tmp_path / "mixed.jsonl", [*wrong, good]), tmp_path / "out.jsonl", pruner, "truncation")
     assert len(found.rows) == 1 and len(found.failed) == len(wrong)
     reasons = " | ".join(reason for _, reason in found.failed)
-    for part in ("no system turns", "asks nothing", "5", "half a character", "'answer' is ['4']", "the chain is empty"):
+    for part in ("no system turns", "asks nothing", "5", "'answer' is ['4']", "the chain is empty"):
         assert part in reasons
 
 
