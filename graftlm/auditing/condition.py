@@ -12,7 +12,7 @@ from graftlm.auditing.result import AuditResult, TunedAudit
 from graftlm.errors import InputError
 from graftlm.tasks import Task
 
-FORM = re.compile(r"\s*(\S.*?)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*")
+BOUND = re.compile(r"(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*\Z")
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -46,10 +46,10 @@ class Condition:
 
 def parse_condition(text: str) -> Condition:
     """InputError where `text` is not QUANTITY<NUMBER, with <, <=, > or >=."""
-    match = FORM.fullmatch(text)
-    if match is None:
+    match = BOUND.search(text)
+    if match is None or not (quantity := text[: match.start()].strip()):
         raise InputError(f"--fail-if is {text!r}, but a condition such as 'retention<0.9' is expected")
-    return Condition(text, match[1], match[2], float(match[3]))
+    return Condition(text, quantity, match[1], float(match[2]))
 
 
 def task_of(quantity: str, tasks: Iterable[str]) -> str | None:

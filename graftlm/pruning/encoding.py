@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 
 from graftlm.encoding import encode_prompt, encode_with_offsets
 from graftlm.errors import InputError, check_whole
+from graftlm.patterns import row_pattern, row_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,16 +101,14 @@ def word_units(chain: Sequence[ChainToken]) -> list[list[int]]:
 def protected_tokens(chain: Sequence[ChainToken], text: str, answer: str, protect: Sequence[str]) -> set[int]:
     """Positions of the tokens with a character of a match: "numbers", "answer", or regular expressions.
 
-    InputError for an expression that is none.
+    InputError for an expression that is none, or takes too long.
     """
     from graftlm.pruning.solutions import bare_answer
 
-    check_patterns(protect)
     found = set()
     for each in protect:
         pattern = {"numbers": NUMBER, "answer": _standing_alone(bare_answer(answer))}.get(each, each)
-        for match in re.finditer(pattern, text):
-            start, stop = match.span()
+        for start, stop in row_spans("protect", pattern, text):
             found |= {i for i, token in enumerate(chain) if token.start < stop and start < token.stop}
     return found
 
@@ -122,10 +121,7 @@ def _standing_alone(text: str) -> str:
 def check_patterns(protect: Sequence[str]) -> None:
     """InputError for a regular expression that is none."""
     for each in protect:
-        try:
-            re.compile(each)
-        except re.error as error:
-            raise InputError(f"protect has {each!r}, which is no regular expression: {error}") from None
+        row_pattern("protect", each)
 
 
 _Parts = tuple[list[int], list[tuple[int, int]], list[int]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from graftlm.datasets import data_fingerprint, read_source
 from graftlm.errors import InputError
 from graftlm.files import dump_json, plain, remove, write_text
 from graftlm.models import load_model
+from graftlm.patterns import row_pattern
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.choices import Granularity, Mode, Objective, check_choice
 from graftlm.pruning.encoding import check_patterns, encode_chain
@@ -136,7 +136,8 @@ def prune_rows(
     if check and ranking.mode == "exact":
         raise InputError("--check compares another --mode with exact: leave it out")
     check_output_file(output, resume=resume, overwrite=overwrite)
-    check_answer_start(answer_start)
+    if answer_start is not None:
+        row_pattern("--answer-start", answer_start)
     source = read_rows(data, split, limit)
     depends_on = what_rows_depend_on(ranking, cut, answer_start, source)
     partial = Partial(output, depends_on, resume=resume)
@@ -180,13 +181,6 @@ def what_rows_depend_on(
         "ranking": ranking.provenance, "keep": plain(asdict(cut)), "answer start": answer_start,
         "data": data_fingerprint(row for _, row in source),
     }  # fmt: skip
-
-
-def check_answer_start(pattern: str | None) -> None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise InputError(f"--answer-start {pattern!r} is no regular expression: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftlm.errors import InputError
+from graftlm.patterns import row_spans
 from graftlm.pruning.choices import THINK_TAGS
 from graftlm.pruning.encoding import Question
 from graftlm.rows import canonical_rows, describe, text
 
 ANSWER_STARTS = (r"</think>", r"####", r"(?i:\**(?:the )?(?:final )?answer\**(?: is\b|:))", r"\$*\\boxed\b")
+
+ANSWER_START = re.compile("|".join(ANSWER_STARTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +84,19 @@ def solution_of(row: Mapping[str, Any], place: str, *, answer_start: str | None 
 
 
 def find_answer(whole: str, answer_start: str | None = None) -> int | None:
-    """Where the final answer starts, with the white space before it; None where it is not found."""
+    """Where the final answer starts, with the white space before it; None where it is not found.
+
+    InputError for a pattern that is malformed or takes too long.
+    """
     for pattern in ANSWER_STARTS if answer_start is None else (answer_start,):
-        *_, last = (None, *re.finditer(pattern, whole))
-        if last is not None:
-            return len(whole[: last.start()].rstrip())
+        if spans := row_spans("--answer-start", pattern, whole):
+            return len(whole[: spans[-1][0]].rstrip())
     return None
 
 
 def bare_answer(answer: str) -> str:
     """An answer without the words and signs that lead to it: "5" of "#### 5" and of "The answer is 5."."""
-    start = re.compile("|".join(ANSWER_STARTS))
-    while match := start.match(answer := answer.strip(" \t\r\n*:")):
+    while match := ANSWER_START.match(answer := answer.strip(" \t\r\n*:")):
         answer = answer[match.end() :]
     return answer.strip(" \t\r\n*$.{}")
 

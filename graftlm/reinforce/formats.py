@@ -33,6 +33,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from graftlm.console import say
 from graftlm.errors import InputError
 from graftlm.files import append_line, dump_json, read_json_lines, write_text
+from graftlm.patterns import Pattern
 from graftlm.reinforce.format_guards import Guard
 
 OTHER = "other"
@@ -57,15 +58,12 @@ class Format:
         if self.name == OTHER:
             raise InputError(f"format {OTHER!r}: that name is for completions of no format; give another")
         if isinstance(self.pattern, str):
-            try:
-                regex.compile(self.pattern)
-            except regex.error as error:
-                raise InputError(f"format {self.name!r}: {self.pattern!r} is no regular expression ({error})") from None
+            Pattern(f"format {self.name!r}", self.pattern, MATCH_SECONDS)
 
     def matches(self, text: str) -> bool:
         """TimeoutError where a regular expression takes longer than MATCH_SECONDS."""
         if isinstance(self.pattern, str):
-            return regex.search(self.pattern, text, timeout=MATCH_SECONDS) is not None
+            return Pattern(f"format {self.name!r}", self.pattern, MATCH_SECONDS).found_in(text)
         return bool(self.pattern(text))
 
 

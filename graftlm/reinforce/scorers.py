@@ -108,15 +108,12 @@ def math_verify_score() -> Score:
 
 def regex_score(pattern: str, seconds: float) -> Score:
     """TimeoutError from the score where the search takes too long; InputError for a malformed pattern."""
-    import regex
+    from graftlm.patterns import Pattern
 
-    try:
-        compiled = regex.compile(pattern)
-    except regex.error as error:
-        raise InputError(f"reward 'regex:{pattern}': the pattern is malformed: {error}") from None
+    compiled = Pattern("reward regex", pattern, SHARE_FOR_REGEX * seconds)
 
     def score(completion: str) -> float:
-        return float(compiled.search(completion, timeout=SHARE_FOR_REGEX * seconds) is not None)
+        return float(compiled.found_in(completion))
 
     return score
 

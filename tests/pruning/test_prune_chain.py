@@ -183,7 +183,7 @@ def test_the_model_is_left_as_it_was(tokenizer: PreTrainedTokenizerBase) -> None
         ({"objective": "both"}, "objective is 'both': choose one of joint, answer"),
         ({"granularity": "line"}, "granularity is 'line': choose one of token, word"),
         ({"batch_tokens": 0}, "batch_tokens is 0: give 1 or more"),
-        ({"protect": "("}, r"protect has '\(', which is no regular expression: missing"),
+        ({"protect": "("}, r"protect: '\(' is no regular expression \(missing"),
         ({"mode": "llmlingua2", "llmlingua_model": "/nowhere"}, "mode llmlingua2 needs the model /nowhere"),
     ],
 )

@@ -538,7 +538,7 @@ def test_names_are_short_for_metrics():
         ("", "no reward ''"),
         ("regex", "reward 'regex' lacks what comes after the colon: regex:PATTERN"),
         ("regex:", "lacks what comes after the colon"),
-        ("regex:(", r"reward 'regex:(': the pattern is malformed: missing )"),
+        ("regex:(", r"reward regex: '(' is no regular expression (missing )"),
         ("no_such_module:f", "cannot import 'no_such_module' from"),
         ("reasoning_gim:countdown", "did you mean 'reasoning-gym:NAME'?"),
         ("json:dump_", "reward 'json:dump_': module 'json' has no 'dump_'; did you mean 'dump'?"),
