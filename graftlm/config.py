@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, field, fields
 from pathlib import Path
@@ -22,6 +23,9 @@ from graftlm.yaml_text import YAMLError, parse_yaml
 
 Config = TypeVar("Config")
 RUN_FILE = "run.yaml"
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 120
+LARGEST_WHOLE = 2**63 - 1  # of torch's and Arrow's integers
 EXPECTED = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
@@ -37,7 +41,7 @@ def option(default: Any, help: str, **bounds: float) -> Any:
 def require(condition: bool, flag: str, value: Any, rule: str) -> None:
     """Raise InputError that names the flag, the value and the rule that it breaks."""
     if not condition:
-        shown = "not given" if value is None else repr(value)
+        shown = "not given" if value is None else describe(value)
         raise InputError(f"--{flag.replace('_', '-')} is {shown}, but {rule}")
 
 
@@ -136,8 +140,10 @@ def coerce(value: Any, annotation: Any, culprit: str) -> Any:
             return {str(key): item for key, item in value.items()}
         raise InputError(f"{culprit} is {describe(value)}, but a mapping (key: value) is expected")
     if inner is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= LARGEST_WHOLE else math.inf
     if type(value) is inner and not (inner is float and not math.isfinite(value)):
+        if inner is int and abs(value) > LARGEST_WHOLE:
+            raise InputError(f"{culprit} is {describe(value)}, but whole numbers go to {LARGEST_WHOLE}")
         return value
     hint = " (quote it to make it text)" if inner is str and value is not None else ""
     raise InputError(f"{culprit} is {describe(value)}, but {EXPECTED[inner]} is expected{hint}")
@@ -156,7 +162,7 @@ def coerce_flag(value: Any, annotation: Any, flag: str) -> Any:
             try:
                 value = inner(value)
             except ValueError:
-                raise InputError(f"{flag} is {value!r}, but {EXPECTED[inner]} is expected") from None
+                raise InputError(f"{flag} is {describe(value)}, but {EXPECTED[inner]} is expected") from None
     return coerce(value, annotation, flag)
 
 
@@ -164,13 +170,13 @@ def parse_assignment(text: str, flag: str, *, plain: bool = False) -> tuple[str,
     """'weight_decay=0.1' -> ('weight_decay', 0.1); the value is read as YAML, or is the text as it stands."""
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
-        raise InputError(f"{flag} is {text!r}, but key=value is expected")
+        raise InputError(f"{flag} is {describe(text)}, but key=value is expected")
     if plain:
         return key.strip(), value
     try:
         return key.strip(), parse_yaml(value)
     except YAMLError as error:
-        raise InputError(f"{flag} {key.strip()} is {value!r}, which is not valid YAML") from error
+        raise InputError(f"{flag} {key.strip()} is {describe(value)}, which is not valid YAML") from error
 
 
 def split_optional(annotation: Any) -> tuple[Any, bool]:
@@ -184,4 +190,5 @@ def split_optional(annotation: Any) -> tuple[Any, bool]:
 
 
 def describe(value: Any) -> str:
-    return "null" if value is None else repr(value)
+    """A value as an error line shows it: of a long one the beginning, of a deep one the outermost."""
+    return "null" if value is None else SHORT.repr(value)

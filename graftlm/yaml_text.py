@@ -15,19 +15,43 @@ import yaml
 from graftlm.errors import HALF
 
 YAMLError = yaml.YAMLError
+MOST_VALUES = 1_000_000
 FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key given twice and half a character."""
+    """SafeLoader that reads 1e-3 as a number and refuses half a character and a key given twice, if not by <<."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[int, int] = {}  # of each node with all that its aliases stand for
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        node = super().compose_node(parent, index)
+        if node is not None and id(node) not in self._sizes:
+            inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+            parts = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
+            size = 1 + sum(self._sizes.get(id(part), 1) for part in parts)
+            if size > MOST_VALUES:
+                raise yaml.composer.ComposerError(None, None, "its aliases make it too large", node.start_mark)
+            self._sizes[id(node)] = size
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:  # before << is replaced by what it merges
+            merges = key.tag == "tag:yaml.org,2002:merge"
+            name = self.construct_object(key) if isinstance(key, yaml.ScalarNode) and not merges else key.value
+            if isinstance(name, Hashable) and name in seen:
+                problem = f"key {name!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            if isinstance(name, Hashable):
+                seen.add(name)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                problem = f"key {key!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep=True)  # which refuses a mapping that holds itself
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
@@ -50,7 +74,12 @@ for _class in (Loader, Dumper):
 
 def parse_yaml(text: str) -> Any:
     """Python value of one YAML document; raises YAMLError."""
-    return yaml.load(text, Loader)
+    try:
+        return yaml.load(text, Loader)
+    except YAMLError:
+        raise
+    except Exception as error:  # of PyYAML's constructors: a date, a number or a word that does not fit its tag
+        raise YAMLError(f"a value cannot be read ({type(error).__name__}: {error})") from error
 
 
 def dump_yaml(value: Any) -> str:

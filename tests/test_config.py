@@ -82,6 +82,17 @@ def test_an_unknown_key_like_none_is_refused_too(tmp_path: Path) -> None:
         ("- 1", "must hold `key: value` lines"),
         ("rank: [", "is not valid YAML"),
         ("rank: 1\nrank: 2", "key 'rank' is given twice"),
+        ("<<: {rank: 1}\n<<: {rank: 2}", "key '<<' is given twice"),
+        ("trainer: &a {b: *a}", "recursive"),
+        ("trainer: {a: 2020-13-45}", "month must be in 1..12"),
+        ("trainer: {a: !!bool x}", "KeyError"),
+        ("rank: 9223372036854775808", "whole numbers go to"),
+        ("rank: " + "[" * 2000, "not valid YAML"),
+        (
+            "trainer:\n  a0: &a0 [1]\n"
+            + "".join(f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)),
+            "its aliases make it too large",
+        ),
     ],
 )
 def test_a_wrong_value_in_the_file_names_key_value_and_expectation(tmp_path: Path, text: str, message: str) -> None:
@@ -116,6 +127,14 @@ def test_a_number_without_a_dot_in_scientific_notation_is_a_number(tmp_path: Pat
 def test_a_whole_number_is_a_number_and_becomes_a_float(tmp_path: Path) -> None:
     config, _ = load_config(Recipe, write(tmp_path, "learning_rate: 1"), {})
     assert isinstance(config.learning_rate, float)
+
+
+def test_a_merge_key_takes_what_it_does_not_give_anew(tmp_path: Path) -> None:
+    file = write(tmp_path, "trainer: &a {a: 1, b: 2}\n<<: {rank: 3, model: m}\nmodel: large\n")
+    config, _ = load_config(Recipe, file, {})
+    assert (config.rank, config.model, config.trainer) == (3, "large", {"a": 1, "b": 2})
+    chained = parse_yaml("c: {<<: &b {<<: &a {x: 1, z: 0}, x: 2}}\nd: *b\ne: {<<: [*a, *b], y: 3}")
+    assert chained == {"c": {"x": 2, "z": 0}, "d": {"x": 2, "z": 0}, "e": {"x": 1, "y": 3, "z": 0}}
 
 
 def test_null_switches_an_optional_field_off_by_file_and_by_flag(tmp_path: Path) -> None:
