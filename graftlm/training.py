@@ -10,12 +10,13 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, PeftType
-from transformers import EarlyStoppingCallback, TrainerState
+from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -48,6 +49,23 @@ def trainer_arguments(
         warnings.simplefilter("ignore", FutureWarning)
         given = {name: value for name, value in {**settings, **further}.items() if name != MODEL_SETTINGS}
         return cls(str(folder / CHECKPOINTS), **given)  # type: ignore[call-arg]
+
+
+def arguments_as(kind: type[Arguments], args: Any) -> Arguments:
+    """`args`, arguments of a trainer of transformers or TRL, as a `kind`, with its defaults for what they lack.
+
+    Raises InputError for what is no such object, or for what `kind` refuses.
+    """
+    if isinstance(args, kind):
+        return args
+    if not isinstance(args, TrainingArguments):
+        raise InputError(f"args is a {type(args).__name__}, but a {kind.__name__} or TrainingArguments is expected")
+    # Not `to_dict`, which hides whatever is named a token, the end-of-sequence token too.
+    known = {field.name for field in fields(kind) if field.init}  # type: ignore[arg-type]  # a dataclass
+    given = {field.name: getattr(args, field.name) for field in fields(args) if field.init and field.name in known}
+    if given.get("steps_per_generation") is not None:
+        given.pop("generation_batch_size")  # GRPOConfig derives each from the other and takes one of them only
+    return kind(**given)
 
 
 def model_to_train(name: str, further: Mapping[str, Any], *, trust_remote_code: bool, **defaults: Any) -> Any:

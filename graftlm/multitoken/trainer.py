@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from graftlm.config import option
@@ -29,6 +30,7 @@ from graftlm.multitoken.model import MultiTokenModel, MultiTokenOutput
 from graftlm.multitoken.token_weights import TokenWeightsCollator, align_token_weights
 from graftlm.ranges import check_ranges
 from graftlm.resuming import ResumableTrainer
+from graftlm.training import arguments_as
 
 HEADS_FOLDER = "heads"
 
@@ -76,6 +78,7 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
     """Supervised fine-tuning with auxiliary heads; all of SFTTrainer's arguments, and these:
 
     Args:
+        args: a MultiTokenConfig, or TRL's or transformers' arguments, completed with MultiTokenConfig's defaults.
         heads: heads grown on `model`, or a folder of them. None trains next-token only.
         anchor_texts: general text for the KL anchor; needed where `anchor_weight` > 0.
 
@@ -91,19 +94,18 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
     def __init__(
         self,
         model: Any,
-        args: MultiTokenConfig | None = None,
+        args: TrainingArguments | None = None,
         *trainer_args: Any,
         heads: MultiTokenHeads | str | os.PathLike[str] | None = None,
         anchor_texts: Sequence[str] | None = None,
-        compute_loss_func: Any = None,
         **trainer_kwargs: Any,
     ) -> None:
-        if compute_loss_func is not None:
-            raise InputError("compute_loss_func is not supported: the multi-token loss is this trainer's own")
-        args = args or MultiTokenConfig("multi-token")
+        args = MultiTokenConfig("multi-token") if args is None else arguments_as(MultiTokenConfig, args)
         if args.weights == "importance":
             args.remove_unused_columns = False  # TRL would drop the weights
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        if self.compute_loss_func is not None:
+            raise InputError("compute_loss_func is not supported: the multi-token loss is this trainer's own")
         self.model_accepts_loss_kwargs = True  # the loss is normalised here, whatever the model's own forward takes
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         check_no_end(tokenizer)

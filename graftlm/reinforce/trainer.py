@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
 from graftlm.config import option
@@ -35,6 +36,7 @@ from graftlm.multitoken.decoder import backbone_of, plain_model
 from graftlm.ranges import check_ranges
 from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
 from graftlm.resuming import ResumableTrainer
+from graftlm.training import arguments_as
 
 Scope = Literal["rollout", "micro-batch", "response"]
 Normaliser = Literal["kept", "all"]
@@ -87,16 +89,13 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     args: ForkingTokenGRPOConfig
 
     def __init__(
-        self, model: Any, reward_funcs: Any = None, args: ForkingTokenGRPOConfig | None = None, **named: Any
+        self, model: Any, reward_funcs: Any = None, args: TrainingArguments | None = None, *others: Any, **named: Any
     ) -> None:
-        """As GRPOTrainer; `args` is a ForkingTokenGRPOConfig (InputError for another), its defaults if left out."""
-        if args is None:
-            args = ForkingTokenGRPOConfig("forking-tokens")
-        if not isinstance(args, ForkingTokenGRPOConfig):
-            raise InputError(f"args is a {type(args).__name__}: ForkingTokenGRPOTrainer needs a ForkingTokenGRPOConfig")
+        """As GRPOTrainer; `args` is completed with ForkingTokenGRPOConfig's defaults where it is another's."""
+        args = ForkingTokenGRPOConfig("forking-tokens") if args is None else arguments_as(ForkingTokenGRPOConfig, args)
         # An adapter that this trainer adds can be switched off to have the start model; one that was there cannot.
         self._start_is_without_adapter = named.get("peft_config") is not None and not hasattr(model, "peft_config")
-        super().__init__(model, reward_funcs, args, **named)
+        super().__init__(model, reward_funcs, args, *others, **named)
         check_no_end(getattr(self.processing_class, "tokenizer", self.processing_class))
         self._recorded: list[Tensor] | None = None
         self._turns = 0

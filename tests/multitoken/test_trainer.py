@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import EarlyStoppingCallback, LlamaForCausalLM, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from graftlm.errors import InputError
@@ -238,6 +246,29 @@ def test_the_log_has_all_names_of_trl_with_its_values(tokenizer: PreTrainedToken
         for name in expected:
             if not any(word in name for word in ("runtime", "per_second")):
                 assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, TrainingArguments])
+def test_arguments_of_trl_and_transformers_train_as_trl_does_with_them(
+    kind: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    further = {"eos_token": "[", "packing": False} if kind is SFTConfig else {}
+
+    def trained(trainer: Any) -> Any:
+        args = kind(
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_steps=2,
+            logging_steps=1, lr_scheduler_type="cosine", optim="sgd", accelerator_config={"split_batches": True},
+            gradient_checkpointing_kwargs={"use_reentrant": False}, **further,
+        )  # fmt: skip
+        made = trainer(tiny_model(), args, train_dataset=rows(8), processing_class=copy.deepcopy(tokenizer))
+        made.train()
+        return made
+
+    ours, theirs = trained(MultiTokenTrainer), trained(SFTTrainer)
+    assert isinstance(ours.args, MultiTokenConfig) and ours.args.coefficient == 0.01
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-6)
+    for name in (field.name for field in fields(theirs.args) if field.init and "ddp" not in field.name):
+        assert getattr(ours.args, name) == getattr(theirs.args, name), name
 
 
 def test_the_best_model_may_go_by_any_name_of_trl(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -518,7 +549,7 @@ def test_contradictions_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path
     given: dict[str, Any] = {"train_dataset": rows(), "processing_class": tokenizer, "heads": heads}
     with pytest.raises(InputError, match="anchor_texts"):
         MultiTokenTrainer(model, config(tmp_path, anchor_weight=0.1), **given)
-    with pytest.raises(InputError, match="compute_loss_func"):
+    with pytest.warns(FutureWarning), pytest.raises(InputError, match="compute_loss_func"):
         MultiTokenTrainer(model, config(tmp_path), compute_loss_func=lambda *_: None, **given)
     reentrant = config(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(InputError, match="use_reentrant"):

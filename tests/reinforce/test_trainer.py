@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from graftlm.reinforce.trainer import (
 from tests.conftest import VOCABULARY, tiny_model
 from tests.multitoken.test_distributed import ROOT, torchrun
 from tests.reinforce.test_forking import plain_mask
-from tests.reinforce.training import TRL_WARNING, config, small_bytes, trainer
+from tests.reinforce.training import TRL_WARNING, config, rows, small_bytes, trainer
 
 pytestmark = pytest.mark.filterwarnings(TRL_WARNING)
 
@@ -220,9 +221,16 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], culprit: str, tmp_pa
         config(tmp_path, ForkingTokenGRPOConfig, **settings)
 
 
-def test_another_config_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="args is a GRPOConfig"):
-        ForkingTokenGRPOTrainer(tiny_model(), small_bytes, config(tmp_path, GRPOConfig))
+def test_a_config_of_trl_is_completed_with_our_defaults(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    theirs = config(tmp_path, GRPOConfig, steps_per_generation=2, epsilon=0.3)
+    made = ForkingTokenGRPOTrainer(
+        tiny_model(), small_bytes, theirs, train_dataset=rows(), processing_class=tokenizer
+    ).args  # fmt: skip
+    assert isinstance(made, ForkingTokenGRPOConfig) and made.forking_fraction == 0.2
+    for name in (field.name for field in fields(theirs) if field.init and field.name != "top_entropy_quantile"):
+        assert getattr(made, name) == getattr(theirs, name), name
+    with pytest.raises(InputError, match="args is a dict"):
+        ForkingTokenGRPOTrainer(tiny_model(), small_bytes, {}, train_dataset=rows(), processing_class=tokenizer)
 
 
 @pytest.mark.slow
