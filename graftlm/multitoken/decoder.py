@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
@@ -87,6 +88,12 @@ def backbone_of(model: nn.Module) -> Any:
     return next(child for child in plain.children() if any(module is layers for module in child.modules()))
 
 
+def acts_in_forward(adapter: PeftConfig) -> bool:
+    """Whether an adapter needs `PeftModel.forward`: virtual tokens, an activated LoRA, or what routes among several."""
+    routed = adapter.peft_type in (PeftType.XLORA, PeftType.SHADOW, PeftType.POLY)
+    return adapter.is_prompt_learning or routed or bool(getattr(adapter, "alora_invocation_tokens", None))
+
+
 class Decoder:
     """The parts of a causal LM, by reference.
 
@@ -99,7 +106,9 @@ class Decoder:
         self.layers = decoder_layers(self.model)
         self.trunk = backbone_of(self.model)
         self.backbone = next(m for m in self.model.modules() if any(c is self.layers for c in m.children()))
-        self.final_norm = self._find_final_norm()
+        if isinstance(model, PeftModel) and acts_in_forward(model.active_peft_config):
+            kind = model.active_peft_config.peft_type.value
+            raise self._unsupported(f"has a {kind} adapter, which acts in the PEFT model's own forward pass only")
         unembedding = self.model.get_output_embeddings()
         if unembedding is None:
             raise self._unsupported("has no output embedding")
@@ -112,13 +121,16 @@ class Decoder:
     def _unsupported(self, why: str) -> InputError:
         return InputError(f"heads cannot be grown on {type(self.model).__name__}: it {why}")
 
-    def _find_final_norm(self) -> nn.Module:
-        after_layers = False
-        for child in self.backbone.children():
+    @cached_property
+    def final_norm(self) -> nn.Module:
+        """Raises InputError where there is none. (What is there besides, such as OPT's projection, `verify` finds.)"""
+        children = list(self.backbone.named_children())
+        last = next(i for i, (_, child) in enumerate(children) if child is self.layers)
+        # OPT defines it before its layers.
+        for _, child in [*children[last:], *(each for each in children[:last] if "final" in each[0])]:
             name = type(child).__name__.lower()
-            if after_layers and ("norm" in name or name.endswith("ln")):
+            if "norm" in name or name.endswith("ln"):
                 return child
-            after_layers = after_layers or child is self.layers
         raise self._unsupported("has no normalisation after its last decoder layer")
 
     @cached_property
@@ -174,6 +186,19 @@ class Decoder:
             output = self.trunk(**inputs, past_key_values=cache, use_cache=cache is not None)
         first, *others = calls
         return output.last_hidden_state, replace(first, following=tuple(c.without_hidden_states() for c in others))
+
+    def run_with_routers(self, model: nn.Module, layer: int, **inputs: Any) -> tuple[Tensor, LayerCall, Tensor]:
+        """`run` through `model` itself, a mixture of experts, and its routers' balancing loss; it unembeds one row."""
+        outputs: list[Any] = []
+        handle = self.trunk.register_forward_hook(lambda _, __, output: outputs.append(output))
+        try:
+            with self.capture(layer) as calls:
+                whole = model(**inputs, use_cache=False, output_router_logits=True, logits_to_keep=1)
+        finally:
+            handle.remove()
+        first, *others = calls
+        call = replace(first, following=tuple(c.without_hidden_states() for c in others))
+        return outputs[0].last_hidden_state, call, whole.aux_loss
 
     @torch.no_grad()
     def verify(self) -> None:

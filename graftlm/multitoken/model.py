@@ -31,12 +31,16 @@ class MultiTokenOutput:
     entropy_sum: Tensor  # scalar: of the model's own predictions at the supervised positions, nats
     correct_count: Tensor  # scalar int64: where its most likely token is the target
     anchor_divergence: Tensor | None = None  # scalar: mean KL(base ‖ tuned) per position, nats
+    router_loss: Tensor | None = None  # scalar with gradient: the routers' balancing loss of a mixture of experts
 
 
 class MultiTokenModel(nn.Module):
     """`model` (a causal LM or a PEFT model of one) with its `heads` beside it; attributes fall through to `model`.
 
     sharded: the parameters are divided over devices (FSDP, ZeRO).
+    routers: the balancing loss of a mixture of experts' routers is wanted besides.
+    own_forward: the loss is taken from the logits of `model`'s own forward pass, in whose parts it cannot be found
+        (prompt tuning, say); there are no heads then.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class MultiTokenModel(nn.Module):
         weights: Weighting = "uniform",
         forking_fraction: float = 0.2,
         sharded: bool = False,
+        routers: bool = False,
+        own_forward: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -54,6 +60,8 @@ class MultiTokenModel(nn.Module):
         self.weights: Weighting = weights
         self.forking_fraction = forking_fraction
         self.sharded = sharded
+        self.routers = routers
+        self.own_forward = own_forward
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -91,13 +99,18 @@ class MultiTokenModel(nn.Module):
             inputs |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
             return self.model(labels=labels, **{k: v for k, v in inputs.items() if v is not None})
         assert input_ids is not None and labels is not None
-        decoder = Decoder(self.model)
-        heads = self.heads if any(coefficients[1:]) or self._trains_heads() else None
         if position_ids is not None:
             inputs["position_ids"] = position_ids
-        final, call = decoder.run(
-            heads.tap if heads is not None else -1, input_ids=input_ids, attention_mask=attention_mask, **inputs
-        )
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.own_forward:
+            return self._own_loss(labels, normaliser, inputs)
+        decoder = Decoder(self.model)
+        heads = self.heads if any(coefficients[1:]) or self._trains_heads() else None
+        tap, router_loss = heads.tap if heads is not None else -1, None
+        if self.routers:
+            final, call, router_loss = decoder.run_with_routers(self.model, tap, **inputs)
+        else:
+            final, call = decoder.run(tap, **inputs)
         documents = document_ids(position_ids)
         target = shifted_targets(labels, 0, attention_mask, documents)
         kept = target != IGNORE
@@ -133,6 +146,30 @@ class MultiTokenModel(nn.Module):
             entropy_sum=own.entropy.sum(),
             correct_count=own.correct.sum(),
             anchor_divergence=divergence,
+            router_loss=router_loss,
+        )
+
+    def _own_loss(self, labels: Tensor, normaliser: Tensor | float, inputs: dict[str, Any]) -> MultiTokenOutput:
+        """The next-token loss of the logits that `model` gives. They may have more columns than `labels`: virtual
+        tokens before the others."""
+        routers = {"output_router_logits": True} if self.routers else {}
+        outputs = self.model(**inputs, **routers, use_cache=False)
+        labels = nn.functional.pad(labels, (outputs.logits.shape[1] - labels.shape[1], 0), value=IGNORE)
+        target = shifted_targets(labels, 0, document_ids=document_ids(inputs.get("position_ids")))
+        kept = target != IGNORE
+        rows = outputs.logits[kept]
+        log_probabilities = torch.log_softmax(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
+        loss_sum = nn.functional.nll_loss(log_probabilities, target[kept], reduction="sum")
+        with torch.no_grad():
+            entropy_sum = -(log_probabilities.exp() * log_probabilities).sum()
+            correct = (log_probabilities.argmax(-1) == target[kept]).sum()
+        return MultiTokenOutput(
+            loss=loss_sum / normaliser,
+            loss_sums=loss_sum.detach()[None],
+            target_counts=kept.sum()[None],
+            entropy_sum=entropy_sum,
+            correct_count=correct,
+            router_loss=outputs.aux_loss if self.routers else None,
         )
 
     def _trains_heads(self) -> bool:

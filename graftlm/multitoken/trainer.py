@@ -18,15 +18,15 @@ from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from graftlm.config import option
-from graftlm.console import say
 from graftlm.encoding import check_no_end
 from graftlm.errors import InputError
 from graftlm.multitoken.anchor import Anchor
 from graftlm.multitoken.config import Schedule, Weighting
-from graftlm.multitoken.decoder import Decoder
+from graftlm.multitoken.decoder import Decoder, decoder_layers, plain_model
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.loss import IGNORE, head_coefficients, schedule_factor
 from graftlm.multitoken.model import MultiTokenModel, MultiTokenOutput
+from graftlm.multitoken.proofs import why_not_by_parts
 from graftlm.multitoken.token_weights import TokenWeightsCollator, align_token_weights
 from graftlm.ranges import check_ranges
 from graftlm.resuming import ResumableTrainer
@@ -68,8 +68,6 @@ class MultiTokenConfig(SFTConfig):
             raise InputError("weights 'importance' excludes packing, padding_free and truncation_mode 'keep_end'")
         if self.loss_type != "nll":
             raise InputError(f"loss_type={self.loss_type!r} is not supported with the multi-token loss: use 'nll'")
-        if self.router_aux_loss_coef:
-            raise InputError("router_aux_loss_coef: the routers' balancing loss is not supported here: leave it out")
         if self.label_smoothing_factor:
             raise InputError("label_smoothing_factor is not supported with the multi-token loss: set it to 0")
 
@@ -110,13 +108,10 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         check_no_end(tokenizer)
         plain = self.model
-        if self.aux_loss_enabled:  # TRL has switched it on, since the model's config names a coefficient
-            plain.config.get_text_config().output_router_logits = False
-            if self.is_world_process_zero():
-                say("graftlm: the routers' balancing loss of this mixture of experts is not added")
         if args.weights == "importance":
             self._attach_token_weights()
-        if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant") and args.gradient_checkpointing:
+        reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        if reentrant and heads is not None:
             raise InputError("gradient_checkpointing_kwargs use_reentrant=True cuts the heads off: leave it unset")
         if heads is not None and not isinstance(heads, MultiTokenHeads):
             heads = MultiTokenHeads.from_pretrained(heads, plain)
@@ -124,6 +119,10 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         if heads is not None:
             weight = Decoder(plain).unembedding.weight
             heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(args.train_heads)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        reason = why_not_by_parts(plain, sharded=sharded)
+        if reason is not None and (heads is not None or args.anchor_weight > 0):
+            raise InputError(f"neither heads nor an anchor can be used: {reason}; next-token training goes without")
         if args.anchor_weight > 0 and not anchor_texts:
             raise InputError("anchor_weight is set, but there are no anchor_texts to hold the model to")
         self.anchor = Anchor(plain, tokenizer, anchor_texts or []) if args.anchor_weight > 0 else None
@@ -132,7 +131,9 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
             heads,
             weights=args.weights,  # type: ignore[arg-type]
             forking_fraction=args.forking_fraction,
-            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            sharded=sharded,
+            routers=self.aux_loss_enabled,
+            own_forward=reason is not None,
         )
         # Every trainable parameter has a gradient in each backward pass.
         if args.ddp_find_unused_parameters is None:
@@ -177,7 +178,8 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
             anchor=anchor,
             anchor_weight=self.args.anchor_weight / steps / self._devices(num_items_in_batch),
         )
-        loss = outputs.loss if training else outputs.loss_sums[0] / normaliser
+        # In evaluation a model with virtual tokens may have more targets than labels tell.
+        loss = outputs.loss if training else outputs.loss_sums[0] / outputs.target_counts[0].clamp(min=1)
         if training and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; its batch begins with the tokens "
@@ -190,6 +192,8 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
             self.state.num_input_tokens_seen += int(self.accelerator.reduce(count, "sum"))
         # As in TRL: the normaliser counts all devices' tokens, and DDP averages the gradients over devices.
         loss = loss * self._devices(num_items_in_batch)
+        if outputs.router_loss is not None and training:  # a mean over the micro-batch, which DDP averages
+            loss = loss + self.router_aux_loss_coef * outputs.router_loss / steps
         if return_outputs:
             with torch.no_grad():
                 plain = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
@@ -231,6 +235,8 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         }
         if outputs.anchor_divergence is not None:
             values["anchor"] = torch.stack([outputs.anchor_divergence.double(), torch.ones_like(values["correct"])])
+        if outputs.router_loss is not None:
+            values["routers"] = torch.stack([outputs.router_loss.detach().double(), torch.ones_like(values["correct"])])
         sums = self._sums[mode]
         for name, value in values.items():
             sums[name] = longer_sum(sums[name], value) if name in sums else value
@@ -276,8 +282,9 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
             logs[prefix + "mean_token_accuracy"] = float(sums["correct"] / count)
             logs[prefix + "entropy"] = float(sums["entropy"] / count)
             logs[prefix + "num_tokens"] = self.state.num_input_tokens_seen
-        if "anchor" in sums:
-            logs[prefix + "anchor_divergence"] = float(sums["anchor"][0] / sums["anchor"][1])
+        for name, means in (("anchor_divergence", "anchor"), ("aux_loss", "routers")):
+            if means in sums:
+                logs[prefix + name] = float(sums[means][0] / sums[means][1])
         super().log(logs, start_time)
 
     # -- optimizer ----------------------------------------------------------------------------------------------
@@ -359,13 +366,14 @@ def longer_sum(one: Tensor, other: Tensor) -> Tensor:
 
 def freeze(model: nn.Module, *, share: float, unembedding: bool) -> None:
     """Freeze the lowest `share` of the layers with the input embedding below them, and the unembedding if asked."""
-    decoder = Decoder(model)
+    plain = plain_model(model)
     if unembedding:
-        decoder.unembedding.requires_grad_(False)
+        plain.get_output_embeddings().requires_grad_(False)
         # Where the two are tied, this one is the same tensor.
     if share > 0:
-        decoder.model.get_input_embeddings().requires_grad_(False)
-        for layer in decoder.layers[: round(share * len(decoder.layers))]:
+        plain.get_input_embeddings().requires_grad_(False)
+        layers = decoder_layers(plain)
+        for layer in layers[: round(share * len(layers))]:
             layer.requires_grad_(False)
 
 

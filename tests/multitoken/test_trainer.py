@@ -177,16 +177,6 @@ def test_a_log_over_steps_with_and_without_heads_counts_all_of_them(
     assert len(losses(twice, "head_1_loss")) == 1 and not losses(once, "head_1_loss")
 
 
-def test_a_mixture_of_experts_says_that_its_balancing_loss_is_left_out(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = tiny_model("mixtral", num_local_experts=2, router_aux_loss_coef=0.1)
-    trainer = MultiTokenTrainer(model, config(tmp_path), train_dataset=rows(), processing_class=tokenizer)
-    assert "balancing loss of this mixture of experts is not added" in capsys.readouterr().err
-    trainer.train()
-    assert not model.config.output_router_logits and len(losses(trainer)) == 4
-
-
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_gradient_checkpointing_changes_no_step(
@@ -536,7 +526,6 @@ def test_a_loss_that_is_not_finite_stops_training(tokenizer: PreTrainedTokenizer
         ({"coefficient": -1.0}, "coefficient"),
         ({"loss_type": "dft"}, "loss_type"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing"),
-        ({"router_aux_loss_coef": 0.01}, "router_aux_loss_coef"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
