@@ -112,7 +112,11 @@ def serve(
         int, typer.Option(help="The most that a request's max_tokens may be; a chat's default.")
     ] = ServeSettings.max_tokens_limit,
     max_body_bytes: Annotated[int, typer.Option(help="Size of a request.")] = ServeSettings.max_body_bytes,
+    max_connections: Annotated[int, typer.Option(help="Connections at once.")] = ServeSettings.max_connections,
     request_seconds: Annotated[float, typer.Option(help="Time for a request.")] = ServeSettings.request_seconds,
+    arrival_seconds: Annotated[
+        float, typer.Option(help="Time for a request's head and body to arrive, and for a client to read on.")
+    ] = ServeSettings.arrival_seconds,
     grace_seconds: Annotated[
         float, typer.Option(help="Time for what runs when the server is told to stop.")
     ] = ServeSettings.grace_seconds,
@@ -133,7 +137,9 @@ def serve(
         max_queue=max_queue,
         max_tokens_limit=max_tokens_limit,
         max_body_bytes=max_body_bytes,
+        max_connections=max_connections,
         request_seconds=request_seconds,
+        arrival_seconds=arrival_seconds,
         grace_seconds=grace_seconds,
     )
     try:

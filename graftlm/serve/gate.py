@@ -23,6 +23,7 @@ ENDPOINTS = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health",
 OPEN_ENDPOINTS = ("/health",)  # without a key, and while the server drains
 BEARER = "Bearer "
 CLIENT_GONE = 499  # as nginx has it; nobody reads it but the metrics
+MOST_BODIES = 32  # of the largest size, in memory at once
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -33,6 +34,7 @@ class Gate:
         self.app = app
         self.engine = engine
         self.settings = settings
+        self.held_bytes = 0  # of the bodies of all requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,16 +64,18 @@ class Gate:
         if scope["path"] in OPEN_ENDPOINTS:  # whose body nobody reads: strangers must not have it kept here
             await self.app(scope, receive, send)
             return
+        body: list[Message] = []
         try:
             self.check(scope["path"], Headers(scope=scope))
-            body = await asyncio.wait_for(self.read(receive), self.settings.request_seconds)
+            await asyncio.wait_for(self.read(receive, body), self.settings.arrival_seconds)
+            if body[-1]["type"] != "http.disconnect":
+                await self.app(scope, replay(body, receive), send)
         except Refusal as refusal:
             await error_response(refusal)(scope, receive, send)
         except asyncio.TimeoutError:
             await error_response(Refusal(408, "the request did not arrive in time"))(scope, receive, send)
-        else:
-            if body[-1]["type"] != "http.disconnect":
-                await self.app(scope, replay(body, receive), send)
+        finally:
+            self.held_bytes -= sum(map(size, body))
 
     def check(self, path: str, headers: Mapping[str, str]) -> None:
         """Raise Refusal for a request that may not pass, before any of its body is read."""
@@ -85,22 +89,26 @@ class Gate:
         if length.isdecimal() and int(length) > self.settings.max_body_bytes:
             raise self.too_large()
 
-    async def read(self, receive: Receive) -> list[Message]:
-        """The messages that hold the body; the client's hanging up may be the last of them."""
-        messages: list[Message] = []
-        size, more = 0, True
+    async def read(self, receive: Receive, body: list[Message]) -> None:
+        """Add the messages that hold the body to `body`; the client's hanging up may be the last of them."""
+        more = True
         while more:
             message = await receive()
-            messages.append(message)
-            size += len(message.get("body", b""))
-            if size > self.settings.max_body_bytes:
+            body.append(message)
+            self.held_bytes += size(message)
+            if sum(map(size, body)) > self.settings.max_body_bytes:
                 raise self.too_large()
+            if self.held_bytes > MOST_BODIES * self.settings.max_body_bytes:
+                raise Refusal(503, "too many large requests are under way", retry_after=RETRY_SECONDS)
             more = message.get("more_body", False)
-        return messages
 
     def too_large(self) -> Refusal:
         most = self.settings.max_body_bytes
         return Refusal(413, f"the request's body is larger than {most} bytes", code="request_too_large")
+
+
+def size(message: Message) -> int:
+    return len(message.get("body", b""))
 
 
 def request_id(headers: Mapping[str, str]) -> str:

@@ -8,15 +8,18 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from graftlm.console import say
 from graftlm.errors import InputError
 from graftlm.serve.app import create_app
 from graftlm.serve.batching import Engine
+from graftlm.serve.connections import Connection, Limits, room_for_connections
 from graftlm.serve.metrics import Metrics
 from graftlm.serve.prompts import Prompts
 from graftlm.serve.protocol import CompletionRequest
@@ -25,6 +28,7 @@ from graftlm.serve.settings import ServeSettings
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # After the time for what runs: for the error that tells the rest of it, before connections are cut.
 SECONDS_TO_SAY_SO = 2
+SECONDS_BETWEEN_NEWS = 60
 
 
 def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSettings) -> None:
@@ -39,20 +43,33 @@ def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSetting
         model, tokenizer = load()
         app = create_app(model, tokenizer, name, settings)
         try_out(model, app.state.prompts, settings)
-        config = uvicorn.Config(
-            app,
-            ws="none",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=int(settings.grace_seconds) + SECONDS_TO_SAY_SO,
-        )
-        logging.getLogger("uvicorn.error").addFilter(is_news)
+        config = uvicorn_config(app, settings)
         try:
             Server(config, app.state.engine, f"{name} at {address(listener)}/v1").run(sockets=[listener])
         finally:
             app.state.engine.stop()
+
+
+def uvicorn_config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    """uvicorn's settings, with limits on connections and on the log that it has none for."""
+    connections, backlog = room_for_connections(settings)
+    protocol: Any = partial(Connection, limits=Limits(connections, settings.arrival_seconds))
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=protocol,
+        ws="none",
+        backlog=backlog,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(settings.grace_seconds) + SECONDS_TO_SAY_SO,
+    )
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(NEWS)
+    return config
 
 
 def try_out(model: Any, prompts: Prompts, settings: ServeSettings) -> None:
@@ -98,9 +115,26 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def is_news(record: logging.LogRecord) -> bool:
-    """Not a request that was cut when the server had to end, of which uvicorn logs a long traceback."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+class News(logging.Filter):
+    """Lets each message through once a minute, since clients can cause any number, and none of a request that is cut.
+
+    uvicorn logs a long traceback for each of those that are cut when the server has to end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return False
+        if record.created - self.told.get(record.msg, 0) < SECONDS_BETWEEN_NEWS:
+            return False
+        self.told[record.msg] = record.created
+        return True
+
+
+NEWS = News()
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from graftlm.errors import InputError
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-COUNTS = ("max_batch_size", "max_queue", "max_tokens_limit", "max_body_bytes")
-SECONDS = ("request_seconds", "grace_seconds")
+COUNTS = ("max_batch_size", "max_queue", "max_tokens_limit", "max_body_bytes", "max_connections")
+SECONDS = ("request_seconds", "arrival_seconds", "grace_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,9 @@ class ServeSettings:
     max_queue: int = 128  # sequences that wait, and the most that one request may ask for
     max_tokens_limit: int = 1024  # a request's `max_tokens`, and what a chat gets that names none
     max_body_bytes: int = 4 * 1024 * 1024
+    max_connections: int = 512
     request_seconds: float = 300.0
+    arrival_seconds: float = 30.0  # for a request's head, for its body, and for a client that reads nothing
     grace_seconds: float = 30.0  # for what runs when the server is told to stop
     gather_seconds: float = 0.005  # how long an idle model waits for company to the first request
 

@@ -21,6 +21,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFa
 
 from graftlm.serve import ServeSettings, create_app
 from graftlm.serve.batching import Engine
+from graftlm.serve.server import uvicorn_config
 from tests.conftest import VOCABULARY, tiny_model
 
 NAME = "some/model"
@@ -133,8 +134,11 @@ def held(server: Serving, watched: Watched) -> Iterator[Future[Any]]:
 
 @contextmanager
 def serving(model: Any, tokenizer: Any, **settings: Any) -> Iterator[Serving]:
-    app = create_app(model, tokenizer, NAME, ServeSettings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, ws="none", log_level="warning", timeout_graceful_shutdown=1))
+    limits = ServeSettings(**settings)
+    app = create_app(model, tokenizer, NAME, limits)
+    config = uvicorn_config(app, limits)
+    config.timeout_graceful_shutdown = 1
+    server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

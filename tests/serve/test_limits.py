@@ -54,6 +54,23 @@ def test_a_body_that_is_too_large_is_413_with_or_without_its_length(
         assert len(server.complete("x" * 100).choices) == 1
 
 
+def test_bodies_in_memory_are_limited_together_and_freed_when_answered(
+    watched: Watched, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graftlm.serve.gate.MOST_BODIES", 2)
+    body = json.dumps({"model": NAME, "prompt": "x", "max_tokens": 2, "user": "x" * 800})
+    with serving(watched, tokenizer, max_body_bytes=1000) as server, ThreadPoolExecutor() as pool:
+        with held(server, watched) as first:
+            others = [pool.submit(server.request, "POST", "/v1/completions", body) for _ in range(2)]
+            eventually(lambda: len(server.engine.waiting) == 2)
+            status, headers, text = server.request("POST", "/v1/completions", body)
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert json.loads(text)["error"]["message"] == "too many large requests are under way"
+        assert len(first.result().choices[0].text) == 2
+        assert [other.result()[0] for other in others] == [200, 200]
+        assert [server.request("POST", "/v1/completions", body)[0] for _ in range(4)] == [200] * 4
+
+
 @pytest.mark.parametrize("in_chunks", [False, True])
 def test_ten_megabytes_are_413_by_default_and_the_server_goes_on(server: Serving, in_chunks: bool) -> None:
     body = json.dumps({"model": NAME, "prompt": "x" * 10_000_000})
@@ -139,7 +156,7 @@ def test_a_server_that_ends_its_grace_fails_what_runs_and_what_waits(
 
 
 def test_a_body_that_does_not_come_is_408(writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    with serving(writer, tokenizer, request_seconds=0.2) as server:
+    with serving(writer, tokenizer, arrival_seconds=0.2) as server:
         status, _, text = server.request("POST", "/v1/completions", "{", {"Content-Length": "10"})
         assert (status, json.loads(text)["error"]["type"]) == (408, "invalid_request_error")
 
