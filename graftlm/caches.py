@@ -1,4 +1,4 @@
-"""Whether rows and tokens can be taken out of a model's cache.
+"""What a model's cache holds, and whether rows and tokens can be taken out of it.
 
 transformers (5.23) crops and selects rows of keys and values. The states of a convolution or a recurrence stay as they
 were, and so the model goes on from other rows than the keys and values say.
@@ -6,10 +6,21 @@ were, and so the model goes on from other rows than the keys and values say.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from graftlm.errors import InputError
+
+
+def new_cache(model: Any, **options: Any) -> DynamicCache:
+    """An empty one for `model`. InputError for a model that would not see it, and so forget what it has read."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "past_key_values" not in inspect.signature(plain.forward).parameters:
+        raise InputError(f"{type(plain).__name__} takes no past_key_values and would forget: give use_cache=False")
+    return DynamicCache(config=plain.config.get_text_config(), **options)
 
 
 def keeps_only_keys_and_values(cache: Any) -> bool:

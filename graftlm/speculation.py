@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 
-from graftlm.caches import keeps_only_keys_and_values, layer_kinds
+from graftlm.caches import keeps_only_keys_and_values, layer_kinds, new_cache
 from graftlm.errors import InputError
 
 
@@ -29,8 +29,8 @@ class SpeculativeOutput(GenerateDecoderOnlyOutput):
 
 def check_can_forget(model: Any) -> set[type]:
     """The kinds of the model's caches, which a plain DynamicCache can take the place of, sliding windows being left to
-    the mask. InputError where a layer keeps other states than keys and values."""
-    cache = DynamicCache(config=model.config.get_text_config())
+    the mask. InputError where a layer keeps other states than keys and values, or outside of a cache."""
+    cache = new_cache(model)
     kinds = layer_kinds(cache)
     if not keeps_only_keys_and_values(cache):
         names = ", ".join(sorted(kind.__name__ for kind in kinds))

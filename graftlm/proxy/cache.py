@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from graftlm.caches import new_cache
 from graftlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,10 +125,6 @@ class ProxyCache(DynamicCache):
         for cache, stacked in zip(self.others, self.stacked, strict=True):
             chosen: Any = torch.cat([rows, rows + self.rows]) if stacked else rows
             getattr(cache, method)(chosen)
-
-
-def new_cache(model: Any, **options: Any) -> DynamicCache:
-    return DynamicCache(config=model.config.get_text_config(), **options)
 
 
 def columns(cache: Cache) -> int:

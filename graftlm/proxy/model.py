@@ -36,11 +36,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from graftlm.caches import new_cache
 from graftlm.errors import InputError
 from graftlm.generation import named_arguments, setting
 from graftlm.models import load_model
 from graftlm.proxy.alpha import Alpha, check_alpha
-from graftlm.proxy.cache import ProxyCache, columns, new_cache
+from graftlm.proxy.cache import ProxyCache, columns
 from graftlm.proxy.experts import Inputs, of_width, run, with_own_prompt
 from graftlm.proxy.opening import Parts, open_parts
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from graftlm.errors import InputError
 from graftlm.models import load_model
@@ -74,6 +74,22 @@ def test_a_batch_gives_what_its_rows_give_alone_and_the_cache_changes_nothing() 
     together = generated(model, PROMPTS)
     assert together == [generated(model, [row])[0] for row in PROMPTS]
     assert together == generated(model, PROMPTS, use_cache=False)
+
+
+def test_a_model_whose_state_is_in_no_cache_is_decoded_without_one() -> None:
+    """Mamba takes its state as cache_params, and would read each new token as if it were the first."""
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=8, initializer_range=0.3)
+    three = [MambaForCausalLM(config).eval() for _ in range(3)]
+    mamba, ids = ProxyTunedModel(*three), torch.arange(40, 50)[None]
+    options: Any = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    with pytest.raises(InputError, match="MambaForCausalLM takes no past_key_values"):
+        mamba.generate(input_ids=ids, **options)
+    expected = ids
+    for _ in range(4):
+        base, expert, antiexpert = (part(expected).logits[:, -1] for part in three)
+        expected = torch.cat([expected, (base + expert - antiexpert).argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(mamba.generate(input_ids=ids, use_cache=False, **options), expected)
 
 
 def test_an_adapter_and_its_base_share_weights_and_one_pass_and_equal_two_models() -> None:
