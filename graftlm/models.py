@@ -244,23 +244,40 @@ def attach_adapter(
     """The adapter of `folder` on `base`, which it changes in place, with the folder's tokenizer if it has one."""
     from peft import PeftModel
 
-    if has_tokenizer(folder):
-        tokenizer = load_tokenizer(str(folder), options, offline=True)
-    if len(tokenizer) > base.get_input_embeddings().num_embeddings:
-        base.resize_token_embeddings(len(tokenizer))  # for tokens added in tuning
+    tokenizer, rows, altered = needs_of_adapter(base, tokenizer, folder, options)
     with explained_errors(str(folder)), warnings.catch_warnings():
         # PEFT only warns, and leaves such parameters random.
         warnings.filterwarnings("error", message="Found missing adapter keys")
         # No concern of the user: PEFT reads a property that transformers has renamed.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+        if rows != base.get_input_embeddings().num_embeddings:
+            base.resize_token_embeddings(rows)
+        model: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+    model.base_alteration = altered or ""
     return model.eval(), tokenizer
+
+
+def needs_of_adapter(
+    base: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, options: LoadOptions
+) -> tuple[PreTrainedTokenizerBase, int, str | None]:
+    """The tokenizer and the rows of the embedding that the adapter of `folder` needs, and what it alters for good."""
+    from peft import PeftConfig
+
+    from graftlm.adapters import alteration, embedding_rows
+
+    with explained_errors(str(folder)):
+        config = PeftConfig.from_pretrained(str(folder))
+        if has_tokenizer(folder):
+            tokenizer = load_tokenizer(str(folder), options, offline=True)
+        rows = embedding_rows(base, len(tokenizer), folder, config)
+        return tokenizer, rows, alteration(base, rows, folder, config)
 
 
 def adapter_on(
     base: Any, tokenizer: PreTrainedTokenizerBase, base_name: str, name: str
 ) -> tuple[PeftModel, PreTrainedTokenizerBase] | None:
-    """The adapter `name` on `base`, a model that was loaded from `base_name`; None if `name` is no adapter on it.
+    """The adapter `name` on `base`, a model that was loaded from `base_name`; None if `name` is no adapter on it, or
+    one without which `base` would not be what it was.
 
     Saves loading the base model a second time. Raises InputError for a damaged adapter.
     """
@@ -278,6 +295,8 @@ def adapter_on(
         config = PeftConfig.from_pretrained(str(folder))
     wanted = resolve_base(config.base_model_name_or_path, folder)
     if wanted != base_name and not same_place(wanted, base_name):
+        return None
+    if needs_of_adapter(base, tokenizer, folder, options)[2] is not None:
         return None
     return attach_adapter(base, tokenizer, folder, options)
 

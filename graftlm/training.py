@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from graftlm.adapters import merged, train_adapter
 from graftlm.callbacks import InterruptCallback, RunCallback
 from graftlm.console import say
 from graftlm.encoding import without_end
@@ -98,21 +99,20 @@ def save_steps(steps: int | None) -> dict[str, Any]:
 def trained_part(model: Any, method: str, rank: int, alpha: int, dropout: float) -> tuple[Any, LoraConfig | None]:
     """The model with what `method` trains of it set, and the LoRA adapter that is still to be added, if any.
 
-    An adapter that is there is trained on, with the modules that it saves whole, since a second one would not load
-    without the first; with another method it is merged. A new one is put on every linear layer of the decoder; PEFT
-    leaves the unembedding out. InputError for an adapter that can be neither.
+    An adapter that is there is trained on, all of it, since a second one would not load without the first; with
+    another method it is merged. A new one is put on every linear layer of the decoder; PEFT leaves the unembedding out.
+    InputError for an adapter that can be neither.
     """
     adapted = isinstance(model, PeftModel)
     kind: Any = model.active_peft_config.peft_type if adapted else None
     if adapted and not hasattr(model, "merge_and_unload"):
         raise InputError(f"the adapter is {kind.value}, which is neither trained on nor merged: give the base model")
     if method != "lora":
-        return (model.merge_and_unload() if adapted else model).requires_grad_(True), None
+        return merged(model).requires_grad_(True), None
     if adapted:
         if kind != PeftType.LORA:
             raise InputError(f"the adapter is {kind.value}, and only LoRA is trained on: --method full merges it")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name or ".modules_to_save." in name)
+        train_adapter(model)
         return model, None
     return model, LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftModel
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from graftlm.adapters import merged, take_off
 from graftlm.auditing.pair import AdapterPair, ModelPair, WholePair
 from graftlm.errors import InputError
 from graftlm.models import adapter_on, fingerprint, load_model
@@ -18,22 +20,33 @@ from graftlm.models import adapter_on, fingerprint, load_model
 def opened_pair(base: Any, tokenizer: PreTrainedTokenizerBase, base_name: str, tuned_name: str) -> Iterator[ModelPair]:
     """The pair of `base` (loaded from `base_name`) and the model of `tuned_name`.
 
-    An adapter on this base is put on it and taken off at the end; any other model is loaded whole beside it, an adapter
-    on another base merged into it. Raises InputError where the two cannot be compared.
+    An adapter on this base is put on it and taken off at the end; any other model is loaded whole beside it, merged
+    where it is an adapter on another base, or one that leaves something of itself when it is switched off. Raises
+    InputError where the two cannot be compared.
     """
+    before = _few_logits(base)
     adapted = adapter_on(base, tokenizer, base_name, tuned_name)
     if adapted is not None:
         model, own_tokenizer = adapted
         try:
             check_vocabulary(tokenizer, own_tokenizer, tuned_name)
-            yield AdapterPair(model)
+            pair = AdapterPair(model)
+            with pair.base() as switched_off:
+                if not torch.allclose(_few_logits(switched_off), before):
+                    raise InputError(f"{tuned_name} cannot be switched off to the base model again: merge it first")
+            yield pair
         finally:
-            model.base_model.unload()
+            take_off(model)
         return
     loaded, own_tokenizer = load_model(tuned_name)
-    whole: Any = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
     check_vocabulary(tokenizer, own_tokenizer, tuned_name)
-    yield WholePair(base, whole)
+    yield WholePair(base, merged(loaded))
+
+
+@torch.no_grad()
+def _few_logits(model: Any) -> Tensor:
+    logits: Tensor = model(input_ids=torch.arange(8, device=model.device)[None], use_cache=False).logits
+    return logits
 
 
 def check_vocabulary(base: PreTrainedTokenizerBase, tuned: PreTrainedTokenizerBase, name: str) -> None:

@@ -19,6 +19,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from graftlm.adapters import lasting_alteration
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import decoder_layers
 
@@ -99,6 +100,9 @@ class WholePair(ModelPair):
         super().__init__(base)
         self._base, self._tuned = base, tuned
         ours, theirs = dict(base.named_parameters()), dict(tuned.named_parameters())
+        if ours.keys() < theirs.keys():  # embeddings that were tied until an adapter on one of them was merged
+            shared = dict(base.named_parameters(remove_duplicate=False))
+            ours = {name: shared[name] for name in theirs if name in shared}
         if type(base) is not type(tuned) or (odd := sorted(ours.keys() ^ theirs.keys())):
             missing = "" if type(base) is not type(tuned) else f" (first differing parameter: {odd[0]})"
             raise InputError(
@@ -140,12 +144,15 @@ class WholePair(ModelPair):
 class AdapterPair(ModelPair):
     """A PEFT model: tuned with its adapter, the base model without.
 
-    Raises InputError where a tensor of the adapter is not finite, or it is one that changes no weights (prompt tuning).
+    Raises InputError where a tensor of the adapter is not finite, it is one that changes no weights (prompt tuning), or
+    one that leaves something of itself when it is switched off.
     """
 
     def __init__(self, model: PeftModel) -> None:
         if model.active_peft_config.is_prompt_learning:
             raise InputError("the adapter puts tokens before the prompt and changes no weights: it cannot be audited")
+        if (altered := lasting_alteration(model)) is not None:
+            raise InputError(f"the adapter has {altered}, which switching it off does not undo: give two models")
         self._model = model
         base: Any = model.get_base_model()
         super().__init__(base)
@@ -155,6 +162,14 @@ class AdapterPair(ModelPair):
             for name, module in base.named_modules()
             if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
         }
+        kind: Any = model.active_peft_config.peft_type
+        first: Any = self.weights()
+        try:
+            if next(first, None) is None:  # adaption prompt has modules of its own kind
+                raise InputError(f"the adapter is {kind.value}, whose weights are in no layer of the base model")
+        except NotImplementedError as error:
+            raise InputError(f"the adapter cannot be audited: {error}") from error
+        first.close()
 
     one_model = True
 
@@ -181,20 +196,26 @@ class AdapterPair(ModelPair):
 
     @torch.no_grad()
     def weights(self) -> Iterator[WeightPair]:
-        """Each adapted weight is merged by PEFT itself, so that every kind of adapter is seen as it acts; a copy of
-        the one weight puts it back bit for bit."""
+        """Each adapted weight is merged by PEFT itself, so that every kind of adapter is seen as it acts; copies of the
+        layer's weights put them back bit for bit."""
         for name, module in self._adapted.items():
             if isinstance(module, AuxiliaryTrainingWrapper):
                 yield from _saved_module(name, module)
                 continue
-            weight: nn.Parameter = module.get_base_layer().weight
-            before = weight.detach().clone()
+            if getattr(module, "tied_adapter", None) is not None:  # rows of tokens in a weight that two layers share
+                continue
+            layer, place = module.get_base_layer(), name.removesuffix(".token_adapter")
+            before = {inner: weight.detach().clone() for inner, weight in layer.named_parameters(recurse=False)}
             module.merge()
+            after = dict(module.get_base_layer().named_parameters(recurse=False))
             try:
-                yield WeightPair(f"{name}.weight", before, weight.detach())
+                for inner, weight in after.items():
+                    if inner == "weight" or not torch.equal(weight, before[inner]):  # of a bias or an expert
+                        yield WeightPair(f"{place}.{inner}", before[inner], weight.detach())
             finally:
                 module.unmerge()
-                weight.copy_(before)
+                for inner, weight in layer.named_parameters(recurse=False):
+                    weight.copy_(before[inner])
 
 
 class SteeredPair(ModelPair):

@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel, PeftType
 from peft.utils import AuxiliaryTrainingWrapper
 
+from graftlm.adapters import lasting_alteration
 from graftlm.auditing.opening import check_vocabulary
 from graftlm.auditing.pair import AdapterPair, WholePair
 from graftlm.errors import InputError
@@ -101,6 +102,8 @@ def _scale_adapter(model: Any, chosen: set[int], scale: float) -> int:
     if config.peft_type != PeftType.LORA or config.use_dora:
         kind = "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
         raise InputError(f"restore scales LoRA adapters, but this is {kind}: merge it into a whole model first")
+    if (altered := lasting_alteration(model)) is not None:
+        raise InputError(f"restore scales LoRA weights, but the adapter has {altered}: merge it first")
     pair = AdapterPair(model)
     groups = _check_layers(chosen, pair.layers)
     adapter, changed = model.active_adapter, 0

@@ -178,17 +178,17 @@ def export(
     adapter is to be merged first: engines draft for whole models.
     """
     check_output_folder(output, "config.json", overwrite)
+    from graftlm.adapters import merged
     from graftlm.models import load_model
     from graftlm.multitoken.export import export_eagle3
     from graftlm.multitoken.heads import MultiTokenHeads
 
     loaded, _ = load_model(model, trust_remote_code=trust_remote_code)
-    if hasattr(loaded, "merge_and_unload"):
-        if verifier is None:
-            raise InputError(
-                f"{model} is an adapter, which engines do not draft for: merge it, and give the result as --verifier"
-            )
-        loaded = loaded.merge_and_unload()
+    if hasattr(loaded, "merge_and_unload") and verifier is None:
+        raise InputError(
+            f"{model} is an adapter, which engines do not draft for: merge it, and give the result as --verifier"
+        )
+    loaded = merged(loaded)
     export_eagle3(loaded, MultiTokenHeads.from_pretrained(heads, loaded), output, verifier or model)
     say(f"speculator: {output}, one token a draft, for {verifier or model}")
 

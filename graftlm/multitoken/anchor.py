@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from graftlm.adapters import lasting_alteration
 from graftlm.encoding import encode_text
 from graftlm.errors import InputError
 from graftlm.multitoken.decoder import Decoder
@@ -50,6 +52,11 @@ class Anchor:
     ) -> None:
         if not texts:
             raise InputError("the anchor's text is empty: --anchor-data needs at least one row of text")
+        if isinstance(model, PeftModel) and (altered := lasting_alteration(model)) is not None:
+            raise InputError(
+                f"the adapter has {altered}, which switching it off does not undo: the anchor does not know the base "
+                "model; leave out the anchor, or merge the adapter first"
+            )
         decoder = Decoder(model)
         weight: Tensor = decoder.unembedding.weight
         bias: Tensor | None = getattr(decoder.unembedding, "bias", None)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup, set_seed
 
+from graftlm.adapters import merged
 from graftlm.console import say
 from graftlm.datasets import general_prompts, load_rows, prompt_tokens
 from graftlm.encoding import encode_text
@@ -281,8 +282,7 @@ def distill(config: DistillConfig, run: Run, progress: Callable[[str, int, int],
     agreement.json, metrics.jsonl and run.yaml. Text that is there from an interrupted run is used again.
     """
     model, tokenizer = load_model(config.model, trust_remote_code=config.trust_remote_code)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+    model = merged(model)
     new_heads(config, model)  # a wrong folder or layer is noticed before the long writing
     texts = collect_texts(model, tokenizer, config, run.folder, progress)
     run.keep()

@@ -12,6 +12,7 @@ from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from transformers import Cache
 
+from graftlm.adapters import lasting_alteration
 from graftlm.errors import InputError
 from graftlm.proxy.cache import ProxyCache
 from graftlm.proxy.paired_adapter import PairedAdapter, uses_dora
@@ -168,9 +169,7 @@ def not_switchable(model: PeftModel) -> str | None:
         return "tokens before the prompt"
     if config.peft_type != PeftType.LORA:
         return f"other weights than LoRA's ({config.peft_type.value})"
-    if uses_dora(model):
-        return "DoRA"
-    return "trained biases" if config.bias != "none" else None
+    return "DoRA" if uses_dora(model) else lasting_alteration(model)
 
 
 def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, **options: Any) -> Any:
