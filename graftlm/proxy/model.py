@@ -250,7 +250,7 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
             logits=logits,
             past_key_values=cache if use_cache else None,
             hidden_states=base.hidden_states,
-            attentions=base.attentions,
+            attentions=getattr(base, "attentions", None),  # Mamba has none
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
