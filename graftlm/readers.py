@@ -96,10 +96,7 @@ def read_json_lines(path: Path) -> Iterator[PlacedRow]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"line {number} of {path} is not valid JSON: {error}") from error
+            row = parse_json(line, f"line {number} of {path}")
             yield check_object(row, f"row {number} of {path}", line)
 
 
@@ -107,12 +104,12 @@ def read_json(path: Path) -> Iterator[PlacedRow]:
     """A list of objects; a file of JSON lines under this ending is read as such."""
     content = read_bytes(path).decode("utf-8-sig")
     try:
-        rows = json.loads(content)
-    except ValueError as error:
-        if starts_with_object(content):
-            yield from read_json_lines(path)
-            return
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+        rows = parse_json(content, str(path))
+    except InputError:
+        if not starts_with_object(content):
+            raise
+        yield from read_json_lines(path)
+        return
     if isinstance(rows, dict):
         rows = [rows]
     if not isinstance(rows, list):
@@ -121,11 +118,29 @@ def read_json(path: Path) -> Iterator[PlacedRow]:
         yield check_object(row, f"row {number} of {path}", content)
 
 
+def parse_json(content: str, place: str) -> Any:
+    """The value; InputError for no JSON, or an object with a key given twice, of which one value would be lost."""
+    try:
+        return json.loads(content, object_pairs_hook=distinct_keys)
+    except RecursionError as error:
+        raise InputError(f"{place} is JSON that is nested too deep") from error
+    except ValueError as error:
+        raise InputError(f"{place} is not valid JSON: {error}") from error
+
+
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return found
+
+
 def starts_with_object(content: str) -> bool:
     """Whether the first line is a whole JSON object, as in JSON lines."""
     try:
         return isinstance(json.loads(content.lstrip().partition("\n")[0]), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -143,6 +158,9 @@ def read_csv(path: Path) -> Iterator[PlacedRow]:
     with open_text(path, newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
+            names = list(reader.fieldnames or [])
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise InputError(f"{path} has two columns {twice!r}; rename one")
             for number, row in enumerate(reader, start=1):
                 if None in row:
                     raise InputError(f"row {number} of {path} has more cells than the header; quote its commas")

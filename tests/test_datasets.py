@@ -244,6 +244,21 @@ def test_a_malformed_line_is_named(tmp_path: Path) -> None:
     assert "row 1 of" in refuse_rows(tmp_path, ["no", "object"])
 
 
+def test_a_key_or_column_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b", "x": {"y": 1, "y": 2}}\n')
+    assert "line 2 of" in refuse(tmp_path / "a.jsonl") and "'y' is given twice" in refuse(tmp_path / "a.jsonl")
+    (tmp_path / "a.json").write_text('[{"text": "a", "text": "b"}]')
+    assert "'text' is given twice" in refuse(tmp_path / "a.json")
+    (tmp_path / "a.csv").write_text("text,id,text\na,1,b\n")
+    assert "two columns 'text'" in refuse(tmp_path / "a.csv")
+
+
+def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    for ending in ("json", "jsonl"):
+        (tmp_path / f"a.{ending}").write_text('{"text": ' + "[" * 200_000 + "\n")
+        assert "nested too deep" in refuse(tmp_path / f"a.{ending}")
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.jsonl.gz", PAIRS * 50).read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(whole[:-9])

@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from graftlm.datasets import read_source
 from graftlm.errors import InputError
 from graftlm.reinforce.formats import completion_text
-from graftlm.rows import to_message
+from graftlm.rows import LOST_COLUMNS, refuse_columns, to_message
 from graftlm.tasks.reasoning import PREFIX, Reasoning
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")
@@ -51,6 +51,7 @@ def load_prompts(source: str, *, rows: int, options: Mapping[str, Any] | None = 
 
 
 def row_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_columns(row, (*LOST_COLUMNS, "system"), place)
     rest = {name: value for name, value in row.items() if name != "completion"}
     if "answer" not in rest and (name := next((each for each in ANSWERS if each in row), None)):
         value = row[name]

@@ -197,8 +197,15 @@ def test_rows_without_a_prompt_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its prompt is ' '"):
         load_prompts(str(path), rows=1)
     path.write_text('{"prompt": [{"content": "1 + 1"}]}\n')
-    with pytest.raises(InputError, match=r"text or messages \(role and content\)"):
+    with pytest.raises(InputError, match=r"row 1 of .*\{role, content\}"):
         load_prompts(str(path), rows=1)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "1 + 1"}, call]}) + "\n")
+    assert load_prompts(str(path), rows=1)[0]["prompt"] == [{"role": "user", "content": "1 + 1"}]
+    for lost in ({"prompt": [{"role": "user", "content": "a"}, call]}, {"question": "a", "system": "be brief"}):
+        path.write_text(json.dumps(lost) + "\n")
+        with pytest.raises(InputError, match=r"row 1 of .*(tool_calls|system).*not read"):
+            load_prompts(str(path), rows=1)
     path.write_text('{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": "x"}\n')
     with pytest.raises(InputError, match=r"column 'answer' of .* values of several kinds"):
         load_prompts(str(path), rows=2)
