@@ -46,8 +46,9 @@ def tiny_model(architecture: str = "llama", *, layers: int = 2, seed: int = 0, *
         for name in ("num_key_value_heads", "head_dim"):
             sizes.pop(name, None)
     torch.manual_seed(seed)
+    attention = settings.pop("attention", "sdpa")
     config = AutoConfig.for_model(architecture, **{**sizes, **settings})
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel, PeftType
@@ -87,8 +88,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def close(one: Tensor, other: Tensor) -> bool:
+@torch.no_grad()
+def check_packing(model: nn.Module, plain: nn.Module, collate: Callable[[list[Any]], Any]) -> None:
+    """Prove on short rows that those which `collate` lays into one line do not change one another.
+
+    model: what is called, `plain` in its wrappers.
+
+    Raises InputError where they do.
+    """
+    tokens = some_tokens(plain)
+    first, other, row = tokens.tolist(), tokens.flip(0).tolist(), tokens.roll(1).tolist()
+
+    def logits(*rows: list[int]) -> Tensor:
+        """Of the last row."""
+        batch = collate([{"input_ids": each, "labels": each} for each in rows])
+        inputs = {k: v.to(tokens.device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"}
+        return model(**inputs, use_cache=False).logits[0, -len(row) :]
+
+    advice = "leave packing and padding_free off"
+    try:
+        with evaluating(model):
+            alone = model(input_ids=tokens.roll(1)[None], use_cache=False).logits[0, -len(row) :]
+            packed, after_other = logits(first, row), logits(other, row)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{describe(plain)} does not take rows in one line ({reason}): {advice}") from error
+    # Packed twice, a row is computed in one way, so that rounding hides little in half precision.
+    if not close(packed, alone) or not close(after_other, packed, 0.01):
+        raise InputError(f"the rows in one line see each other in {describe(plain)}: {advice}")
+
+
+def close(one: Tensor, other: Tensor, half_tolerance: float = 0.05) -> bool:
     """Whether two tensors are equal but for rounding. What is not a number is left to training, which stops."""
-    tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 0.05
+    tolerance = 1e-4 if one.dtype in (torch.float32, torch.float64) else half_tolerance
     one, other = one.double(), other.double()
     return not (one - other).norm() > tolerance * torch.maximum(one.norm(), other.norm())

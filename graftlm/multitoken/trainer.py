@@ -26,7 +26,7 @@ from graftlm.multitoken.decoder import Decoder, decoder_layers, plain_model
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.loss import IGNORE, head_coefficients, schedule_factor
 from graftlm.multitoken.model import MultiTokenModel, MultiTokenOutput
-from graftlm.multitoken.proofs import why_not_by_parts
+from graftlm.multitoken.proofs import check_packing, why_not_by_parts
 from graftlm.multitoken.token_weights import TokenWeightsCollator, align_token_weights
 from graftlm.ranges import check_ranges
 from graftlm.resuming import ResumableTrainer
@@ -138,6 +138,11 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         # Every trainable parameter has a gradient in each backward pass.
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
+        if args.eval_packing and not self.padding_free and args.packing_strategy != "wrapped":
+            raise InputError("eval_packing without packing: the rows in one line would see each other; set both")
+        self._packing_is_unproved = self.padding_free
+        if not sharded:
+            self._prove_packing(self.model)
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._anchored = (-1, 0)  # the last step with an anchor, and how many of its micro-batches had one
 
@@ -150,6 +155,12 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         elif self.eval_dataset is not None:
             self.eval_dataset = align_token_weights(self.eval_dataset, self.args.max_length)
 
+    def _prove_packing(self, model: nn.Module) -> None:
+        """Once: when the trainer is built or, with weights divided over devices, at the first batch."""
+        if self._packing_is_unproved:
+            check_packing(model, self.accelerator.unwrap_model(self.model).model, self.data_collator)
+        self._packing_is_unproved = False
+
     # -- loss ---------------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -160,6 +171,7 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Σ_k coefficient_k · L_k of a batch in training; L_0 in evaluation, so that eval_loss is the plain NLL."""
+        self._prove_packing(model)
         training = self.model.training
         if not training:
             self._leave_out_repeated_rows(inputs["labels"])

@@ -164,3 +164,62 @@ def test_the_balancing_loss_of_a_mixture_of_experts_is_added_as_in_trl(
     ours = build(MultiTokenTrainer, mixture(), tokenizer, tmp_path, given=given, coefficient=0.0, **settings)
     assert_alike(ours, build(SFTTrainer, mixture(), tokenizer, tmp_path, **settings))
     assert ours.state.log_history[0]["aux_loss"] > 1
+
+
+SEES_OTHER_ROWS: dict[str, dict[str, Any]] = {
+    "bloom": {"n_layer": 2, "n_head": 4, "attention": "eager"},
+    "mamba": {"state_size": 4, "attention": "eager"},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention": "eager"},
+    "opt": OPT,
+    "lfm2": {"full_attn_idxs": [1]},
+}
+
+
+@pytest.mark.parametrize("with_heads", [False, True])
+@pytest.mark.parametrize("architecture", SEES_OTHER_ROWS)
+def test_a_model_whose_rows_see_each_other_is_not_packed(
+    architecture: str, with_heads: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    def model() -> PreTrainedModel:
+        return tiny_model(architecture, **SEES_OTHER_ROWS[architecture])
+
+    given = {"heads": MultiTokenHeads.from_model(model(), 1)} if with_heads else {}
+    for settings in ({"packing": True, "max_length": 64}, {"padding_free": True, "max_length": None}):
+        with pytest.raises(InputError, match="in one line"):
+            build(MultiTokenTrainer, model(), tokenizer, tmp_path, given=given, **settings)
+    build(MultiTokenTrainer, model(), tokenizer, tmp_path, given=given)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_a_model_whose_rows_do_not_see_each_other_learns_packed_what_it_learns_unpacked(
+    architecture: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    packed, unpacked = (
+        build(MultiTokenTrainer, tiny_model(architecture), tokenizer, tmp_path, packing=packing, max_length=1024)
+        for packing in (True, False)
+    )
+    for trainer in (packed, unpacked):
+        trainer.train()
+    found, expected = ([line["next_token_loss"] for line in t.state.log_history[:3]] for t in (packed, unpacked))
+    assert found == pytest.approx(expected, rel=1e-4 if architecture != "mixtral" else 1e-2)  # its routers' loss
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+def test_virtual_tokens_are_not_packed(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    for adapter in ("prompt tuning", "prefix tuning"):
+        with pytest.raises(InputError, match="in one line"):
+            build(
+                MultiTokenTrainer, tiny_model(), tokenizer, tmp_path, peft_config=BY_FORWARD[adapter](), packing=True
+            )  # fmt: skip
+
+
+def test_evaluated_rows_are_packed_only_where_the_bounds_of_rows_are_marked(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="eval_packing"):
+        build(MultiTokenTrainer, tiny_model(), tokenizer, tmp_path, eval_packing=True)
+    packed, unpacked = (
+        build(MultiTokenTrainer, tiny_model(), tokenizer, tmp_path, packing=True, eval_packing=packing)
+        for packing in (True, False)
+    )
+    assert packed.evaluate()["eval_loss"] == pytest.approx(unpacked.evaluate()["eval_loss"], rel=1e-5)
