@@ -2,46 +2,134 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
 import os
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from graftlm.errors import InputError
+
+
+def temporary(name: str) -> str:
+    """What a file is called while it is written."""
+    return f".{name}.tmp"
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one step; OSError names the file, whose old content stands."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    scratch = path.with_name(temporary(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        with scratch.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(scratch, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {error.strerror}; its content is untouched") from error
 
 
 @contextmanager
 def written_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A scratch folder for these files, which replace those in `folder` in the end, unless there is an error."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        yield Path(scratch)
+    """A scratch folder for these files, which replace those in `folder` in the end, unless there is an error.
+
+    Its name is always the same, so that what a kill leaves is gone with the next call.
+    """
+    scratch = folder / ".writing"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
         for name in names:
-            os.replace(Path(scratch) / name, folder / name)
+            os.replace(scratch / name, folder / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def written_folder(folder: Path) -> Iterator[Path]:
+    """A scratch folder, which replaces `folder` in the end, unless there is an error.
+
+    A kill leaves the old content or the new in `folder` where the system can exchange two folders (Linux); elsewhere,
+    between two renames, the old one beside it. What it leaves beside it is gone with the next call.
+    """
+    scratch, aside = partial_of(folder), folder.with_name(f".{folder.name}.old")
+    if aside.exists() and not folder.exists():
+        os.replace(aside, folder)
+    for left in (scratch, aside):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        yield scratch
+        if not folder.exists():
+            os.replace(scratch, folder)
+        elif not exchange(scratch, folder):
+            os.replace(folder, aside)
+            os.replace(scratch, folder)
+            shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def partial_of(folder: Path) -> Path:
+    """What a folder is called while it is written."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+
+
+@contextmanager
+def claimed(output: Path, *, lock: Path | None = None) -> Iterator[None]:
+    """Keep other processes from writing `output` meanwhile, and find out before any work that it can be written.
+
+    InputError where one is at it, or where the folder of `lock` cannot be written; by default that is the folder that
+    `output` lies in. The lock file goes in the end, and with it the folders that were made for it, if they are empty.
+    """
+    lock = lock or output.parent / f".{output.name}.lock"
+    made = [folder for folder in lock.parents if not folder.exists()]
+    held = FileLock(lock, timeout=0, thread_local=False)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout:
+        raise InputError(f"output {output} is in use by another process") from None
+    except OSError as error:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise InputError(f"output {output} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        held.release()
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def append_line(path: Path, line: str) -> None:
     """Add one whole line to `path`, or nothing; OSError names the file."""
-    data = f"{line}\n".encode()
+    append_text(path, f"{line}\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add all of `text` to `path`, or nothing; OSError names the file."""
+    data = text.encode()
     try:
         with path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)

@@ -28,6 +28,7 @@ from graftlm.files import (
     plain,
     read_json_lines,
     remove,
+    temporary,
     write_text,
 )
 from graftlm.provenance import command_line, git_commit, now, versions
@@ -121,7 +122,7 @@ class Run:
     def keep(self) -> None:
         """From here on there is something that took work: no error undoes this run any more."""
         if self.is_main and not self._kept:
-            remove(self.folder / PREVIOUS)
+            remove_previous(self.folder)
             self._kept = True
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ class Run:
         if self.is_main:
             self._document["finished"] = now()
             self._write_document()
-            remove(self.folder / PREVIOUS)
+            remove_previous(self.folder)
         self.close()
 
     def close(self) -> None:
@@ -248,10 +249,10 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def visible_content(folder: Path) -> list[Path]:
-    """What lies in the folder beside our own lock and what was set aside."""
+    """What lies in the folder beside our own lock, what was set aside and a run.yaml that a kill left half written."""
     if not folder.is_dir():
         return []
-    return [path for path in folder.iterdir() if path.name not in (LOCK_FILE, PREVIOUS)]
+    return [path for path in folder.iterdir() if path.name not in (LOCK_FILE, PREVIOUS, temporary(RUN_FILE))]
 
 
 def lock_folder(folder: Path) -> FileLock:
@@ -274,7 +275,8 @@ def set_aside(folder: Path) -> None:
         for path in visible_content(folder):
             remove(path)
         return
-    previous.mkdir(exist_ok=True)
+    remove(previous)  # what a kill left of one
+    previous.mkdir()
     for path in sorted(visible_content(folder), key=lambda path: path.name != RUN_FILE):
         os.replace(path, previous / path.name)
 
@@ -288,6 +290,12 @@ def restore(folder: Path) -> None:
         remove(folder / path.name)
         os.replace(path, folder / path.name)
     previous.rmdir()
+
+
+def remove_previous(folder: Path) -> None:
+    """Delete what was set aside, run.yaml first: without it the rest is no run any more."""
+    (folder / PREVIOUS / RUN_FILE).unlink(missing_ok=True)
+    remove(folder / PREVIOUS)
 
 
 def undo(folder: Path) -> None:

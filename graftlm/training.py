@@ -5,12 +5,12 @@ run folder: model/ (the plain model or adapter), checkpoints/, metrics.jsonl, ru
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,13 +18,14 @@ import torch
 from peft import LoraConfig, PeftModel, PeftType
 from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from graftlm.adapters import merged, train_adapter
 from graftlm.callbacks import InterruptCallback, RunCallback
 from graftlm.console import say
 from graftlm.encoding import without_end
 from graftlm.errors import InputError
+from graftlm.files import partial_of, write_text, written_folder
 from graftlm.models import load_model
 from graftlm.resuming import UnloggedSums
 from graftlm.runs import SUMMARY, Run
@@ -132,7 +133,11 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
     checkpoint = last_checkpoint(run.folder / CHECKPOINTS) if run.resumed else None
     state = TrainerState()
     if checkpoint is not None:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        state = state_of(checkpoint, write=run.is_main)
+        if run.is_main:  # a kill may have come before
+            rotate_checkpoints(
+                str(run.folder / CHECKPOINTS), trainer.args.save_total_limit, state.best_model_checkpoint
+            )
     restore_patience(trainer, state)
     done = at_last_step(trainer, state)
     if run.resumed and not done:
@@ -149,17 +154,32 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
         raise KeyboardInterrupt(
             f"checkpoint saved at step {trainer.state.global_step}; continue with: {run.resume_command}"
         )
+    if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
+        raise FloatingPointError(
+            f"the weights are not finite after step {trainer.state.global_step}, and not saved: lower the learning rate"
+        )
     save_model(trainer, run.folder / MODEL)
     if push_to_hub:
         trainer.push_to_hub()
     say(f"tuned model: {run.folder / MODEL}")
 
 
+def state_of(checkpoint: str, *, write: bool) -> TrainerState:
+    """The state in a checkpoint; where the run has been moved the best one is that beside it, which is written down."""
+    path = Path(checkpoint) / TRAINER_STATE_NAME
+    state = TrainerState.load_from_json(str(path))
+    if (best := state.best_model_checkpoint) is not None:
+        beside = Path(checkpoint).with_name(Path(best).name)
+        state.best_model_checkpoint = str(beside) if beside.is_dir() else None
+        if write and state.best_model_checkpoint != best:
+            write_text(path, json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
+    return state
+
+
 def end_of(trainer: Any, state: TrainerState, checkpoint: str) -> None:
     """The trainer as it was when its last step was done, its summary logged if a kill came before that."""
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    beside = Path(checkpoint).with_name(Path(best or checkpoint).name)  # the folder may have been moved
-    trainer._load_from_checkpoint(str(beside) if beside.is_dir() else checkpoint)
+    trainer._load_from_checkpoint(best or checkpoint)
     logged = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback)).run.metrics()
     if not any(SUMMARY in line for line in logged):
         trainer.state = state
@@ -191,24 +211,28 @@ def at_last_step(trainer: Any, state: TrainerState) -> bool:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint; one that a kill cut short (no trainer_state.json, written last) is removed."""
+    """The newest whole checkpoint. What a kill left of others is removed: one cut short, whose trainer_state.json,
+    written last, is not there or no JSON; one half deleted, which lacks a file that the newest has."""
     while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
-        if (Path(newest) / "trainer_state.json").is_file():
-            return newest
-        shutil.rmtree(newest)
+        try:
+            json.loads((Path(newest) / TRAINER_STATE_NAME).read_text("utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(newest)
+            continue
+        files = [path.relative_to(newest) for path in Path(newest).rglob("*")]
+        for other in folder.glob("checkpoint-*"):
+            if not all((other / file).exists() for file in files):
+                shutil.rmtree(other)
+        return newest
     return None
 
 
 def save_model(trainer: Any, folder: Path) -> None:
     """Write the tuned model beside `folder`, then put it in place at once."""
-    partial = folder.with_name(f".{folder.name}.partial")
     if "ref" in getattr(trainer.model, "peft_config", {}):  # TRL's copy of the adapter that the training began with
         trainer.accelerator.unwrap_model(trainer.model).delete_adapter("ref")
-    if trainer.args.should_save:
-        shutil.rmtree(partial, ignore_errors=True)
-    trainer.save_model(str(partial))
-    if trainer.args.should_save:
-        # TRL's pickled arguments; run.yaml has them in plain text.
-        (partial / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+    with written_folder(folder) if trainer.args.should_save else nullcontext(partial_of(folder)) as scratch:
+        trainer.save_model(str(scratch))
+        if trainer.args.should_save:
+            # TRL's pickled arguments; run.yaml has them in plain text.
+            (scratch / "training_args.bin").unlink(missing_ok=True)

@@ -345,3 +345,25 @@ def test_env_as_table_and_as_json_say_the_same(
     table = capsys.readouterr().out
     assert str(tmp_path) in table
     assert facts["versions"]["torch"] in table
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["audit", "nowhere", "nowhere/too", "--task", "capitals"],
+        ["evaluate", "nowhere", "--task", "capitals"],
+        ["proxy", "sweep", "nowhere", "--expert", "nowhere/too", "--task", "capitals"],
+        ["restore", "nowhere", "--layers", "0"],
+        ["export", "nowhere", "--heads", "nowhere/too"],
+        ["prune", "nowhere.jsonl", "--pruner", "nowhere"],
+        ["prune fit", "nowhere.jsonl", "--pruner", "nowhere"],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_loaded(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    output = tmp_path / "file" / "out.jsonl"
+    assert call(*arguments[0].split(" "), *arguments[1:], "--output", str(output)) == 2
+    told = capsys.readouterr().err
+    assert "out.jsonl" in told and "nowhere" not in told

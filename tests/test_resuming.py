@@ -25,7 +25,7 @@ from graftlm.multitoken import MultiTokenConfig, MultiTokenTrainer, TuneConfig
 from graftlm.multitoken.tune import build_trainer
 from graftlm.resuming import OrderOfEpoch
 from graftlm.runs import Run
-from graftlm.training import train_and_save
+from graftlm.training import last_checkpoint, train_and_save
 from tests.conftest import tiny_model
 from tests.multitoken.plain import PEFT_WARNING
 
@@ -201,3 +201,21 @@ def test_the_order_of_an_epoch_is_the_same_wherever_the_run_began(kind: str) -> 
     if kind == "repeat":
         theirs = RepeatSampler(list(range(12)), mini_repeat_count=1, seed=3)
         assert whole == [list(theirs) for _ in range(3)]
+
+
+def test_of_several_checkpoints_the_newest_whole_one_is_resumed(tmp_path: Path) -> None:
+    for step, state, files in (
+        (2, "{}", ["weights", "optimizer.pt"]),
+        (4, "{}", ["weights"]),  # half deleted
+        (6, "{}", ["weights", "optimizer.pt"]),
+        (8, '{"global_st', ["weights", "optimizer.pt"]),  # half written
+        (10, None, ["weights"]),
+    ):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in files:
+            (folder / name).write_text("")
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-6"]

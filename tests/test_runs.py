@@ -129,6 +129,25 @@ def test_an_overwriting_run_killed_before_it_logged_leaves_the_old_one_restorabl
     assert not (folder / ".previous").exists()
 
 
+def test_a_kill_at_the_first_write_of_run_yaml_blocks_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.yaml.tmp").write_text("comma")
+    (tmp_path / "run" / ".lock").write_text("")
+    with create(tmp_path / "run") as run:
+        assert not run.resumed
+    assert not (tmp_path / "run" / ".run.yaml.tmp").exists()
+
+
+def test_what_a_kill_left_of_a_replaced_run_is_no_run(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
+    (folder / ".previous").mkdir()  # half deleted
+    (folder / ".previous" / "old.txt").write_text("of the run before")
+    with pytest.raises(InputError), create(folder, overwrite=True):
+        raise InputError("unknown model")
+    assert (folder / "weights.txt").read_text() == "precious"
+    assert not (folder / "old.txt").exists()
+
+
 def test_bad_input_leaves_no_folder_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError), create(tmp_path / "run"):
         raise InputError("unknown model")

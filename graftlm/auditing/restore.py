@@ -8,9 +8,7 @@ scale 0 puts the base model's weights back, 1 changes nothing. This is interpola
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from graftlm.adapters import lasting_alteration
 from graftlm.auditing.opening import check_vocabulary
 from graftlm.auditing.pair import AdapterPair, WholePair
 from graftlm.errors import InputError
+from graftlm.files import claimed, written_folder
 from graftlm.models import load_model
 
 SPAN = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
@@ -43,6 +42,11 @@ def restore(
         raise InputError(f"--scale is {scale}, but a share from 0 (all undone) to 1 (nothing undone) is expected")
     chosen = parse_layers(layers)
     check_output(output, [tuned, *([base] if base else [])], overwrite=overwrite)
+    with claimed(output):
+        return _restored(tuned, output, chosen, scale, base, overwrite=overwrite)
+
+
+def _restored(tuned: str, output: Path, chosen: set[int], scale: float, base: str | None, *, overwrite: bool) -> int:
     model, tokenizer = load_model(tuned)
     if isinstance(model, PeftModel) and (under := model.active_peft_config.base_model_name_or_path):
         check_output(output, [under], overwrite=overwrite)
@@ -52,16 +56,9 @@ def restore(
             if isinstance(model, PeftModel)
             else _scale_whole(model, tokenizer, tuned, base, chosen, scale)
         )
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(str(partial))
-        tokenizer.save_pretrained(str(partial))
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written_folder(output) as scratch:
+        model.save_pretrained(str(scratch))
+        tokenizer.save_pretrained(str(scratch))
     return changed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,13 +18,13 @@ from graftlm.cli.options import (
     Expert,
     Overwrite,
     Probe,
-    check_output_folder,
     number_option,
+    opened_folder,
     seed_option,
 )
 from graftlm.console import evaluation_table, prefixed, print_findings, print_table, reported_progress, say
 from graftlm.errors import InputError
-from graftlm.files import dump_json, write_text
+from graftlm.files import claimed, dump_json, write_text
 
 
 @app.command()
@@ -65,22 +66,23 @@ def evaluate(
     if alpha is not None:
         settings["alpha"] = alpha
     results = {}
-    for name in models:
-        model, tokenizer = steered(name, expert, antiexpert, alpha)
-        with reported_progress() as progress:
-            results[name] = evaluate_model(
-                model,
-                tokenizer,
-                tasks,
-                limit=limit,
-                shots=shots,
-                batch_size=batch_size,
-                seed=seed,
-                progress=prefixed(progress, name),
-            )
-        del model
-    if output is not None:
-        write_text(output, dump_json(results_document(results, settings, examples=True), indent=2) + "\n")
+    with nullcontext() if output is None else claimed(output):
+        for name in models:
+            model, tokenizer = steered(name, expert, antiexpert, alpha)
+            with reported_progress() as progress:
+                results[name] = evaluate_model(
+                    model,
+                    tokenizer,
+                    tasks,
+                    limit=limit,
+                    shots=shots,
+                    batch_size=batch_size,
+                    seed=seed,
+                    progress=prefixed(progress, name),
+                )
+            del model
+        if output is not None:
+            write_text(output, dump_json(results_document(results, settings, examples=True), indent=2) + "\n")
     if as_json:
         print(dump_json(results_document(results, settings), indent=2))
     else:
@@ -117,19 +119,20 @@ def audit(
     What was gained, what was forgotten, and in which layers: a table, and one HTML page. With --expert, the base model
     steered by it is one of the models.
     """
-    check_output_folder(output, "audit.json", overwrite)
     formats = dict(parse_format(text) for text in output_format) if output_format else None
     from graftlm.auditing.audit import DEFAULT_PROBES
     from graftlm.auditing.audit import audit as audit_models
     from graftlm.auditing.condition import check_conditions, failures, parse_condition
+    from graftlm.auditing.summary import audit_table
     from graftlm.proxy.model import steering
+    from graftlm.report import audit_verdict, write_audit_report
     from graftlm.tasks import get_task
 
     probes = [get_task(name) for name in probe or DEFAULT_PROBES if name not in (task or [])]
     tasks = [get_task(name) for name in task or []]
     conditions = [parse_condition(text) for text in fail_if or []]
     check_conditions(conditions, tasks, probes)
-    with reported_progress() as progress:
+    with opened_folder(output, "audit.json", overwrite=overwrite), reported_progress() as progress:
         result = audit_models(
             base,
             tuned or [],
@@ -143,12 +146,9 @@ def audit(
             seed=seed,
             progress=progress,
         )
-    from graftlm.auditing.summary import audit_table
-    from graftlm.report import audit_verdict, write_audit_report
-
-    document = dump_json(asdict(result), indent=2)
-    write_text(output / "audit.json", document + "\n")
-    write_audit_report(output / "report.html", result, title=f"Audit of models tuned from {base}")
+        document = dump_json(asdict(result), indent=2)
+        write_text(output / "audit.json", document + "\n")
+        write_audit_report(output / "report.html", result, title=f"Audit of models tuned from {base}")
     if as_json:
         print(document)
     else:

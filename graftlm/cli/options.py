@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from graftlm.errors import InputError
+from graftlm.files import claimed
 from graftlm.ranges import LARGEST_SEED, Range
 
 
@@ -53,12 +56,16 @@ Probe = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def check_output_folder(folder: Path, document: str, overwrite: bool) -> None:
-    """Before the long work: InputError if the folder holds that document already, or cannot be a folder."""
+@contextmanager
+def opened_folder(folder: Path, document: str, *, overwrite: bool) -> Iterator[None]:
+    """While `document` is made that goes into `folder`; before the long work InputError if it is there already, if the
+    folder cannot be written, or if another process makes it."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file; give a folder")
     if (folder / document).exists() and not overwrite:
         raise InputError(f"output folder {folder} holds {document}; give another --output, or --overwrite")
+    with claimed(folder, lock=folder / f".{document}.lock"):
+        yield
 
 
 def parse_numbers(flag: str, text: str) -> list[float]:

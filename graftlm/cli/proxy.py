@@ -14,8 +14,8 @@ from graftlm.cli.options import (
     AsJson,
     Overwrite,
     Probe,
-    check_output_folder,
     number_option,
+    opened_folder,
     parse_numbers,
     seed_option,
 )
@@ -50,14 +50,13 @@ def sweep(
     Gain on the task against what is left of what the base model knew, beside the expert alone and models tuned
     directly: a table, and one HTML page with the frontier.
     """
-    check_output_folder(output, "sweep.json", overwrite)
     numbers = parse_numbers("--alphas", alphas)
     from graftlm.auditing.audit import DEFAULT_PROBES
     from graftlm.proxy.summary import sweep_table
     from graftlm.proxy.sweep import sweep as sweep_alphas
     from graftlm.report import sweep_verdict, write_sweep_report
 
-    with reported_progress() as progress:
+    with opened_folder(output, "sweep.json", overwrite=overwrite), reported_progress() as progress:
         result = sweep_alphas(
             base,
             expert,
@@ -71,9 +70,9 @@ def sweep(
             seed=seed,
             progress=progress,
         )
-    document = dump_json(asdict(result), indent=2)
-    write_text(output / "sweep.json", document + "\n")
-    write_sweep_report(output / "report.html", result, title=f"{base} steered by {expert}")
+        document = dump_json(asdict(result), indent=2)
+        write_text(output / "sweep.json", document + "\n")
+        write_sweep_report(output / "report.html", result, title=f"{base} steered by {expert}")
     if as_json:
         print(document)
     else:

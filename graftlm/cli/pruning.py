@@ -12,6 +12,7 @@ import typer
 from graftlm.cli.app import app
 from graftlm.cli.options import Overwrite, number_option, parse_numbers, seed_option
 from graftlm.console import print_table, printable, reported_progress, say
+from graftlm.files import claimed
 from graftlm.provenance import command_line
 from graftlm.pruning.choices import THINK_TAGS
 
@@ -94,7 +95,7 @@ def prune(
     kinds of words survive. `graftlm tune` reads them.
     """
     from graftlm.pruning.partial import companions
-    from graftlm.pruning.rows import Cut, Ranking, prune_rows
+    from graftlm.pruning.rows import Cut, Pruned, Ranking, prune_rows
     from graftlm.report import write_prune_report
 
     settings: dict[str, Any] = {"pruner": pruner, "objective": objective, "granularity": granularity, "seed": seed}
@@ -104,14 +105,19 @@ def prune(
         llmlingua_model=llmlingua_model,
     )  # fmt: skip
     cut = Cut(keep=tuple(parse_numbers("--keep", keep)), keep_in_prompt=keep_in_prompt, seed=seed)
+    page, failed = companions(output)
+    found: list[str] = []
+
+    def write_page(pruned: Pruned) -> None:
+        found.extend(write_prune_report(page, pruned, title=f"{output.name}: {data} pruned by {pruner}"))
+
     with resumable(), reported_progress() as progress:
         pruned = prune_rows(
             data, output, ranking, cut, split=split, limit=limit, answer_start=answer_start, check=check,
             batch_tokens=batch_tokens, trust_remote_code=trust_remote_code, resume=resume, overwrite=overwrite,
-            progress=progress,
+            finish=write_page, progress=progress,
         )  # fmt: skip
-    page, failed = companions(output)
-    for line in write_prune_report(page, pruned, title=f"{output.name}: {data} pruned by {pruner}"):
+    for line in found:
         print(printable(line))
     for _, reason in pruned.failed[:5]:
         say(f"left out: {reason}")
@@ -147,7 +153,7 @@ def prune_fit(
     from graftlm.pruning.rows import Ranking
 
     ranking = Ranking(pruner=pruner, objective=objective, protect=(THINK_TAGS,), seed=seed)  # type: ignore[arg-type]
-    with resumable(), reported_progress() as progress:
+    with resumable(), claimed(output), reported_progress() as progress:
         surrogate = fit(
             data, output, ranking, other=other, chains=chains, answer_start=answer_start, batch_tokens=batch_tokens,
             trust_remote_code=trust_remote_code, resume=resume, overwrite=overwrite, progress=progress,

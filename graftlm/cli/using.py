@@ -16,8 +16,8 @@ from graftlm.cli.options import (
     Draft,
     Expert,
     Overwrite,
-    check_output_folder,
     number_option,
+    opened_folder,
     seed_option,
 )
 from graftlm.console import environment_table, print_table, printable, say
@@ -177,19 +177,19 @@ def export(
     The format is EAGLE-3 as the library speculators has it; it covers one head, so an engine drafts one token. An
     adapter is to be merged first: engines draft for whole models.
     """
-    check_output_folder(output, "config.json", overwrite)
     from graftlm.adapters import merged
     from graftlm.models import load_model
     from graftlm.multitoken.export import export_eagle3
     from graftlm.multitoken.heads import MultiTokenHeads
 
-    loaded, _ = load_model(model, trust_remote_code=trust_remote_code)
-    if hasattr(loaded, "merge_and_unload") and verifier is None:
-        raise InputError(
-            f"{model} is an adapter, which engines do not draft for: merge it, and give the result as --verifier"
-        )
-    loaded = merged(loaded)
-    export_eagle3(loaded, MultiTokenHeads.from_pretrained(heads, loaded), output, verifier or model)
+    with opened_folder(output, "config.json", overwrite=overwrite):
+        loaded, _ = load_model(model, trust_remote_code=trust_remote_code)
+        if hasattr(loaded, "merge_and_unload") and verifier is None:
+            raise InputError(
+                f"{model} is an adapter, which engines do not draft for: merge it, and give the result as --verifier"
+            )
+        loaded = merged(loaded)
+        export_eagle3(loaded, MultiTokenHeads.from_pretrained(heads, loaded), output, verifier or model)
     say(f"speculator: {output}, one token a draft, for {verifier or model}")
 
 

@@ -18,6 +18,7 @@ Where this differs from the authors' code:
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -174,11 +175,17 @@ def _train(
             started = time.perf_counter()
             for batch in order.sample(batches, len(batches)):
                 losses = _step(decoder, norm, heads, batch, config)
-                nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
+                gradient = float(nn.utils.clip_grad_norm_(heads.parameters(), 1.0))
+                step += 1
+                if not all(map(math.isfinite, (*losses, gradient))):
+                    told = ", ".join(f"{loss:g}" for loss in losses)
+                    raise FloatingPointError(
+                        f"at step {step} of {total} the heads' losses are {told} and their gradient's norm is "
+                        f"{gradient:g}; no heads are saved: lower the learning rate ({config.learning_rate:g})"
+                    )
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
-                step += 1
                 if progress is not None:
                     progress("heads", step, total)
                 if log is not None and (step % 10 == 0 or step == total):
@@ -188,6 +195,8 @@ def _train(
         heads.to(dtype)
         for parameter, flag in frozen.items():
             parameter.requires_grad_(flag)
+    if not all(bool(parameter.isfinite().all()) for parameter in heads.parameters()):
+        raise FloatingPointError(f"after step {step} the heads' weights are not finite in {dtype}; none are saved")
     return seconds
 
 

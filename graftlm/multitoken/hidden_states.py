@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +60,7 @@ def batches_of_similar_length(texts: Sequence[WrittenText], tokens_per_batch: in
 
 
 class HiddenStateCache:
-    """Batches of texts with their hidden states in a memory-mapped file, which `close` deletes.
+    """Batches of texts with their hidden states in a memory-mapped file without a name: it is gone with the process.
 
     The file holds positions × hidden values in the model's dtype (2.3 KB a position for SmolLM2-135M in float32).
     """
@@ -80,13 +81,11 @@ class HiddenStateCache:
         decoder = Decoder(model)
         sizes = [len(g) * max(len(t.input_ids) for t in g) for g in groups]
         hidden_size = decoder.unembedding.weight.shape[1]
-        self._scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".hidden-states-")
-        self._store = torch.from_file(
-            str(Path(self._scratch.name) / "values"),
-            shared=True,
-            size=max(sum(sizes), 1) * int(hidden_size),
-            dtype=decoder.unembedding.weight.dtype,
-        )
+        dtype = decoder.unembedding.weight.dtype
+        size = max(sum(sizes), 1) * int(hidden_size)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            mapped = numpy.memmap(file, numpy.uint8, "w+", shape=size * dtype.itemsize)
+        self._store = torch.from_numpy(mapped).view(dtype)
         self.batches: list[CachedBatch] = []
         used = 0
         was_training = model.training
@@ -104,7 +103,6 @@ class HiddenStateCache:
     def close(self) -> None:
         self.batches.clear()
         del self._store
-        self._scratch.cleanup()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from graftlm.encoding import encode_text
 from graftlm.errors import InputError
+from graftlm.files import append_text, drop_partial_line
 
 TEXT_FILE = "text.jsonl"
 Progress = Callable[[int, int], None]  # (done, total)
@@ -63,27 +65,37 @@ def write_texts(
     """Continue the prompts (text or token ids) by sampling until `tokens` tokens are written.
 
     Prompts are taken in a shuffled order, again and again. Each batch is drawn with a seed of its own and appended to
-    `path` when it is done, so that an interrupted call picks up where it was. Raises InputError without prompts.
+    `path` when it is done, so that an interrupted call picks up where it was; a batch that is there in part is drawn
+    again. Raises InputError without prompts.
     """
     if not prompts:
         raise InputError(f"there are no {kind} prompts for the model to write from")
     encoded = [encode_text(tokenizer, p) if isinstance(p, str) else p for p in prompts]
-    texts = [t for t in read_texts(path) if t.kind == kind] if path is not None and path.exists() else []
-    if path is not None and path.exists():
-        _drop_partial_line(path)
-    done = sum(t.written for t in texts)
-    stream = itertools.islice(_shuffled(encoded, seed), len(texts), None)
+    texts: list[WrittenText] = []
+    stream = _shuffled(encoded, seed)
+    there = _left_there(path, kind)
+    if sum(t.written for t in there) >= tokens:
+        return there
+    done = 0
     model.eval()
     while done < tokens:
         # Each text may be cut at max_new_tokens: no more prompts than that many tokens can need.
         size = min(batch_size, -(-(tokens - done) // max_new_tokens))
+        if len(there) >= len(texts) + size:  # a whole batch
+            new = there[len(texts) : len(texts) + size]
+            texts += new
+            done += sum(t.written for t in new)
+            list(itertools.islice(stream, size))
+            continue
+        if path is not None and len(there) > len(texts):
+            _cut(path, len(there) - len(texts))
+            there = texts
         # Similar lengths need the least padding within a batch; the order within it does not matter.
         batch = sorted(itertools.islice(stream, size), key=len)
         set_seed(seed + len(texts))
         new = _continue(model, tokenizer, batch, kind, temperature, max_new_tokens)
         if path is not None:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(asdict(text)) + "\n" for text in new))
+            append_text(path, "".join(json.dumps(asdict(text)) + "\n" for text in new))
         texts += new
         done += sum(t.written for t in new)
         if progress is not None:
@@ -91,10 +103,18 @@ def write_texts(
     return texts
 
 
-def _drop_partial_line(path: Path) -> None:
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+def _left_there(path: Path | None, kind: str) -> list[WrittenText]:
+    """What an interrupted call left of `kind`; a last line that was cut short is removed."""
+    if path is None or not path.exists():
+        return []
+    drop_partial_line(path)
+    return [text for text in read_texts(path) if text.kind == kind]
+
+
+def _cut(path: Path, count: int) -> None:
+    """Remove the last `count` lines, which needs no room on the disk."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    os.truncate(path, sum(map(len, lines[:-count])))
 
 
 def _shuffled(prompts: Sequence[list[int]], seed: int) -> Iterator[list[int]]:

@@ -56,12 +56,14 @@ def check_output_file(output: Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError(f"--output {output} is a folder; give a file")
     if output.parent.exists() and not output.parent.is_dir():
         raise InputError(f"--output {output}: {output.parent} is no folder")
-    if overwrite:
+    half_there = partial_file(output).exists()
+    if overwrite or (resume and half_there):
         return
     for path in (output, *companions(output)):
         if path.exists():
-            raise InputError(f"{path} exists; give another --output, or --overwrite")
-    if partial_file(output).exists() and not resume:
+            nothing = ", and there is nothing beside it to resume" if resume else ""
+            raise InputError(f"{path} exists{nothing}; give another --output, or --overwrite")
+    if half_there:
         raise InputError(
             f"{partial_file(output)} holds rows of an earlier call: --resume goes on, --overwrite starts anew"
         )

@@ -15,7 +15,7 @@ from graftlm.checkpoints import weights_fingerprint
 from graftlm.console import Report
 from graftlm.datasets import data_fingerprint, read_source
 from graftlm.errors import InputError
-from graftlm.files import dump_json, plain, remove, write_text
+from graftlm.files import claimed, dump_json, plain, remove, write_text
 from graftlm.models import load_model
 from graftlm.patterns import row_pattern
 from graftlm.pruning.agreement import rank_agreement
@@ -114,6 +114,7 @@ def prune_rows(
     resume: bool = False,
     overwrite: bool = False,
     load_ranker: Callable[[], Ranker] | None = None,
+    finish: Callable[[Pruned], None] | None = None,
     progress: Report | None = None,
 ) -> Pruned:
     """Prune the rows of `data` (graftlm/pruning/solutions.py says which) and write them to `output`.
@@ -128,42 +129,48 @@ def prune_rows(
         output: .jsonl or .parquet; `resume` goes on from what an interrupted call left beside it.
         answer_start: where the answer starts in a completion, a regular expression.
         load_ranker: gives the pruner instead of loading it here, for several files.
+        finish: called when the rows are written; what it writes, a resumed call writes too.
         check: so many rows are ranked by mode exact too, to tell how far the mode agrees with it.
 
     Raises:
-        InputError: a bad option, a file that is there, unreadable data, or not one row that can be pruned.
+        InputError: a bad option, a file that is there or that another process writes, unreadable data, or not one row
+            that can be pruned.
     """
     if check and ranking.mode == "exact":
         raise InputError("--check compares another --mode with exact: leave it out")
-    check_output_file(output, resume=resume, overwrite=overwrite)
-    if answer_start is not None:
-        row_pattern("--answer-start", answer_start)
-    source = read_rows(data, split, limit)
-    depends_on = what_rows_depend_on(ranking, cut, answer_start, source)
-    partial = Partial(output, depends_on, resume=resume)
-    ranker = Ranker.load(ranking, batch_tokens, trust_remote_code) if load_ranker is None else load_ranker()
-    jobs = [Job.of(place, row, ranker.tokenizer, answer_start) for place, row in source]
-    draw = random.Random(cut.seed)
-    keeps = [draw.choice(cut.keep) for _ in jobs]
-    told = _Told(progress, jobs, len(partial.lines))
-    for job, keep in list(zip(jobs, keeps, strict=True))[len(partial.lines) :]:
-        partial.add(_finished(job, ranker, cut, keep, told.step))
-        told.finish(job)
-    rows = [line["row"] for line in partial.lines if "row" in line]
-    failed = [(line["place"], line["failed"]) for line in partial.lines if "failed" in line]
-    if not rows:
+    with claimed(output):
+        check_output_file(output, resume=resume, overwrite=overwrite)
+        if answer_start is not None:
+            row_pattern("--answer-start", answer_start)
+        source = read_rows(data, split, limit)
+        depends_on = what_rows_depend_on(ranking, cut, answer_start, source)
+        partial = Partial(output, depends_on, resume=resume)
+        ranker = Ranker.load(ranking, batch_tokens, trust_remote_code) if load_ranker is None else load_ranker()
+        jobs = [Job.of(place, row, ranker.tokenizer, answer_start) for place, row in source]
+        draw = random.Random(cut.seed)
+        keeps = [draw.choice(cut.keep) for _ in jobs]
+        told = _Told(progress, jobs, len(partial.lines))
+        for job, keep in list(zip(jobs, keeps, strict=True))[len(partial.lines) :]:
+            partial.add(_finished(job, ranker, cut, keep, told.step))
+            told.finish(job)
+        rows = [line["row"] for line in partial.lines if "row" in line]
+        failed = [(line["place"], line["failed"]) for line in partial.lines if "failed" in line]
+        if not rows:
+            partial.remove()
+            raise InputError(f"none of {len(source)} rows can be pruned; the first: {failed[0][1]}")
+        agreement = [] if ranking.mode == "exact" else _agreement(rows, ranker, check, progress)
+        write_rows(output, rows)
+        _, left_out = companions(output)
+        if failed:
+            lines = (dump_json({"row": place, "reason": reason}) for place, reason in failed)
+            write_text(left_out, "".join(f"{line}\n" for line in lines))
+        else:
+            remove(left_out)
+        pruned = Pruned(rows=rows, failed=failed, agreement=agreement)
+        if finish is not None:
+            finish(pruned)
         partial.remove()
-        raise InputError(f"none of {len(source)} rows can be pruned; the first: {failed[0][1]}")
-    agreement = [] if ranking.mode == "exact" else _agreement(rows, ranker, check, progress)
-    write_rows(output, rows)
-    _, left_out = companions(output)
-    if failed:
-        lines = (dump_json({"row": place, "reason": reason}) for place, reason in failed)
-        write_text(left_out, "".join(f"{line}\n" for line in lines))
-    else:
-        remove(left_out)
-    partial.remove()
-    return Pruned(rows=rows, failed=failed, agreement=agreement)
+        return pruned
 
 
 def read_rows(data: str, split: str = "train", limit: int | None = None) -> list[tuple[str, dict[str, Any]]]:

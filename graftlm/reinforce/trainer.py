@@ -228,7 +228,13 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         self._weights = inputs.get(MASK)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not return_outputs and self.model.training and not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is unharmed: "
+                "lower the learning rate"
+            )
+        return loss
 
     # -- log-probabilities and entropies --------------------------------------------------------------------------
 

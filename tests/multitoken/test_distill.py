@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +89,42 @@ class TestWrittenText:
             file.write('{"kind": "domain", "prom')  # the kill came in the middle of a line
         assert write_texts(model, tokenizer, PROMPTS, tokens=300, path=path, **settings) == whole
         assert read_texts(path) == read_texts(tmp_path / "whole.jsonl") == whole
+
+    def test_a_batch_half_written_is_neither_skipped_nor_repeated(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    ) -> None:
+        settings = {"max_new_tokens": 12, "batch_size": 8, "seed": 3, "tokens": 200}
+        whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+        for kind in ("domain", "general"):
+            write_texts(model, tokenizer, PROMPTS, kind=kind, path=whole, **settings)
+        lines = whole.read_bytes().splitlines(keepends=True)
+        for count in (3, 8, 11, len(lines) - 1):
+            cut.write_bytes(b"".join(lines[:count]) + lines[count][:20])
+            for kind in ("domain", "general"):
+                write_texts(model, tokenizer, PROMPTS, kind=kind, path=cut, **settings)
+            assert cut.read_bytes() == whole.read_bytes()
+
+    def test_a_cut_last_line_costs_no_other_where_the_disk_is_full(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = {"max_new_tokens": 12, "batch_size": 8, "seed": 3, "tokens": 200}
+        path = tmp_path / "text.jsonl"
+        write_texts(model, tokenizer, PROMPTS, path=path, **settings)
+        whole = path.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:16]) + lines[16][:20])
+
+        def full(self: Path, mode: str = "r", *given: Any, **named: Any) -> Any:
+            if set(mode) & set("wax+"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return open(self, mode, *given, **named)
+
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+            patched.setattr(Path, "open", full)
+            write_texts(model, tokenizer, PROMPTS, path=path, **settings)
+        assert path.read_bytes() == b"".join(lines[:16])
+        write_texts(model, tokenizer, PROMPTS, path=path, **settings)
+        assert path.read_bytes() == whole
 
     def test_text_that_is_there_is_used_again_and_kinds_stay_apart(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -388,3 +426,20 @@ def test_steps_that_bfloat16_would_lose_add_up(tokenizer: PreTrainedTokenizerBas
         # One step of 1e-5 changes no weight of more than 0.005.
         large = copies[name].abs() > 0.01
         assert (weight != copies[name])[large].float().mean() > 0.1 or "norm" in name, name
+
+
+def test_hidden_states_are_kept_in_a_file_that_no_kill_can_leave(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    written = texts(model, tokenizer, tokens=100)
+    cache = HiddenStateCache(model, written, tap=1, tokens_per_batch=64, pad_token_id=0, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert sum(float(batch.cached.args[0].abs().sum()) for batch in cache.batches) > 0
+
+
+def test_a_learning_rate_that_ends_in_nan_stops_the_run_with_the_step(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    config = DistillConfig(num_heads=2, learning_rate=1e30, epochs=4, tokens_per_batch=64)
+    with pytest.raises(FloatingPointError, match=r"at step \d+ of \d+ the heads' losses are"):
+        distill_heads(model, tokenizer, texts(model, tokenizer, tokens=200), config)

@@ -193,6 +193,40 @@ def test_kill_and_resume_is_the_uninterrupted_file(pruner: str, tmp_path: Path) 
     assert not partial.exists()
 
 
+def test_a_kill_after_the_rows_were_written_is_resumed_to_the_same_files(
+    data: str, pruner: str, tmp_path: Path
+) -> None:
+    whole = pruned(data, tmp_path / "whole.jsonl", pruner, "truncation")
+
+    def kill(found: rows.Pruned) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "cut.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        pruned(data, output, pruner, "truncation", finish=kill)
+    assert output.exists()
+    told: list[rows.Pruned] = []
+    assert pruned(data, output, pruner, "truncation", finish=told.append, resume=True) == whole == told[0]
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    with pytest.raises(InputError, match="nothing beside it to resume"):
+        pruned(data, output, pruner, "truncation", resume=True)
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*"))
+
+
+def test_an_output_that_another_call_prunes_into_is_refused(data: str, pruner: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    refused = []
+
+    def again(found: rows.Pruned) -> None:
+        for how in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(InputError, match="in use by another process") as error:
+                pruned(data, output, pruner, "truncation", **how)
+            refused.append(error)
+
+    pruned(data, output, pruner, "truncation", finish=again)
+    assert len(refused) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
