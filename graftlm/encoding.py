@@ -10,7 +10,7 @@ import copy
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -56,39 +56,42 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
     return prompt_ids, list(tokenizer(completion, add_special_tokens=False)["input_ids"])
 
 
-def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of a chat in the tokenizer's template, up to where the answer begins.
+def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Token ids of `render_messages`."""
+    return list(tokenizer(render_messages(tokenizer, messages), add_special_tokens=False)["input_ids"])
+
+
+def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
+    """A chat in the tokenizer's template, up to where the answer begins.
 
     InputError where there is no template, or one that refuses a message or leaves it out.
     """
+    name = tokenizer.name_or_path
     if tokenizer.chat_template is None:
         raise InputError(
-            f"the rows are conversations, but tokenizer {tokenizer.name_or_path!r} has no "
-            "chat template; use an instruction-tuned model, or rows with prompt and completion as text"
+            f"the rows are conversations, but tokenizer {name!r} has no chat template; use an instruction-tuned model, "
+            "or rows with prompt and completion as text"
         )
-    try:
-        encoded: Any = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
-        # Roles that each template knows need no look.
-        if not {message["role"] for message in messages} <= {"user", "assistant"} and (
-            lost := left_out(
-                messages,
-                lambda marked: str(tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)),
-            )
-        ):
-            role = messages[int(lost.split(".")[1])]["role"]
-            raise InputError(
-                f"the chat template of {tokenizer.name_or_path!r} leaves out {lost}, of the role {role!r}: the model "
-                "would not read it; use a role that the template knows, or remove the message"
-            )
-    except TEMPLATE_ERRORS as error:
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError(f"the chat template of {tokenizer.name_or_path!r} refuses the messages: {reason}") from error
-    return list(encoded["input_ids"])
+
+    def render(given: Sequence[Mapping[str, Any]]) -> str:
+        turns = [dict(message) for message in given]
+        try:
+            return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        except TEMPLATE_ERRORS as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"the chat template of {name!r} refuses the messages: {reason}") from error
+
+    rendered = render(messages)
+    others = [message for message in messages if message["role"] not in ("user", "assistant")]  # all know these two
+    if others and (lost := left_out(messages, render)):
+        raise InputError(
+            f"the chat template of {name!r} leaves out {lost}, so the model would not read it: use a role that the "
+            f"template knows (here is {', '.join(sorted({message['role'] for message in others}))}), or remove it"
+        )
+    return rendered
 
 
-def left_out(messages: Sequence[dict[str, str]], render: Callable[[list[dict[str, str]]], str]) -> str | None:
+def left_out(messages: Sequence[Mapping[str, Any]], render: Callable[[list[dict[str, Any]]], str]) -> str | None:
     """The first content or name that a chat template leaves out ("messages.2.content"), found by numbers in the place
     of the texts; `render` gives the text of messages."""
     fields = [(number, key) for number, message in enumerate(messages) for key in message if key != "role"]

@@ -432,7 +432,7 @@ def test_a_message_that_the_chat_template_leaves_out_is_named() -> None:
     rows = [{"prompt": [USER, ASSISTANT, {"role": "tool", "content": "5"}], "completion": [ASSISTANT]}]
     prompt_too_long(rows, tokenizer, 100)
     tokenizer.chat_template = "{% for m in messages if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-    with pytest.raises(InputError, match=r"row 1.*messages\.2\.content.*'tool'"):
+    with pytest.raises(InputError, match=r"row 1.*messages\.2\.content.*here is tool"):
         prompt_too_long(rows, tokenizer, 100)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InputError, match=r"row 1.*refuses the messages: roles must alternate"):

@@ -13,7 +13,7 @@ from tokenizers import processors
 
 from graftlm.auditing.representations import _batches
 from graftlm.datasets import load_rows, row_lengths
-from graftlm.encoding import beginning, encode_pair, encode_prompt, encode_text, without_end
+from graftlm.encoding import beginning, encode_messages, encode_pair, encode_prompt, encode_text, without_end
 from graftlm.errors import InputError
 from graftlm.generation import stream_completion
 from graftlm.multitoken import DistillConfig
@@ -206,6 +206,15 @@ def test_trainers_refuse_a_tokenizer_with_which_trl_ends_prompts(ending: Any, tm
         )
     with pytest.raises(InputError, match="without_end"):
         reinforcement.trainer(ending, tmp_path)
+
+
+def test_a_question_that_the_chat_template_leaves_out_is_not_pruned() -> None:
+    tokenizer = byte_tokenizer()
+    question = [{"role": "tool", "content": "5"}, {"role": "user", "content": "?"}]
+    assert encode_chain(tokenizer, question, " so", " 5").question == encode_messages(tokenizer, question)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    with pytest.raises(InputError, match=r"leaves out messages\.0\.content"):
+        encode_chain(tokenizer, question, " so", " 5")
 
 
 def test_half_a_character_in_a_prompt_is_named(plain: Any) -> None:

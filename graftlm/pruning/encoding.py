@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import TemplateError
-
-from graftlm.encoding import encode_prompt, encode_with_offsets
+from graftlm.encoding import encode_prompt, encode_with_offsets, render_messages
 from graftlm.errors import InputError, check_whole
 from graftlm.patterns import row_pattern, row_spans
 
@@ -134,11 +132,7 @@ def _encode_question(tokenizer: PreTrainedTokenizerBase, question: Question) -> 
         return question, encode_prompt(tokenizer, question), {}
     if not tokenizer.chat_template:
         raise InputError("the question is a list of messages, but the tokenizer has no chat template: give its text")
-    messages: list[dict[str, Any]] = [dict(message) for message in question]
-    try:
-        prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except TemplateError as error:
-        raise InputError(f"the tokenizer's chat template refuses the messages: {error}") from error
+    prompt = render_messages(tokenizer, question)
     options = {"add_special_tokens": False}
     return prompt, list(tokenizer(prompt, **options)["input_ids"]), options
 
