@@ -29,4 +29,6 @@ def keeps_only_keys_and_values(cache: Any) -> bool:
 
 
 def layer_kinds(cache: DynamicCache) -> set[type]:
-    return {type(layer) for layer in cache.layers}
+    """Of its own layers, and of those of the caches that it takes along (a proxy-tuned model's)."""
+    along = (layer_kinds(each) for each in getattr(cache, "others", ()))
+    return {type(layer) for layer in cache.layers}.union(*along)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
+from transformers import Cache, GenerationConfig, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, StopStringCriteria
 
 from graftlm.caches import keeps_only_keys_and_values, layer_kinds, new_cache
 from graftlm.errors import InputError
+
+OTHER_WAYS = ("num_beams", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "penalty_alpha",
+              "dola_layers", "constraints", "force_words_ids")  # fmt: skip
+"""Settings that ask for another way of decoding than greedy search or sampling."""
+NOT_DONE = ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "prefill_chunk_size")
+READ = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
+KINDS_OF_TOKENS = ("token_type_ids", "mm_token_type_ids")
+STATEFUL = ("UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor")
+"""Logits processors that no draft can be tried on."""
 
 
 @dataclass
@@ -38,6 +47,40 @@ def check_can_forget(model: Any) -> set[type]:
     return kinds
 
 
+def check_call(
+    config: GenerationConfig, processors: Iterable[Any], inputs: Mapping[str, Any], read: Sequence[str] = READ
+) -> None:
+    """InputError where a call of `generate` asks for what is not done with drafts, or gives what they are not made of.
+
+    `inputs`: what `generate` hands to a decoding method, some of it by itself; `read`: those that the method honours.
+    """
+    if config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        name = next(name for name in OTHER_WAYS if getattr(config, name, None) not in (None, False, 1))
+        raise InputError(f"drafts are checked one beam at a time, greedily or by sampling: leave out {name}")
+    if (kind := config.cache_implementation) not in (None, "dynamic"):
+        raise InputError(f"drafts have caches of their own kind: leave out cache_implementation={kind!r}")
+    for name in NOT_DONE:
+        if getattr(config, name) and (config.return_dict_in_generate or not name.startswith("output")):
+            raise InputError(f"decoding with drafts reads a prompt at once and collects tokens alone: leave out {name}")
+    for each in processors:
+        if (name := type(each).__name__) in STATEFUL:
+            raise InputError(f"{name} keeps a state from token to token: decode without drafts")
+    if unread := [name for name, value in inputs.items() if name not in read and _says_something(name, value)]:
+        raise InputError(f"drafts are made from tokens alone: leave out {unread[0]}")
+    past = inputs.get("past_key_values")
+    if isinstance(past, Cache) and past.get_seq_length():
+        raise InputError("with drafts the whole prompt is read again: leave out past_key_values")
+
+
+def _says_something(name: str, value: Any) -> bool:
+    """Whether an input holds more than what `generate` adds to a text by itself: no pictures, no kinds but text."""
+    if isinstance(value, Mapping):
+        return any(_says_something(name, each) for each in value.values())
+    if name in KINDS_OF_TOKENS and isinstance(value, Tensor):
+        return bool(value.any())
+    return value is not None and value is not False
+
+
 def kept_or_drawn(token: int, wanted: Tensor, proposed: Tensor) -> int:
     """`token`, drawn from `proposed` [vocabulary], with probability min(1, wanted / proposed), or a draw from what is
     wanted more than it was proposed (Leviathan et al., arXiv 2211.17192, algorithm 1)."""
@@ -54,10 +97,11 @@ def decoding_arguments(
 
     transformers (5.23) keeps a streamer, and the tokenizer that stop strings need, from a method that is given as a
     function: the one goes along with it, the other two become a stopping criterion. InputError for stop strings
-    without a tokenizer, and for an assistant.
+    without a tokenizer, for an assistant, and for a cache, which would stay empty.
     """
-    if arguments.get("assistant_model") is not None:
-        raise InputError("there are drafts already: leave out assistant_model")
+    for name in ("assistant_model", "past_key_values"):
+        if arguments.get(name) is not None:
+            raise InputError(f"there are drafts already, and caches for them: leave out {name}")
     given = {**arguments, "custom_generate": partial(decoding, streamer=arguments.get("streamer"))}
     tokenizer, config = given.pop("tokenizer", None), given.get("generation_config")
     stop = given.pop("stop_strings", None)

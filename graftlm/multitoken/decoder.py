@@ -73,7 +73,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     them."""
     plain = plain_model(model)
     count = getattr(plain.config.get_text_config(), "num_hidden_layers", None)
-    for module in plain.modules():
+    for module in (*plain.get_decoder().modules(), *plain.modules()):  # a vision tower may have as many
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise InputError(f"{type(plain).__name__} is not supported: it has no list of {count} decoder layers")
@@ -82,10 +82,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def backbone_of(model: nn.Module) -> Any:
     """The part of a causal LM that gives the final hidden states: all but its unembedding."""
     plain = plain_model(model)
-    if plain.base_model is not plain:
-        return plain.base_model
-    layers = decoder_layers(plain)  # Llama4ForCausalLM calls itself its base model
-    return next(child for child in plain.children() if any(module is layers for module in child.modules()))
+    inner: Any = plain.base_model
+    if inner is plain:  # as Llama4ForCausalLM and Llama4ForConditionalGeneration call themselves
+        layers = decoder_layers(plain)
+        inner = next(child for child in plain.children() if any(module is layers for module in child.modules()))
+    has_unembedding = isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None
+    return backbone_of(inner) if has_unembedding else inner
 
 
 def acts_in_forward(adapter: PeftConfig) -> bool:

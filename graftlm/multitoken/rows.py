@@ -17,11 +17,6 @@ from transformers import (
     PrefixConstrainedLogitsProcessor,
 )
 
-from graftlm.errors import InputError
-
-STATEFUL = ("UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor")
-"""Logits processors that no draft can be tried on."""
-
 
 @dataclass
 class Row:
@@ -54,11 +49,9 @@ def is_transformers_own(each: Any) -> bool:
 
 
 def processors_of_row(processors: Sequence[Any], row: int, batch: int) -> LogitsProcessorList:
-    """As they treat one row of a batch. InputError for STATEFUL ones."""
+    """As they treat one row of a batch."""
     found = LogitsProcessorList()
     for each in processors:
-        if (name := type(each).__name__) in STATEFUL:
-            raise InputError(f"{name} keeps a state from token to token: decode without heads")
         if batch == 1:
             found.append(each)
         elif not is_transformers_own(each):

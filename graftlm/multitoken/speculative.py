@@ -31,11 +31,12 @@ from transformers import Cache, DynamicCache, StoppingCriteriaList
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from graftlm.errors import InputError
+from graftlm.generation import named_arguments
 from graftlm.multitoken.decoder import Decoder, LayerCall, plain_model
 from graftlm.multitoken.heads import MultiTokenHeads
 from graftlm.multitoken.pace import Pace
 from graftlm.multitoken.rows import Row, is_transformers_own, processors_of_row
-from graftlm.speculation import SpeculativeOutput, check_can_forget, decoding_arguments, kept_or_drawn
+from graftlm.speculation import SpeculativeOutput, check_call, check_can_forget, decoding_arguments, kept_or_drawn
 from graftlm.tasks.generation import has_virtual_tokens
 
 WASTE = 0.25
@@ -110,7 +111,8 @@ class HeadsDecoding:
 
     def generate(self, *inputs: Any, **options: Any) -> Any:
         """As the model's own: input_ids [batch, time] int64, and what it gives for them."""
-        return self.model.generate(*inputs, **decoding_arguments(self, options, self.generation_config))
+        arguments = named_arguments(inputs, options)
+        return self.model.generate(**decoding_arguments(self, arguments, self.generation_config))
 
     @torch.no_grad()
     def __call__(
@@ -125,27 +127,17 @@ class HeadsDecoding:
     ) -> Any:
         """Called by `generate`: input_ids and what it returns are [batch, time] int64, on the same device.
 
-        InputError for beams, another model, a cache that holds something already, and outputs that drafting does not
-        collect.
+        InputError for another model, for a streamer of several rows, and for what `check_call` refuses.
         """
-        if generation_config.num_beams not in (None, 1):
-            raise InputError("drafting heads take one beam: leave out num_beams")
+        check_call(generation_config, logits_processor, inputs)
         if plain_model(model) is not self.decoder.model:
             raise InputError("these heads draft for another model than generate was called on")
-        known = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
-        if unknown := [name for name, value in inputs.items() if name not in known and value is not None]:
-            raise InputError(f"heads draft from tokens alone: leave out {unknown[0]}")
         if not input_ids.shape[1]:
             raise InputError("heads draft from tokens: give input_ids with at least one")
-        past = inputs.get("past_key_values")
-        if isinstance(past, Cache) and past.get_seq_length():
-            raise InputError("drafting heads read the whole prompt themselves: leave out past_key_values")
-        if generation_config.prompt_lookup_num_tokens:
-            raise InputError("the heads draft already: leave out prompt_lookup_num_tokens")
-        if generation_config.return_dict_in_generate:
-            for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
-                if getattr(generation_config, name):
-                    raise InputError(f"decoding with heads collects tokens alone: leave out {name}")
+        if streamer is not None and len(input_ids) > 1:
+            raise InputError(
+                "a streamer takes one text, and drafts grow several at different speeds: leave one of them out"
+            )
         sample = bool(generation_config.do_sample)
         pace = self.pace.fresh() if sample else self.pace
         pace.begin()
@@ -233,7 +225,9 @@ class Decoding:
         if not bool(visible.any(1).all()):
             raise InputError("a row's attention_mask hides all of its tokens: leave the row out")
         first = int(visible.any(0).nonzero()[0])
-        positions = (visible.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids.to(input_ids.device)
+        positions = (visible.cumsum(1) - 1).clamp(min=0)
+        if position_ids is not None:
+            positions = _places_in_text(position_ids.to(input_ids.device), visible.bool())
         self.prompt, self.prompt_positions = input_ids[:, first:], positions.expand_as(input_ids)[:, first:]
         self.prompt_mask, self.visible = visible[:, first:].bool(), visible[:, :0].bool()
         self.limit = getattr(self.decoder.config, "max_position_embeddings", None)
@@ -444,6 +438,16 @@ class Decoding:
                     2, index.expand(-1, layer.values.shape[1], -1, layer.values.shape[3])
                 )
         self.visible = self.visible.gather(1, columns)
+
+
+def _places_in_text(positions: Tensor, visible: Tensor) -> Tensor:
+    """Positions [batch, time] of those that models of pictures have, [planes, batch, time]: of text they are the same
+    in all planes. InputError where they are not."""
+    if positions.ndim == 2:
+        return positions
+    if bool(((positions != positions[0]) & visible).any()):
+        raise InputError("drafts are made from text alone, and these position_ids place pictures: leave them out")
+    return positions[0]
 
 
 def _agreeing(tokens: Sequence[int], likeliest: Sequence[int]) -> list[int]:

@@ -26,7 +26,7 @@ from transformers import Cache, DynamicCache
 
 from graftlm.errors import InputError
 from graftlm.proxy.experts import Experts, Inputs, of_width, run
-from graftlm.speculation import SpeculativeOutput, check_can_forget, kept_or_drawn
+from graftlm.speculation import READ, SpeculativeOutput, check_call, check_can_forget, kept_or_drawn
 
 LONGEST_DRAFT = 16
 ROW_COST = 0.1
@@ -45,11 +45,15 @@ def speculative_decoding(
 ) -> Any:
     """A decoding method for `generate(custom_generate=...)` of a ProxyTunedModel; one prompt at a time.
 
-    InputError for a batch, or for beams.
+    InputError for a batch, for positions of one's own, and for what `check_call` refuses.
     """
-    if input_ids.shape[0] != 1 or generation_config.num_beams not in (None, 1):
-        raise InputError("speculative decoding takes one prompt and one beam at a time: leave out speculative=True")
+    check_call(generation_config, logits_processor, inputs, (*READ, "expert_input_ids", "expert_attention_mask"))
+    if input_ids.shape[0] != 1:
+        raise InputError("speculative decoding takes one prompt at a time: leave out speculative=True")
     prompt = _unpadded(input_ids, inputs.get("attention_mask"))
+    places = _unpadded(inputs.get("position_ids"), inputs.get("attention_mask"))
+    if places is not None and not torch.equal(places, torch.arange(len(places), device=places.device)):
+        raise InputError("speculative decoding counts the positions itself: leave out position_ids")
     own_prompt = _unpadded(inputs.get("expert_input_ids"), inputs.get("expert_attention_mask"))
     state = Drafting(model, input_ids, prompt, own_prompt, logits_processor, bool(generation_config.do_sample))
     for token in state.tokens():

@@ -65,7 +65,7 @@ def candidate_log_likelihoods(
         for start in range(0, len(indices), batch_size):
             chosen = indices[start : start + batch_size]
             first, cache = _first_tokens(model, [encoded[index] for index in chosen])
-            if not all(map(keeps_only_keys_and_values, [cache, *getattr(cache, "others", [])])):  # a proxy's
+            if not keeps_only_keys_and_values(cache):
                 return _pair_by_pair(model, tokenizer, prompts, candidates, batch_size, on_batch)
             rest = _further_tokens(model, [encoded[index] for index in chosen], cache)
             for row, index in enumerate(chosen):

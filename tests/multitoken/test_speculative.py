@@ -231,7 +231,7 @@ def test_an_adapter_drafts_with_its_own_heads() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     model, heads = drafting_model()
-    with pytest.raises(InputError, match="one beam"):
+    with pytest.raises(InputError, match="leave out num_beams"):
         model.generate(**padded(PROMPTS[:1]), **GREEDY, num_beams=2, custom_generate=HeadsDecoding(model, heads))
     with pytest.raises(InputError, match="another model"):
         tiny_model().generate(**padded(PROMPTS[:1]), **GREEDY, custom_generate=HeadsDecoding(model, heads))

@@ -134,9 +134,9 @@ def test_windows_that_slide_and_positions_that_end(architecture: str, settings: 
 
 def test_a_batch_or_beams_are_refused() -> None:
     model = models()["apart"]
-    with pytest.raises(InputError, match="one prompt and one beam"):
+    with pytest.raises(InputError, match="one prompt at a time"):
         model.generate(**padded(PROMPTS), **GREEDY, speculative=True)
-    with pytest.raises(InputError, match="one prompt and one beam"):
+    with pytest.raises(InputError, match="leave out num_beams"):
         model.generate(**padded(PROMPTS[:1]), **GREEDY, num_beams=2, speculative=True)
 
 
