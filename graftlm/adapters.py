@@ -53,7 +53,7 @@ def embedding_rows(base: Any, tokens: int, folder: Path, config: PeftConfig) -> 
 def alteration(base: Any, rows: int, folder: Path, config: PeftConfig) -> str | None:
     """What the adapter in `folder` does to `base`, whose embedding it wants to have `rows`, that switching it off does
     not undo."""
-    if (known := _alteration_of(config)) is not None:
+    if (known := _start_of(config)) is not None:
         return known
     if rows != base.get_input_embeddings().num_embeddings:
         return "another size of vocabulary"
@@ -72,8 +72,12 @@ def lasting_alteration(model: PeftModel) -> str | None:
     found: str | None = getattr(model, "base_alteration", None)  # left by load_model, which compared all weights
     if found is not None:
         return found or None
-    config = model.active_peft_config
-    return "trained biases" if getattr(config, "bias", "none") != "none" else _alteration_of(config)
+    return alteration_of(model.active_peft_config)
+
+
+def alteration_of(config: PeftConfig) -> str | None:
+    """What of any adapter with this config stays when it is switched off."""
+    return "trained biases" if getattr(config, "bias", "none") != "none" else _start_of(config)
 
 
 def train_adapter(model: PeftModel) -> None:
@@ -126,8 +130,8 @@ def _under(module: Any) -> Any:
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
-def _alteration_of(config: Any) -> str | None:
-    """What the config alone says."""
+def _start_of(config: Any) -> str | None:
+    """What was done to the base model before the adapter was trained."""
     if getattr(config, "layer_replication", None):
         return "repeated layers"
     start = getattr(config, "init_lora_weights", True)

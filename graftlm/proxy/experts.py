@@ -120,6 +120,14 @@ class SharedExperts(Experts):
         self.expert_model = self.antiexpert_model = model
         self.paired = PairedAdapter(model) if PairedAdapter.fits(model) else None
         """The faster way; other kinds of adapters go through PEFT's own."""
+        if self.paired is None:
+            ids = torch.zeros(2, 1, dtype=torch.long)
+            try:
+                self._run(Inputs(input_ids=ids, attention_mask=None, position_ids=None), None, 1, rows=1)
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"an adapter that cannot be switched off row by row: {' '.join(str(error).split())}"
+                ) from error
 
     def logits(
         self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PrinterCallback
 from trl.rewards import get_soft_overlong_punishment
 
+from graftlm.adapters import untie
 from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
 from graftlm.console import printable, say
 from graftlm.datasets import begun_once, data_fingerprint
@@ -96,7 +98,7 @@ def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
     rows = begun_once(rows, tokenizer)
     check_prompts(rows, tokenizer, config)
     reward.check(rows)
-    merged = config.method == "full" and hasattr(model, "merge_and_unload")
+    adapted = isinstance(model, PeftModel)
     model, adapter = trained_part(model, config.method, config.lora_rank, config.lora_alpha, 0.0)
     rewards: list[Any] = [monitor.watch(reward) if monitor else reward]
     if config.overlong_buffer:
@@ -112,12 +114,31 @@ def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
             peft_config=adapter,
             callbacks=[*([monitor] if monitor else []), RunCallback(run), InterruptCallback()],
         )
-    if merged and trainer.ref_model is not None:
-        # TRL loads the reference by the model's name, which is that without the adapter.
-        trainer.ref_model.load_state_dict(trainer.model.state_dict())
+    if adapted:
+        complete_reference(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(TableCallback(step_cells) if sys.stderr.isatty() else ConsoleCallback(describe=describe_step))
     return trainer
+
+
+def complete_reference(trainer: ForkingTokenGRPOTrainer) -> None:
+    """Make the reference the start model with its adapter.
+
+    TRL (1.16) loads the base model by its name where the adapter was merged. Where the adapter is trained on, it copies
+    neither rows of tokens nor LoRA of an embedding.
+    """
+    model: Any = trainer.model
+    if "ref" in getattr(model, "peft_config", {}):
+        saved = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+        set_peft_model_state_dict(model, saved, adapter_name="ref")
+    reference: Any = trainer.ref_model
+    if reference is not None:
+        embedding, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
+        if reference.get_input_embeddings().num_embeddings != embedding.num_embeddings:
+            reference.resize_token_embeddings(embedding.num_embeddings)
+        if unembedding.weight is not embedding.weight:
+            untie(reference)
+        reference.load_state_dict(model.state_dict())
 
 
 def default_reward(data: str) -> str:

@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
+from graftlm.adapters import alteration_of, lasting_alteration
 from graftlm.config import option
 from graftlm.encoding import check_no_end
 from graftlm.errors import InputError
@@ -94,7 +96,14 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         """As GRPOTrainer; `args` is completed with ForkingTokenGRPOConfig's defaults where it is another's."""
         args = ForkingTokenGRPOConfig("forking-tokens") if args is None else arguments_as(ForkingTokenGRPOConfig, args)
         # An adapter that this trainer adds can be switched off to have the start model; one that was there cannot.
-        self._start_is_without_adapter = named.get("peft_config") is not None and not hasattr(model, "peft_config")
+        added = None if hasattr(model, "peft_config") else named.get("peft_config")
+        altered = lasting_alteration(model) if isinstance(model, PeftModel) else added and alteration_of(added)
+        if altered and args.beta:
+            raise InputError(
+                f"the adapter has {altered}, which switching it off does not undo, so there is no start model to "
+                "hold it to: leave out beta, or merge the adapter first"
+            )
+        self._start_is_without_adapter = added is not None and not altered
         super().__init__(model, reward_funcs, args, *others, **named)
         check_no_end(getattr(self.processing_class, "tokenizer", self.processing_class))
         self._recorded: list[Tensor] | None = None

@@ -329,3 +329,10 @@ def test_every_pair_of_options_keeps_the_cache_of_all_models_in_step() -> None:
                                return_dict_in_generate=True)  # fmt: skip
         lengths = {cache.get_seq_length() for cache in (found.past_key_values, *found.past_key_values.others)}
         assert lengths == {inputs["input_ids"].shape[1] + 4}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_that_peft_cannot_switch_off_row_by_row_is_refused_before_any_text() -> None:
+    base, small = sharp(tiny_model(layers=3)), tiny_model(seed=1)
+    with pytest.raises(InputError, match="cannot be switched off row by row: Mixed batching is only supported"):
+        ProxyTunedModel(base, adapted(small, modules_to_save=["norm"]))

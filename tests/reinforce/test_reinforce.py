@@ -23,10 +23,11 @@ from graftlm.config import load_config
 from graftlm.errors import InputError
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.prompts import load_prompts
-from graftlm.reinforce.reinforce import reinforce, step_cells
+from graftlm.reinforce.reinforce import build_trainer, reinforce, step_cells
 from graftlm.runs import Run
 from tests.multitoken.plain import PEFT_WARNING
 from tests.multitoken.test_tune import environment, graftlm, model_folder  # noqa: F401  # a fixture
+from tests.test_adapters import Saved, logits, lora
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 TINY = {"num_generations": 4, "prompts_per_step": 2, "batch_size": 8, "max_completion_length": 6, "max_steps": 3}
@@ -292,6 +293,39 @@ def test_an_adapter_is_trained_on_and_saved_without_the_copy_that_it_is_held_aga
     second = run(config(first / "model", data, tmp_path / "second", beta=0.1))
     names = {path.name for path in (second / "model").iterdir()}
     assert "adapter_model.safetensors" in names and "ref" not in names
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what PEFT says of tied embeddings
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"trainable_token_indices": [45, 50]}, "lora"),
+        ({"target_modules": ["embed_tokens"]}, "lora"),
+        ({"target_modules": ["embed_tokens"]}, "full"),
+        ({"target_modules": ["lm_head"]}, "full"),
+    ],
+)
+def test_the_reference_is_the_adapted_model_that_training_starts_from(
+    settings: dict[str, Any], method: str, data: Path, tmp_path: Path
+) -> None:
+    saved = Saved(tmp_path, tie_word_embeddings=True)
+    expected = logits(saved.adapter(lora(**settings)))
+    given = config(saved.folder, data, tmp_path / "run", beta=0.1, method=method)
+    with Run.create(given.output, "reinforce", given, {}) as opened:
+        trainer = build_trainer(given, opened)
+    reference: Any = trainer.ref_model
+    if method == "lora":
+        reference = trainer.model.eval()
+        reference.set_adapter("ref")
+    torch.testing.assert_close(logits(reference), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what PEFT says of trained biases
+def test_an_adapter_that_leaves_no_start_model_is_refused_as_its_reference(data: Path, tmp_path: Path) -> None:
+    saved = Saved(tmp_path, attention_bias=True)
+    saved.adapter(lora(bias="all"))
+    with pytest.raises(InputError, match="so there is no start model to hold it to"):
+        run(config(saved.folder, data, tmp_path / "run", beta=0.1))
 
 
 def test_formats_are_told_apart_by_their_whole_name() -> None:
