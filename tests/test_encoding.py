@@ -187,6 +187,17 @@ def test_the_labels_of_a_batch_hold_the_turns_that_count_and_no_others(
     assert tokenizer.decode(labels[labels != -100]) == "second<eos>"
 
 
+def test_rows_of_text_need_an_end_token(tmp_path: Path) -> None:
+    folder, data, endless = tmp_path / "tiny", tmp_path / "rows.jsonl", byte_tokenizer()
+    tiny_model().save_pretrained(folder)
+    endless.eos_token = None
+    endless.save_pretrained(folder)
+    data.write_text('{"prompt": "ab", "completion": " cd"}\n')
+    config = test_tune.config(folder, data, tmp_path / "run")
+    with Run.create(config.output, "tune", config, {}) as opened, pytest.raises(InputError, match="no end-of-sequence"):
+        build_trainer(config, opened)
+
+
 def test_prompts_of_reinforcement_are_not_ended(ending: Any, tmp_path: Path) -> None:
     folder, data = tmp_path / "tiny", tmp_path / "rows.jsonl"
     tiny_model().save_pretrained(folder)

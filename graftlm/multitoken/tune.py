@@ -91,6 +91,12 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
 def checked_rows(config: TuneConfig, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Dataset:
     rows = begun_once(load_rows(config.data, split), tokenizer)
     prompt_too_long(rows, tokenizer, max_length)
+    end = config.trainer.get("eos_token") or tokenizer.eos_token
+    if end is None and not isinstance(rows[0].get("prompt"), list):
+        raise InputError(
+            f"the tokenizer of {config.model} has no end-of-sequence token to put after each row: name it in its "
+            "tokenizer_config.json, or give messages, whose end the chat template writes"
+        )
     return rows
 
 
