@@ -271,10 +271,10 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "settings"),
-    [(1, {"top_k": 0}), (2, {"top_k": 0}), (2, {"top_k": 3, "repetition_penalty": 1.3})],
+    ("batch", "draws", "settings"),
+    [(1, 800, {"top_k": 0}), (100, 3000, {"top_k": 0}), (100, 3000, {"top_k": 3, "repetition_penalty": 1.3})],
 )
-def test_samples_are_distributed_as_the_models_own(batch: int, settings: dict[str, Any]) -> None:
+def test_samples_are_distributed_as_the_models_own(batch: int, draws: int, settings: dict[str, Any]) -> None:
     """Triples of tokens after a prompt, over a vocabulary of 4; chi-square at a fixed seed."""
     model = tiny_model(seed=3, vocab_size=4, bos_token_id=0, eos_token_id=1, pad_token_id=2)
     with torch.no_grad():
@@ -300,7 +300,7 @@ def test_samples_are_distributed_as_the_models_own(batch: int, settings: dict[st
     }  # fmt: skip
     decoding = HeadsDecoding(model, heads, draft_tokens=2)
     torch.manual_seed(0)
-    draws, seen, accepted, drafted = 2000, Counter[tuple[int, ...]](), 0, 0
+    seen, accepted, drafted = Counter[tuple[int, ...]](), 0, 0
     for _ in range(draws // batch):
         found = model.generate(prompt.repeat(batch, 1), max_new_tokens=3, custom_generate=decoding, **settings)
         seen.update(tuple(row[2:].tolist()) for row in found.sequences)
@@ -310,7 +310,7 @@ def test_samples_are_distributed_as_the_models_own(batch: int, settings: dict[st
     expected, observed = [exact[p] * draws for p in kept], [seen[p] for p in kept]
     scale = sum(observed) / sum(expected)
     test = chisquare(observed, [value * scale for value in expected])
-    assert len(kept) >= 9 and test.pvalue > 0.01, test
+    assert len(kept) >= 8 and test.pvalue > 0.01, test
 
 
 def test_positions_and_masks_of_ones_own_are_minded() -> None:

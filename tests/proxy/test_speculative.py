@@ -89,29 +89,29 @@ def test_a_streamer_and_stop_strings_reach_it(tokenizer: PreTrainedTokenizerBase
 
 
 def test_samples_are_distributed_as_the_combined_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the pairs of tokens after a prompt, over a vocabulary of 5; chi-square at a fixed seed."""
+    """Of the pairs of tokens after a prompt, over a vocabulary of 3; chi-square at a fixed seed."""
     base, expert, antiexpert = (
-        tiny_model(seed=seed, vocab_size=5, bos_token_id=0, eos_token_id=1, pad_token_id=2) for seed in range(3)
+        tiny_model(seed=seed, vocab_size=3, bos_token_id=0, eos_token_id=1, pad_token_id=2) for seed in range(3)
     )
     for part in (base, expert, antiexpert):
         with torch.no_grad():
             part.get_output_embeddings().weight.mul_(3)
     model = ProxyTunedModel(base, expert, antiexpert)
-    prompt = torch.tensor([[3, 4]])
+    prompt = torch.tensor([[1, 0]])
     with torch.no_grad():
         first = torch.softmax(model(prompt).logits[0, -1] / 0.8, -1)
-        rows = torch.cat([prompt.expand(5, -1), torch.arange(5)[:, None]], -1)
+        rows = torch.cat([prompt.expand(3, -1), torch.arange(3)[:, None]], -1)
         second = torch.softmax(model(rows).logits[:, -1] / 0.8, -1)
     exact = (first[:, None] * second).double()
     torch.manual_seed(0)
-    draws = 1500
+    draws = 400
     seen: Counter[tuple[int, ...]] = Counter()
     for _ in range(draws):
         written = model.generate(prompt, do_sample=True, temperature=0.8, top_k=0, top_p=1.0, max_new_tokens=2,
                                  eos_token_id=None, pad_token_id=2, speculative=True)  # fmt: skip
         seen[tuple(written[0, 2:].tolist())] += 1
-    expected = [float(exact[a, b]) * draws for a in range(5) for b in range(5)]
-    observed = [seen[a, b] for a in range(5) for b in range(5)]
+    expected = [float(exact[a, b]) * draws for a in range(3) for b in range(3)]
+    observed = [seen[a, b] for a in range(3) for b in range(3)]
     kept = [place for place, value in enumerate(expected) if value >= 5]
     total = sum(observed[place] for place in kept)
     scale = total / sum(expected[place] for place in kept)
