@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -86,3 +87,9 @@ def browser() -> Iterator[Any]:
         opened = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made when they were imported stays; a collection need not look through it each time."""
+    gc.collect()
+    gc.freeze()
