@@ -183,6 +183,7 @@ def test_a_cache_that_cannot_be_written_is_one_clear_line(
         bundled_folder(tiny)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_convert_one_model(site: Path, tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"

@@ -71,6 +71,7 @@ def test_noise_in_one_group_of_layers_is_told_and_restoring_it_brings_the_probes
     assert restored[(0, 1)] == pytest.approx(tuned, abs=1e-5) and restored[(4, 5)] == pytest.approx(tuned, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_adapters_and_a_whole_model_are_audited_over_one_base(save: Any, probe: str, tmp_path: Path) -> None:
     """The base model is as it was after each, so the same adapter first and last is measured alike."""
     base = save(tiny_model(layers=4), "base")

@@ -270,6 +270,7 @@ def test_what_does_not_fit_is_refused() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "draws", "settings"),
     [(1, 800, {"top_k": 0}), (100, 3000, {"top_k": 0}), (100, 3000, {"top_k": 3, "repetition_penalty": 1.3})],
@@ -313,6 +314,7 @@ def test_samples_are_distributed_as_the_models_own(batch: int, draws: int, setti
     assert len(kept) >= 8 and test.pvalue > 0.01, test
 
 
+@pytest.mark.slow
 def test_positions_and_masks_of_ones_own_are_minded() -> None:
     model, heads = drafting_model()
     ids = torch.tensor(PROMPTS[:1])

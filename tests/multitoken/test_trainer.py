@@ -80,6 +80,7 @@ def losses(trainer: Any, name: str = "loss") -> list[float]:
     return [line[name] for line in trainer.state.log_history if name in line]
 
 
+@pytest.mark.slow
 def test_eight_rows_at_once_are_eight_accumulated_ones(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     found = [
         run(
@@ -114,6 +115,7 @@ def test_a_model_that_takes_no_number_of_items_is_accumulated_alike(
         assert_same(step, expected, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_heads", [True, False])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_coefficient_zero_is_the_trajectory_of_trl(
@@ -177,6 +179,7 @@ def test_a_log_over_steps_with_and_without_heads_counts_all_of_them(
     assert len(losses(twice, "head_1_loss")) == 1 and not losses(once, "head_1_loss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_gradient_checkpointing_changes_no_step(
@@ -315,6 +318,7 @@ def test_frozen_heads_stay_as_they_were(tokenizer: PreTrainedTokenizerBase, tmp_
     assert_same(weights(trainer.model.heads), weights(heads), 0.0)
 
 
+@pytest.mark.slow
 def test_the_anchor_holds_the_model_to_its_base(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     divergence = {}
     for weight in (1e-6, 100.0):
@@ -332,6 +336,7 @@ def test_the_anchor_holds_the_model_to_its_base(tokenizer: PreTrainedTokenizerBa
     assert max(divergence[100.0][-3:]) < 0.5 * min(divergence[1e-6][-3:])
 
 
+@pytest.mark.slow
 def test_the_heads_have_a_learning_rate_of_their_own(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     trainer, trajectory = run(tokenizer, tmp_path, train_heads=True, heads_learning_rate=0.0, weight_decay=0.1)
     first, last = trajectory.steps[0], trajectory.steps[-1]
@@ -349,6 +354,7 @@ def test_the_heads_have_a_learning_rate_of_their_own(tokenizer: PreTrainedTokeni
         assert rates[id(parameter)] == (1e-4 if name.startswith("heads.") else 5e-3, decays), name
 
 
+@pytest.mark.slow
 def test_the_best_model_is_restored_with_its_heads(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     # "Best" is the highest loss, so that it comes early.
     for method in ("full", "lora"):
@@ -382,6 +388,7 @@ def test_the_best_model_is_restored_with_its_heads(tokenizer: PreTrainedTokenize
         )
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -446,6 +453,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_a_saved_model_loads_without_graftlm_and_gives_the_same_logits(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -545,6 +553,7 @@ def test_contradictions_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path
         MultiTokenTrainer(model, reentrant, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["entropy", "surprisal"])
 def test_every_weighting_trains(weighting: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     trainer, _ = run(tokenizer, tmp_path, weights=weighting, train_heads=True, max_steps=10, learning_rate=1e-2)
@@ -561,6 +570,7 @@ def test_a_run_of_rows_without_targets_for_the_heads_trains(tokenizer: PreTraine
     assert losses(trainer)[-1] < losses(trainer)[0]
 
 
+@pytest.mark.slow
 def test_importance_weights_reach_the_heads(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     plain = rows()
     # A token is a byte; one weight for each byte of the completion, the end-of-sequence token counts 1.

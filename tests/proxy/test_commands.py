@@ -65,6 +65,7 @@ def test_evaluate_measures_the_steered_model(
     assert found[0] != found[1] and document["settings"]["alpha"] == 1.0
 
 
+@pytest.mark.slow
 def test_audit_holds_the_steered_model_against_the_base_model(
     folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

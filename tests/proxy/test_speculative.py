@@ -88,6 +88,7 @@ def test_a_streamer_and_stop_strings_reach_it(tokenizer: PreTrainedTokenizerBase
     assert plain.shape[1] < found.shape[1]
 
 
+@pytest.mark.slow
 def test_samples_are_distributed_as_the_combined_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the pairs of tokens after a prompt, over a vocabulary of 3; chi-square at a fixed seed."""
     base, expert, antiexpert = (

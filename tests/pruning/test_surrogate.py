@@ -79,6 +79,7 @@ def made_chains(count: int, seed: int) -> list[RankedChain]:
     return chains
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_features_tell_and_says_how_well_beside_what_needs_no_surrogate() -> None:
     surrogate = fit_surrogate(made_chains(40, 0), "tiny", "joint")
     found = measure(surrogate, made_chains(10, 1))

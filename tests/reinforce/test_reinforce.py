@@ -110,6 +110,7 @@ def test_a_reward_that_raises_or_gives_no_number_counts_as_0_and_the_run_goes_on
     assert all("prompt" in line and "completion" in line for line in failed)
 
 
+@pytest.mark.slow
 def test_audit_reads_the_result(model_folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
     folder = run(config(model_folder, data, tmp_path / "run", max_steps=1))
     task = "reasoning-gym:chain_sum"
@@ -225,7 +226,6 @@ def test_a_format_on_the_command_line_is_text_as_it_stands() -> None:
     assert read.formats == {"hash": r"#### \d", "list": "[0-9]", "word": r"Answer #\d"}
 
 
-@pytest.mark.slow
 def test_recipes_dry_runs_and_bad_recipes_on_the_command_line(
     model_folder: Path,  # noqa: F811
     data: Path,
@@ -284,6 +284,7 @@ def test_kill_9_then_resume_writes_the_same_rollouts_and_ends_with_the_same_weig
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_on_and_saved_without_the_copy_that_it_is_held_against(
     model_folder: Path,  # noqa: F811
     data: Path,

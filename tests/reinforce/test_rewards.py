@@ -183,6 +183,7 @@ def test_reasoning_gym_gives_the_datasets_own_score_of_the_last_answer(make: Mak
     assert reward.__name__ == "basic_arithmetic"
 
 
+@pytest.mark.slow
 def test_what_the_model_wrote_is_never_executed(make: Make, tmp_path: Path):
     reasoning_gym = pytest.importorskip("reasoning_gym")
     pytest.importorskip("math_verify")
@@ -282,6 +283,7 @@ def test_a_batch_that_hangs_costs_the_limit_of_the_batch_and_of_its_culprit(own:
     assert time.monotonic() - begin < 0.3 * 4**0.5 + 0.3 + 3
 
 
+@pytest.mark.slow
 def test_samples_that_are_too_slow_for_one_call_are_scored_one_by_one_from_then_on(
     own: Own, make: Make, capsys: pytest.CaptureFixture[str]
 ):

@@ -178,6 +178,7 @@ def test_rows_of_unequal_length_are_right_for_other_architectures_too(
     assert [choice.text for choice in answer.choices] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [None, 1.4])
 def test_heads_that_draft_change_no_text(
     tokenizer: PreTrainedTokenizerFast, pool: ThreadPoolExecutor, penalty: float | None

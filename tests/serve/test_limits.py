@@ -104,6 +104,7 @@ def test_more_tokens_than_the_server_writes_are_400(
         assert server.complete().usage.completion_tokens == 10
 
 
+@pytest.mark.slow
 def test_a_request_that_takes_too_long_is_504_or_an_error_in_its_stream(
     watched: Watched, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -48,6 +48,7 @@ def process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
             server.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_runs_and_is_status_0(folder: str) -> None:
     arguments = [folder, "--max-tokens-limit", "50000", "--grace-seconds", "600", "--request-seconds", "600"]
     with (
@@ -66,6 +67,7 @@ def test_sigterm_finishes_what_runs_and_is_status_0(folder: str) -> None:
             socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0])))
 
 
+@pytest.mark.slow
 def test_what_is_not_finished_in_the_grace_period_ends_with_an_error(folder: str) -> None:
     arguments = [folder, "--max-tokens-limit", "90000", "--grace-seconds", "0.5"]
     with process(*arguments) as (server, url), OpenAI(base_url=url, api_key="none") as client:
@@ -79,6 +81,7 @@ def test_what_is_not_finished_in_the_grace_period_ends_with_an_error(folder: str
         assert time.monotonic() - begun < SECONDS / 2
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once_and_quietly(folder: str) -> None:
     with (
         process(folder, "--max-tokens-limit", "90000") as (server, url),

@@ -62,6 +62,7 @@ def test_no_synonym_of_a_test_molecule_names_a_trained_one(load_tool: Any):
     assert not synonyms["validation"] & (synonyms["train"] | synonyms["test"])
 
 
+@pytest.mark.slow
 def test_the_script_rebuilds_the_data_file(load_tool: Any):
     needs_chemicals()
     tool, data = (
