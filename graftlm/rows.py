@@ -201,8 +201,9 @@ def plain_text(content: Any) -> str | None:
     """The text of a message's content, also of one in parts (OpenAI's {type: text}); None where it is something
     else."""
     if isinstance(content, list) and content:
-        parts = [part["text"] for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-        return "".join(parts) if len(parts) == len(content) else None
+        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        texts = [text for text in parts if isinstance(text, str)]
+        return "".join(texts) if len(texts) == len(content) else None
     return content if isinstance(content, str) else None
 
 

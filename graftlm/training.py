@@ -78,7 +78,10 @@ def model_to_train(name: str, further: Mapping[str, Any], *, trust_remote_code: 
         what = f"does not take {unknown[0]!r}" if isinstance(given, Mapping) else f"is {given!r}"
         raise InputError(f"--trainer {MODEL_SETTINGS} {what}: give a mapping of {', '.join(MODEL_OPTIONS)}")
     model, tokenizer = load_model(name, trust_remote_code=trust_remote_code, **{**defaults, **given})
-    return model, without_end(tokenizer)
+    opened = without_end(tokenizer)
+    if opened is not tokenizer:
+        say(f"graftlm: the tokenizer of {name} ends each text; the one in training, and beside the result, does not")
+    return model, opened
 
 
 @contextmanager

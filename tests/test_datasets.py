@@ -382,6 +382,7 @@ CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
         {"content": ""},
         {"content": [{"type": "text", "text": "a"}, {"type": "image"}]},
         {"content": []},
+        {"content": [{"type": "text"}]},
     ],
 )
 def test_what_the_model_would_not_see_of_a_message_names_its_row(tmp_path: Path, turn: dict[str, Any]) -> None:
