@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.bundled import SMOLLM2_135M, bundled_folder
+from graftlm.checkpoint_values import ADAPTER_CONFIG
 from graftlm.checkpoints import (
-    ADAPTER_CONFIG,
     check_adapter_folder,
+    check_all_loaded,
     check_model_folder,
+    check_runs,
     explained_errors,
     has_tokenizer,
     is_adapter,
@@ -95,7 +97,9 @@ def load_model(
     with quiet_unless_terminal():
         model, tokenizer = load_named(os.fspath(name), options)
     set_pad_token(model, tokenizer)
-    return model.to(target), tokenizer
+    model = model.to(target)
+    check_runs(model, os.fspath(name))
+    return model, tokenizer
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -254,6 +258,7 @@ def attach_adapter(
             base.resize_token_embeddings(rows)
         model: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
     model.base_alteration = altered or ""
+    check_all_loaded(model, folder)
     return model.eval(), tokenizer
 
 

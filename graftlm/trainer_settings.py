@@ -5,16 +5,15 @@ Their own checks leave most of it to the training loop: they take `max_length: -
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import Field, fields
 from enum import Enum
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from graftlm.config import EXPECTED, describe, describe_unknown
+from graftlm.config import describe, describe_unknown
 from graftlm.errors import InputError
 from graftlm.ranges import LARGEST_SEED, Range, range_of
+from graftlm.typed_values import expected, fits
 
 POSITIVE, COUNT, FROM_ZERO = Range(above=0), Range(at_least=1), Range(at_least=0)
 SHARE, BELOW_ONE = Range(at_least=0, at_most=1), Range(at_least=0, below=1)
@@ -57,7 +56,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "loss_type": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
 }
 """Where the field itself does not say them."""
-WORDS: dict[Any, str] = {**EXPECTED, list: "a list", dict: "a mapping", Literal: "false", NoneType: "null"}
 RANGE_OF = {name: allowed for allowed, names in RANGES.items() for name in names}
 
 
@@ -99,26 +97,3 @@ def check_trackers(culprit: str, names: str | list[str] | None) -> None:
             raise InputError(f"{culprit} names {name!r}, but the trackers are {', '.join(INTEGRATION_TO_CALLBACK)}")
         if name not in get_available_reporting_integrations():
             raise InputError(f"{culprit} names {name!r}, which is not installed: pip install {name}")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value out of YAML is of the type `hint`; a whole number is a float too, true is no number."""
-    origin, members = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(fits(value, member) for member in members)
-    if origin is Literal:
-        return any(type(value) is type(member) and value == member for member in members)
-    if origin is list:
-        return isinstance(value, list) and all(fits(item, members[0]) for item in value)
-    if origin is dict or hint is dict:
-        return isinstance(value, Mapping)
-    if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is hint
-
-
-def expected(hint: Any) -> str:
-    """The type in words: a whole number or null."""
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    found = [WORDS.get(get_origin(member) or member) for member in members]
-    return " or ".join(dict.fromkeys(word for word in found if word))

@@ -265,7 +265,7 @@ def test_a_config_that_is_no_json_or_of_an_unknown_type_is_refused(folder: Path)
     (folder / "config.json").write_text('{"model_type": "no-such-architecture"}')
     assert "cannot be loaded" in refuse(folder)
     (folder / "config.json").write_text("{")
-    assert "cannot be loaded" in refuse(folder)
+    assert "config.json is damaged" in refuse(folder)
 
 
 def test_wrong_options_are_named(folder: Path) -> None:

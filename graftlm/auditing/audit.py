@@ -26,6 +26,7 @@ from graftlm.errors import InputError
 from graftlm.evaluation import evaluate
 from graftlm.models import load_model
 from graftlm.multitoken import WrittenText
+from graftlm.reinforce.formats import Format
 from graftlm.tasks import FileProbe, Task, TaskResult, get_task
 from graftlm.tasks.facts import FactProbe
 
@@ -78,6 +79,8 @@ def audit(
         raise InputError(f"layer_groups must be at least 1, not {layer_groups}")
     chosen = Chosen(tasks=[_task(each) for each in tasks], probes=[_task(each) for each in probes])
     chosen.check()
+    for name, pattern in (formats or {}).items():
+        Format(name, pattern)
     options: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "seed": seed}
     stopwatch = Stopwatch()
     with stopwatch.part("loading"):

@@ -119,7 +119,7 @@ def audit(
     What was gained, what was forgotten, and in which layers: a table, and one HTML page. With --expert, the base model
     steered by it is one of the models.
     """
-    formats = dict(parse_format(text) for text in output_format) if output_format else None
+    formats = parse_formats(output_format) if output_format else None
     from graftlm.auditing.audit import DEFAULT_PROBES
     from graftlm.auditing.audit import audit as audit_models
     from graftlm.auditing.condition import check_conditions, failures, parse_condition
@@ -183,12 +183,17 @@ def restore(
     say(f"{changed} weights scaled; model: {output}")
 
 
-def parse_format(text: str) -> tuple[str, str]:
-    """'json=^\\s*\\{' -> ('json', '^\\s*\\{')"""
-    name, separator, pattern = text.partition("=")
-    if not separator or not name or not pattern:
-        raise InputError(f"--format is {text!r}, but NAME=REGEX is expected")
-    return name, pattern
+def parse_formats(texts: list[str]) -> dict[str, str]:
+    """['json=^\\s*\\{'] -> {'json': '^\\s*\\{'}"""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, pattern = text.partition("=")
+        if not separator or not name or not pattern:
+            raise InputError(f"--format is {text!r}, but NAME=REGEX is expected")
+        if name in found:
+            raise InputError(f"--format {name!r} is given twice")
+        found[name] = pattern
+    return found
 
 
 def results_document(

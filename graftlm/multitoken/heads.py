@@ -22,7 +22,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -31,9 +31,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from graftlm.checkpoint_values import read_object
+from graftlm.config import describe
 from graftlm.errors import InputError
 from graftlm.files import written_together
 from graftlm.multitoken.decoder import Decoder, LayerCall, plain_model
+from graftlm.typed_values import fits
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -192,18 +195,25 @@ class MultiTokenHeads(nn.Module):
             )
         try:
             weights = load_file(Path(folder) / WEIGHTS_FILE)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{Path(folder) / WEIGHTS_FILE} is truncated or not a safetensors file ({error}); "
                 "copy it again or rerun `graftlm distill`"
             ) from error
-        heads = cls.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
+        if config.num_heads * config.depth > len(weights):  # before so many are made
+            raise InputError(f"{Path(folder) / CONFIG_FILE} tells of more heads than {WEIGHTS_FILE} holds")
+        try:
+            heads = cls.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
+        except InputError as error:
+            raise InputError(f"{Path(folder) / CONFIG_FILE}: {error}") from error
         heads.config = config
         try:
             heads.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
             raise InputError(f"the weights in {folder} do not fit heads of {config.layer_class}: {reason}") from error
+        if damaged := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+            raise InputError(f"the heads in {folder} hold no numbers (NaN) in {damaged[0]}; rerun `graftlm distill`")
         return heads
 
 
@@ -218,10 +228,14 @@ def read_heads_config(folder: str | os.PathLike[str]) -> HeadsConfig:
                 f"{WEIGHTS_FILE} only: convert it with safetensors or rerun `graftlm distill`"
             )
         raise InputError(f"{path} holds no heads ({WEIGHTS_FILE} and {CONFIG_FILE}); run `graftlm distill` first")
-    try:
-        return HeadsConfig(**json.loads((path / CONFIG_FILE).read_text("utf-8")))
-    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path / CONFIG_FILE} is not a heads config ({error}); rerun `graftlm distill`") from error
+    content, types = read_object(path / CONFIG_FILE), get_type_hints(HeadsConfig)
+    if set(content) != set(types):
+        named = ", ".join(sorted(set(content) ^ set(types)))
+        raise InputError(f"{path / CONFIG_FILE} is not a heads config (see {named}); rerun `graftlm distill`")
+    for name, value in content.items():
+        if not fits(value, types[name]) or (name in ("num_heads", "depth") and value < 1):
+            raise InputError(f"{path / CONFIG_FILE}: {name} is {describe(value)}; rerun `graftlm distill`")
+    return HeadsConfig(**content)
 
 
 def _copy_layer(layer: nn.Module) -> nn.Module:
