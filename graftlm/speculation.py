@@ -15,6 +15,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode, S
 
 from graftlm.caches import keeps_only_keys_and_values, layer_kinds, new_cache
 from graftlm.errors import InputError
+from graftlm.generation import setting
 
 OTHER_WAYS = ("num_beams", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "penalty_alpha",
               "dola_layers", "constraints", "force_words_ids")  # fmt: skip
@@ -102,6 +103,8 @@ def decoding_arguments(
     for name in ("assistant_model", "past_key_values"):
         if arguments.get(name) is not None:
             raise InputError(f"there are drafts already, and caches for them: leave out {name}")
+    if setting("token_healing", arguments, own_config):
+        raise InputError("a method of decoding gets no tokenizer to heal tokens with: leave out token_healing")
     given = {**arguments, "custom_generate": partial(decoding, streamer=arguments.get("streamer"))}
     tokenizer, config = given.pop("tokenizer", None), given.get("generation_config")
     stop = given.pop("stop_strings", None)

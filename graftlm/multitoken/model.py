@@ -72,6 +72,7 @@ class MultiTokenModel(nn.Module):
     def forward(
         self,
         input_ids: Tensor | None = None,
+        *,  # the order of the others differs between models
         labels: Tensor | None = None,
         normaliser: Tensor | float = 1.0,
         coefficients: Sequence[float] = (),

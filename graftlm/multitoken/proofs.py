@@ -42,7 +42,7 @@ def why_not_by_parts(plain: nn.Module, *, sharded: bool = False) -> str | None:
             labels[:, 0] = IGNORE  # only a virtual token predicts it
             for model.own_forward in (False, True) if reason is None else (True,):
                 with torch.set_grad_enabled(bool(trained)):
-                    loss = model(tokens, labels, coefficients=[1.0]).loss
+                    loss = model(tokens, labels=labels, coefficients=[1.0]).loss
                 gradients = [torch.zeros_like(parameter) for parameter in trained]
                 if loss.requires_grad:
                     gradients = list(torch.autograd.grad(loss, trained, materialize_grads=True))

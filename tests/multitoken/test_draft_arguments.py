@@ -17,6 +17,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    WatermarkingConfig,
 )
 
 from graftlm.errors import InputError
@@ -106,6 +107,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dola_layers": "low"}, "leave out dola_layers"),
     ({"prompt_lookup_num_tokens": 2}, "leave out prompt_lookup_num_tokens"),
     ({"cache_implementation": "static"}, "leave out cache_implementation"),
+    ({"token_healing": True}, "leave out token_healing"),
     ({"prefill_chunk_size": 2}, "leave out prefill_chunk_size"),
     ({"past_key_values": DynamicCache()}, "leave out past_key_values"),
     ({"output_scores": True, "return_dict_in_generate": True}, "leave out output_scores"),
@@ -153,3 +155,29 @@ def test_arguments_by_place_are_those_by_name() -> None:
     inputs = torch.tensor(PROMPTS[:1])
     found = HeadsDecoding(model, heads, draft_tokens=2).generate(inputs, GenerationConfig(**GREEDY))
     assert torch.equal(found, model.generate(inputs, **GREEDY))
+
+
+EVEN = list(range(0, VOCABULARY, 2))
+MINDED: dict[str, dict[str, Any]] = {
+    "least new tokens": {"eos_token_id": EVEN, "min_new_tokens": 6},
+    "length": {"eos_token_id": EVEN, "min_length": 12, "max_new_tokens": None, "max_length": 14},
+    "repetition": {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    "words": {"bad_words_ids": [[5], [9, 77]], "sequence_bias": {(5,): 3.0, (9, 77): -4.0}},
+    "beginning and end": {"begin_suppress_tokens": [5, 9, 8, 31, 77], "forced_eos_token_id": 257},
+    "growing wish to end": {"exponential_decay_length_penalty": (4, 1.5), "eos_token_id": [9, 31]},
+    "prefix": {"prefix_allowed_tokens_fn": lambda row, ids: [(int(ids[-1]) * 7 + row + 3) % 250, 9]},
+    "watermark": {"watermarking_config": WatermarkingConfig(bias=4.0, seeding_scheme="selfhash", context_width=2)},
+    "sampling of one": {"do_sample": True, "top_k": 1, "min_p": 0.1, "typical_p": 0.9, "num_return_sequences": 1},
+    "time": {"max_time": 1000.0, "use_cache": False},
+}
+
+
+@pytest.mark.parametrize("name", MINDED)
+def test_a_setting_of_generate_means_the_same_with_drafts(name: str) -> None:
+    settings = {**GREEDY, "max_new_tokens": 10, **MINDED[name]}
+    model, heads = drafting_model()
+    for rows in (PROMPTS[:1], PROMPTS):
+        both(model, heads, padded(rows), 3, **settings)
+    steered, inputs = ProxyTunedModel(*parts()), padded(PROMPTS[:1])
+    drafted = steered.generate(**inputs, **settings, speculative=True)
+    assert torch.equal(drafted, steered.generate(**inputs, **settings))

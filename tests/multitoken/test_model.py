@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from graftlm.errors import InputError
 from graftlm.multitoken import MultiTokenHeads, MultiTokenModel
@@ -242,3 +246,25 @@ class TestAnchor:
     def test_no_text_is_refused(self, texts: list[str], tokenizer: object) -> None:
         with pytest.raises(InputError, match="text is empty"):
             Anchor(tiny_model(), tokenizer, texts)
+
+
+def test_without_coefficients_it_is_the_model_whatever_it_is_asked_for() -> None:
+    model = tiny_model()
+    whole, ids = MultiTokenModel(model, MultiTokenHeads.from_model(model, 2)), tokens(1)
+    calls: list[dict[str, Any]] = [
+        {"attention_mask": torch.ones_like(ids), "labels": ids, "num_items_in_batch": 7, "output_hidden_states": True},
+        {"position_ids": torch.arange(11)[None] + 2, "logits_to_keep": 3, "use_cache": False},
+        {"past_key_values": DynamicCache(), "return_dict": False},
+    ]
+    for given in calls:
+        own, theirs = (module(input_ids=ids, **copy.deepcopy(given)) for module in (whole, model))
+        own, theirs = (each if isinstance(each, tuple) else each.to_tuple() for each in (own, theirs))
+        pairs = zip(own, theirs, strict=True)
+        assert all(torch.equal(ours, its) for ours, its in pairs if isinstance(ours, Tensor))
+    embeddings = model.get_input_embeddings()(ids)
+    assert torch.equal(whole(inputs_embeds=embeddings).logits, model(ids).logits)
+    cache = DynamicCache()
+    whole(ids[:, :6], past_key_values=cache)
+    torch.testing.assert_close(whole(ids[:, 6:], past_key_values=cache).logits, model(ids).logits[:, 6:])
+    with pytest.raises(TypeError, match="positional"):
+        whole(ids, torch.ones_like(ids))  # a mask, which is no labels
