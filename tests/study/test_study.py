@@ -27,7 +27,7 @@ from graftlm.study.rows import (
     study_verdict,
 )
 from graftlm.study.study import kept, study
-from graftlm.tasks import Code, Metric
+from graftlm.tasks import Code, Metric, Molecules
 from tests.conftest import tiny_model
 
 # What PEFT asks of transformers, and TRL of torch on a CPU.
@@ -62,7 +62,9 @@ def small(model: str, **settings: object) -> StudyConfig:
 def test_every_arm_is_trained_with_every_seed_and_a_stopped_study_goes_on(model: str, tmp_path: Path) -> None:
     asked: list[str] = []
     folder = tmp_path / "study"
-    first = study(small(model, arms="next-token-lora"), folder, lambda what, done, total: asked.append(what))
+    Molecules().rows("train").select(range(40)).to_json(tmp_path / "rows.jsonl")
+    settings = replace(small(model), data=str(tmp_path / "rows.jsonl"))
+    first = study(replace(settings, arms="next-token-lora"), folder, lambda what, done, total: asked.append(what))
     assert [(each.arm, each.seed) for each in first] == [
         ("untrained", 0),
         ("next-token-lora", 0),
@@ -71,12 +73,12 @@ def test_every_arm_is_trained_with_every_seed_and_a_stopped_study_goes_on(model:
     assert all(math.isfinite(each.metrics["molecules"]["nll_per_token"]) for each in first)
     kept = (folder / "next-token-lora" / "seed-1" / "result.json").read_bytes()
     asked.clear()
-    every = study(small(model), folder, lambda what, done, total: asked.append(what))
+    every = study(replace(settings, seeds=1), folder, lambda what, done, total: asked.append(what))
     arms = [arm for arm in ARMS if arm != "importance-weights"]  # the rows have no weights of their tokens
-    assert [each.arm for each in every] == ["untrained", *(arm for arm in arms for _ in range(2))]
+    assert [(each.arm, each.seed) for each in every] == [("untrained", 0), *((arm, 0) for arm in arms)]
     assert (folder / "next-token-lora" / "seed-1" / "result.json").read_bytes() == kept
     assert not any("next-token-lora" in what or "untrained" in what for what in asked)
-    values = {(each.arm, each.seed): each.metrics["molecules"]["nll_per_token"] for each in every}
+    values = {(each.arm, each.seed): each.metrics["molecules"]["nll_per_token"] for each in (*first, *every)}
     assert len({round(value, 6) for value in values.values()}) > len(arms)  # arms and seeds differ
     assert not list(folder.glob("*/*/run/checkpoints"))
 
