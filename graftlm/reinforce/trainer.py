@@ -34,7 +34,7 @@ from graftlm.adapters import alteration_of, lasting_alteration
 from graftlm.config import option
 from graftlm.encoding import check_no_end
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import backbone_of, plain_model
+from graftlm.multitoken.decoder import acts_in_forward, backbone_of, plain_model
 from graftlm.ranges import check_ranges
 from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
 from graftlm.resuming import ResumableTrainer
@@ -258,8 +258,10 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         **others: Any,
     ) -> Any:
         before_training = self._masks and model is self.model and self._scored is None and not torch.is_grad_enabled()
-        plain = plain_model(self.accelerator.unwrap_model(model))
-        cut = only_completions_unembedded(model, plain, logits_to_keep) if self._masks else nullcontext()
+        whole = self.accelerator.unwrap_model(model)
+        # Virtual tokens and the like come in behind the hooks that cut.
+        cuts = self._masks and not (isinstance(whole, PeftModel) and acts_in_forward(whole.active_peft_config))
+        cut = only_completions_unembedded(model, plain_model(whole), logits_to_keep) if cuts else nullcontext()
         with cut:
             log_probabilities, entropy, router_loss = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size,

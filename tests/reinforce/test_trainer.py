@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
@@ -26,6 +27,7 @@ from graftlm.reinforce.trainer import (
 )
 from tests.conftest import VOCABULARY, tiny_model
 from tests.multitoken.test_distributed import ROOT, torchrun
+from tests.multitoken.test_proofs import BY_FORWARD
 from tests.reinforce.test_forking import plain_mask
 from tests.reinforce.training import TRL_WARNING, config, rows, small_bytes, trainer
 
@@ -231,6 +233,20 @@ def test_a_config_of_trl_is_completed_with_our_defaults(tokenizer: PreTrainedTok
         assert getattr(made, name) == getattr(theirs, name), name
     with pytest.raises(InputError, match="args is a dict"):
         ForkingTokenGRPOTrainer(tiny_model(), small_bytes, {}, train_dataset=rows(), processing_class=tokenizer)
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+@pytest.mark.parametrize("adapter", ["prompt tuning", "prefix tuning", "shadow"])
+def test_an_adapter_that_acts_in_the_forward_pass_of_peft_is_trained_on_forking_tokens(
+    adapter: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    made = trainer(
+        tokenizer, tmp_path, kind=ForkingTokenGRPOTrainer, model=get_peft_model(tiny_model(), BY_FORWARD[adapter]())
+    )
+    before = {name: parameter.clone() for name, parameter in made.model.named_parameters() if parameter.requires_grad}
+    made.train()
+    assert any(not torch.equal(made.model.get_parameter(name), each) for name, each in before.items())
+    assert all(0.2 <= line["forking/kept"] < 0.3 for line in made.state.log_history if "loss" in line)
 
 
 @pytest.mark.slow
