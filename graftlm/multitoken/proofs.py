@@ -16,9 +16,11 @@ from graftlm.multitoken.loss import IGNORE
 from graftlm.multitoken.model import MultiTokenModel
 
 TOKENS = 8
+CACHED = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
+"""Adapters that act through the cache, which there is none of under gradient checkpointing."""
 
 
-def why_not_by_parts(plain: nn.Module, *, sharded: bool = False) -> str | None:
+def why_not_by_parts(plain: nn.Module, *, sharded: bool = False, checkpointing: bool = False) -> str | None:
     """Why the loss of `plain`, a causal LM or a PEFT model of one, cannot be taken from its decoder's parts; None where
     it can.
 
@@ -29,6 +31,8 @@ def why_not_by_parts(plain: nn.Module, *, sharded: bool = False) -> str | None:
     """
     if isinstance(plain, PeftModel) and plain.active_peft_config.peft_type == PeftType.CPT:
         raise InputError(f"{describe(plain)} cannot be trained here: CPT's loss is its own; use another kind of prompt")
+    if isinstance(plain, PeftModel) and plain.active_peft_config.peft_type in CACHED and checkpointing:
+        raise InputError(f"{describe(plain)} puts its tokens into the cache: set gradient_checkpointing to False")
     reason = why_no_decoder(plain)
     if sharded:
         return reason

@@ -120,7 +120,7 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
             weight = Decoder(plain).unembedding.weight
             heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(args.train_heads)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        reason = why_not_by_parts(plain, sharded=sharded)
+        reason = why_not_by_parts(plain, sharded=sharded, checkpointing=args.gradient_checkpointing)
         if reason is not None and (heads is not None or args.anchor_weight > 0):
             raise InputError(f"neither heads nor an anchor can be used: {reason}; next-token training goes without")
         if args.anchor_weight > 0 and not anchor_texts:

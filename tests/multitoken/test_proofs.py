@@ -63,9 +63,10 @@ def build(
     **settings: Any,
 ) -> Any:
     """A trainer of `kind`; `given` are further arguments of its own."""
-    arguments: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True} | settings
+    arguments: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True}
+    arguments |= {"gradient_checkpointing": False} | settings
     config = (SFTConfig if kind is SFTTrainer else MultiTokenConfig)(
-        str(folder), max_steps=3, logging_steps=1, learning_rate=1e-2, gradient_checkpointing=False, **arguments
+        str(folder), max_steps=3, logging_steps=1, learning_rate=1e-2, **arguments
     )
     torch.manual_seed(1)
     return kind(
@@ -128,6 +129,16 @@ def test_an_adapter_that_rows_alone_cannot_train_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="cannot be trained"):
         build(MultiTokenTrainer, tiny_model(), tokenizer, tmp_path, peft_config=OF_THEIR_OWN[adapter]())
+
+
+def test_prefix_tuning_is_refused_with_gradient_checkpointing(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="PREFIX_TUNING puts its tokens into the cache"):
+        build(
+            MultiTokenTrainer, tiny_model(), tokenizer, tmp_path, peft_config=BY_FORWARD["prefix tuning"](),
+            gradient_checkpointing=True,
+        )  # fmt: skip
 
 
 OPT: dict[str, Any] = {"ffn_dim": 64, "word_embed_proj_dim": 32}

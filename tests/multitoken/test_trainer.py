@@ -202,6 +202,17 @@ def test_gradient_checkpointing_changes_no_step(
         assert_same(on, off, 1e-4)
 
 
+def test_reentrant_checkpointing_is_taken_where_there_are_no_heads(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    (_, found), (_, expected) = (
+        run(tokenizer, tmp_path, with_heads=False, peft_config=lora(), max_steps=2, **settings)
+        for settings in (reentrant, {})
+    )
+    assert_same(found.steps[-1], expected.steps[-1], 1e-5)
+
+
 def untrained(tokenizer: PreTrainedTokenizerBase, folder: Path, kind: Any = MultiTokenTrainer, **settings: Any) -> Any:
     """A trainer of `kind` on the tiny model that evaluates on rows of several lengths."""
     arguments = {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "disable_tqdm": True, **settings}
