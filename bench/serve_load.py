@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from openai import AsyncOpenAI, OpenAIError
@@ -113,19 +113,22 @@ def distinct_prompts(count: int) -> list[str]:
 
 
 @contextmanager
-def serving(arguments: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The server's process and its address."""
-    command = [sys.executable, "-m", "graftlm", "serve", arguments.model, "--port", "0", "--request-seconds", "86400"]
-    command += ["--max-batch-size", str(arguments.max_batch_size), "--max-queue", str(max(128, arguments.clients))]
+def serving(
+    model: str, *options: str, open_files: int | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str, IO[bytes]]]:
+    """The server's process, its address and its log."""
+    command = [sys.executable, "-m", "graftlm", "serve", model, "--port", "0", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    if open_files is not None:
+        command = ["prlimit", f"--nofile={open_files}:{open_files}", *command]
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stderr=log, env=environment) as server:
         try:
-            yield server, wait_for_address(server, log)
+            yield server, wait_for_address(server, log), log
         finally:
             server.kill()
 
 
-def wait_for_address(server: subprocess.Popen[bytes], log: Any) -> str:
+def wait_for_address(server: subprocess.Popen[bytes], log: IO[bytes]) -> str:
     end = time.monotonic() + SECONDS
     while True:
         log.seek(0)
@@ -198,7 +201,9 @@ def measure(arguments: argparse.Namespace, report: Any) -> dict[str, Any]:
         halves.append((sum(map(len, results[done:])), time.monotonic() - begun))
 
     write_until(len(prompts) // 2)
-    with serving(arguments) as (server, url):
+    queue = str(max(128, arguments.clients))
+    options = ["--request-seconds", "86400", "--max-batch-size", str(arguments.max_batch_size), "--max-queue", queue]
+    with serving(arguments.model, *options) as (server, url, _):
         asyncio.run(ask_all(url, prompts[:size], arguments, lambda *_: None))
         begun = time.monotonic()
         replies = asyncio.run(ask_all(url, prompts, arguments, report))
