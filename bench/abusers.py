@@ -21,6 +21,8 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 MOST_SILENT = 2048
+PAUSE = 0.3  # seconds between two of the same deeds
+LONG_PAUSE = 3.0  # of one that costs the server as much as many proper requests
 
 
 class Abuser:
@@ -37,8 +39,12 @@ class Abuser:
         self.long_text = json.dumps({"model": self.model, "prompt": "graft " * 690_000}).encode()
         self.wrong_types = json.dumps({"model": self.model, "prompt": [None] * 500_000}).encode()
 
-    def connect(self, first: bytes = b"") -> socket.socket:
-        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+    def connect(self, first: bytes = b"", receive_buffer: int | None = None) -> socket.socket:
+        client = socket.socket()
+        client.settimeout(60)
+        if receive_buffer is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        client.connect(("127.0.0.1", self.port))
         client.sendall(first)
         return client
 
@@ -99,10 +105,10 @@ class Abuser:
         body = json.dumps({"model": self.model, "prompt": "x", "max_tokens": 200, "stream": True})
         head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         with self.connect(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()) as client:
-            return "hung up" if client.recv(100)[:12] in (b"HTTP/1.1 200", b"HTTP/1.1 429") else "bad: no stream"
+            return "hung up" if client.recv(100)[:12] in (b"HTTP/1.1 200", b"HTTP/1.1 429", b"") else "bad: no stream"
 
     def read_nothing(self) -> str:
-        self.silent.append(self.connect(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 200))
+        self.silent.append(self.connect(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50, 4096))
         return "opened"
 
 
@@ -124,7 +130,7 @@ def abuse(port: int, model: str, stop: threading.Event) -> dict[str, Counter[str
                 counts[name][deed()] += 1
             except OSError as error:  # no connection, or cut to make room for others
                 counts[name]["cut" if isinstance(error, ConnectionError) else f"bad: {error}"] += 1
-            time.sleep(0.1)
+            stop.wait(LONG_PAUSE if name == "read_nothing" else PAUSE)
 
     threads = [threading.Thread(target=repeat, args=(name,)) for name in ABUSES]
     for thread in threads:
@@ -152,10 +158,15 @@ def watch_health(port: int, model: str, stop: threading.Event) -> list[tuple[flo
     return answers
 
 
+def wait_for_end(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
 def main() -> None:
     what: Any = {"abuse": abuse, "health": watch_health}[sys.argv[1]]
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    threading.Thread(target=wait_for_end, args=(stop,), daemon=True).start()
     json.dump(what(int(sys.argv[2]), sys.argv[3], stop), sys.stdout)
 
 

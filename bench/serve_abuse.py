@@ -4,7 +4,7 @@
 
 64 clients (OpenAI's own, asynchronous) send 1,000 distinct requests of all kinds: completions and chats, whole and
 streamed, greedy and sampled with seeds, with log-probabilities, stop texts and several choices. One process meanwhile
-does what bench/abusers.py has, without a pause, and another asks for /health on a new connection ten times a second.
+does what bench/abusers.py has, over and over, and another asks for /health on a new connection ten times a second.
 The model is tiny and random, so that the server's own work is what is measured; it writes a character a token.
 
 The result offline is a plain loop over the model, one sequence at a time. A reply is identical; or a near tie: it

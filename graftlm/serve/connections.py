@@ -18,7 +18,7 @@ from graftlm.serve.settings import ServeSettings
 
 OWN_FILES = 64  # what the server has open besides its connections
 FEWEST = 16
-LONGEST_BACKLOG = 1024
+LONGEST_BACKLOG = 512
 
 
 class Limits:
@@ -50,8 +50,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.follow()
-        if len(self.connections) > self.limits.connections:
-            next(iter(self.limits.waiting)).cut()
+        # Two rounds of the event loop later whatever the others have sent has been read.
+        self.loop.call_soon(self.loop.call_soon, self.make_room)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -89,6 +89,11 @@ class Connection(H11Protocol):
             self.head_timer.cancel()
             self.head_timer = None
 
+    def make_room(self) -> None:
+        """Cut as many as are too many."""
+        while len(self.connections) > self.limits.connections and self.limits.waiting:
+            next(iter(self.limits.waiting)).cut()
+
     def cut(self) -> None:
         """Close without a word, whether the client reads or not."""
         self.forget()
@@ -114,7 +119,7 @@ def room_for_connections(settings: ServeSettings) -> tuple[int, int]:
         return settings.max_connections, LONGEST_BACKLOG
     import resource
 
-    wanted = OWN_FILES + settings.max_connections + 2 * LONGEST_BACKLOG
+    wanted = OWN_FILES + settings.max_connections + 4 * LONGEST_BACKLOG
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -125,5 +130,5 @@ def room_for_connections(settings: ServeSettings) -> tuple[int, int]:
         raise InputError(f"at most {soft} files may be open at once, but a server needs more: raise ulimit -n")
     if connections < settings.max_connections:
         say(f"graftlm: at most {soft} files may be open at once, so at most {connections} connections; see ulimit -n")
-    # Of those that have just been taken each is open for a moment more, also where it is too many.
-    return connections, min(LONGEST_BACKLOG, (free - connections) // 2)
+    # Those of three rounds of the event loop are open before the first of them is cut, and of one more while it closes.
+    return connections, min(LONGEST_BACKLOG, (free - connections) // 4)

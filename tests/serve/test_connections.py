@@ -124,11 +124,11 @@ def test_bad_requests_do_not_fill_the_log(
 @pytest.mark.parametrize(
     ("soft", "hard", "expected"),
     [
-        (1024, 1024, (480, 240)),
-        (256, 256, (96, 48)),
-        (256, 4096, (512, 1024)),
-        (1_000_000, 1_000_000, (512, 1024)),
-        (-1, -1, (512, 1024)),
+        (1024, 1024, (480, 120)),
+        (256, 256, (96, 24)),
+        (256, 4096, (512, 512)),
+        (1_000_000, 1_000_000, (512, 512)),
+        (-1, -1, (512, 512)),
     ],
 )
 def test_connections_and_those_that_wait_for_them_fit_into_the_limit_of_open_files(
@@ -140,8 +140,8 @@ def test_connections_and_those_that_wait_for_them_fit_into_the_limit_of_open_fil
     connections, backlog = room_for_connections(ServeSettings())
     assert (connections, backlog) == expected
     limit = max([*raised, soft])
-    assert limit == -1 or OWN_FILES + connections + 2 * backlog <= limit
-    assert not raised or raised == [min(hard, OWN_FILES + 512 + 2 * LONGEST_BACKLOG)]
+    assert limit == -1 or OWN_FILES + connections + 4 * backlog <= limit
+    assert not raised or raised == [min(hard, OWN_FILES + 512 + 4 * LONGEST_BACKLOG)]
 
 
 def test_too_low_a_limit_of_open_files_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
