@@ -6,7 +6,6 @@ A study that was stopped goes on where it was: a finished training is one result
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ from graftlm.console import prefixed, say
 from graftlm.datasets import load_rows
 from graftlm.errors import InputError
 from graftlm.evaluation import evaluate
-from graftlm.files import dump_json, remove, write_text
+from graftlm.files import dump_json, write_text
 from graftlm.models import load_model
 from graftlm.multitoken.config import DistillConfig, TuneConfig
 from graftlm.multitoken.distill import distill
@@ -28,7 +27,7 @@ from graftlm.runs import Run
 from graftlm.study.config import ARMS, StudyConfig, split_names
 from graftlm.study.rows import UNTRAINED, Measured, read_measured
 from graftlm.tasks import Task, get_task
-from graftlm.training import CHECKPOINTS, MODEL
+from graftlm.training import MODEL
 
 Report = Callable[[str, int, int], None]
 RESULT = "result.json"
@@ -99,7 +98,7 @@ def distil(config: StudyConfig, folder: Path, progress: Report) -> None:
 def train(
     config: StudyConfig, arm: str, seed: int, folder: Path, place: Path, tasks: list[Task], progress: Report
 ) -> Measured:
-    """One training in `place`/run, and its measurement; the checkpoints go, the model stays.
+    """One training in `place`/run, and its measurement.
 
     How long it took is not known of one that was interrupted.
     """
@@ -114,9 +113,6 @@ def train(
         losses = [line for line in run.metrics() if "loss" in line]
     seconds = None if run.resumed else time.perf_counter() - begun
     found = measure(config, str(place / "run" / MODEL), tasks, arm, seed, progress)
-    shutil.rmtree(place / "run" / CHECKPOINTS, ignore_errors=True)
-    if settings.get("method") == "full":
-        remove(place / "run" / MODEL)  # half a gigabyte each; run.yaml repeats it
     last = losses[-1].get("next_token_loss", losses[-1]["loss"]) if losses else None
     return replace(found, training_seconds=seconds, training_loss=last)
 
