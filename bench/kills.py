@@ -4,9 +4,9 @@
 
 Each trial kills one verb with SIGKILL once or twice: at one of its writes, chosen by chance (an open for writing, a
 rename, a removal, a new folder), half of what was written before it cut off now and then, or at a moment of its running
-time; the second kill is one of the resumed run. Then it is resumed to its end. Right is a trial whose files are those of the run without a break: the same names, and the same
-content but for times, versions and command lines; and that leaves no process behind. Models are tiny and random, made
-in FOLDER. A bench that is cut off goes on where it was.
+time; the second kill is one of the resumed run. Then it is resumed to its end. Right is a trial whose files are those
+of the run without a break: the same names, and the same content but for times, versions and command lines; and that
+leaves no process behind. Models are tiny and random, made in FOLDER. A bench that is cut off goes on where it was.
 
 The libraries are imported once, and each run is a fork: a tenth of the time of a new process.
 """
