@@ -6,7 +6,8 @@ Each trial kills one verb with SIGKILL once or twice: at one of its writes, chos
 rename, a removal, a new folder), half of what was written before it cut off now and then, or at a moment of its running
 time; the second kill is one of the resumed run. Then it is resumed to its end. Right is a trial whose files are those
 of the run without a break: the same names, and the same content but for times, versions and command lines; and that
-leaves no process behind. Models are tiny and random, made in FOLDER. A bench that is cut off goes on where it was.
+leaves no process behind. Models are tiny and random, made in FOLDER. A bench that is cut off goes on where it was,
+with the trials that ended wrong first.
 
 The libraries are imported once, and each run is a fork: a tenth of the time of a new process.
 """
@@ -14,6 +15,7 @@ The libraries are imported once, and each run is a fork: a tenth of the time of 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -331,10 +333,14 @@ def main() -> None:
         say(f"{name}: {whole[name].writes} writes in {whole[name].seconds:.1f} s, exit {whole[name].status}")
         assert whole[name].status == 0, f"see {base}/whole/{name}.log"
     path = base / f"trials-{given.seed}.jsonl"
-    done = read_json_lines(path)
-    while sum(len(each["kills"]) for each in done) < given.kills:
-        name = list(chosen)[len(done) % len(chosen)]
-        found = trial(len(done), name, chosen[name], whole[name], base, given.seed)
+    right = {each["trial"]: each for each in read_json_lines(path) if not each["wrong"]}
+    done = list(right.values())
+    wrong = [number for number in range(max(right, default=0)) if number not in right]
+    for number in itertools.chain(wrong, itertools.count(len(right) + len(wrong))):
+        if number not in wrong and sum(len(each["kills"]) for each in done) >= given.kills:
+            break
+        name = list(chosen)[number % len(chosen)]
+        found = trial(number, name, chosen[name], whole[name], base, given.seed)
         append_line(path, dump_json(found))
         done.append(found)
         say(f"{found['trial']}: {name}, killed at {found['kills']}: {found['wrong'] or 'as without a break'}")

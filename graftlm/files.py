@@ -18,6 +18,9 @@ from filelock import FileLock, Timeout
 
 from graftlm.errors import InputError
 
+WRITING = ".writing"
+"""The folder in which files are written that go together."""
+
 
 def temporary(name: str) -> str:
     """What a file is called while it is written."""
@@ -45,7 +48,7 @@ def written_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
     Its name is always the same, so that what a kill leaves is gone with the next call.
     """
-    scratch = folder / ".writing"
+    scratch = folder / WRITING
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from graftlm.console import Report, prefixed
 from graftlm.errors import InputError
-from graftlm.files import dump_json, plain, read_json_lines, remove, write_text
+from graftlm.files import WRITING, dump_json, plain, read_json_lines, remove, write_text
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.features import ChainFeatures, chain_features
-from graftlm.pruning.partial import refuse_other
+from graftlm.pruning.partial import partial_file, refuse_other
 from graftlm.pruning.rows import COLUMN, Cut, Ranker, Ranking, prune_rows, read_rows, what_rows_depend_on
 from graftlm.pruning.surrogate import CONFIG_FILE, RankedChain, Surrogate, fit_surrogate
 
@@ -54,6 +54,7 @@ def fit(
         raise InputError(f"--chains is {chains}: at least 3 are needed, one of them to measure by")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; give a folder")
+    remove(output / WRITING)  # a kill just after the last file leaves it
     if (output / CONFIG_FILE).exists() and not overwrite:
         raise InputError(f"--output {output} holds a surrogate; give another, or --overwrite")
 
@@ -69,14 +70,14 @@ def fit(
         known = json.loads(finished.read_text("utf-8")) if finished.exists() else {}
         if resume and path.exists() and name in known:
             refuse_other(path, depends_on, known[name], "--overwrite alone")
+            remove(partial_file(path))  # which a kill may have come before
             return read_json_lines(path)
-        rows = prune_rows(
+        return prune_rows(
             source, path, ranking, cut, limit=count, answer_start=answer_start, resume=resume, overwrite=overwrite,
             load_ranker=load_ranker,
+            finish=lambda _: write_text(finished, dump_json({**known, name: depends_on}, indent=1) + "\n"),
             progress=None if progress is None else prefixed(progress, source),
         ).rows  # fmt: skip
-        write_text(finished, dump_json({**known, name: depends_on}, indent=1) + "\n")
-        return rows
 
     rows = exact(data, "exact", chains)
     others = [] if other is None else exact(other, "other", max(1, round(HELD_OUT * chains)))
