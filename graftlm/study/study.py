@@ -6,6 +6,7 @@ A study that was stopped goes on where it was: a finished training is one result
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from graftlm.console import prefixed, say
 from graftlm.datasets import load_rows
 from graftlm.errors import InputError
 from graftlm.evaluation import evaluate
-from graftlm.files import dump_json, write_text
+from graftlm.files import dump_json, remove, write_text
 from graftlm.models import load_model
 from graftlm.multitoken.config import DistillConfig, TuneConfig
 from graftlm.multitoken.distill import distill
@@ -27,7 +28,7 @@ from graftlm.runs import Run
 from graftlm.study.config import ARMS, StudyConfig, split_names
 from graftlm.study.rows import UNTRAINED, Measured, read_measured
 from graftlm.tasks import Task, get_task
-from graftlm.training import MODEL
+from graftlm.training import CHECKPOINTS, MODEL
 
 Report = Callable[[str, int, int], None]
 RESULT = "result.json"
@@ -61,6 +62,9 @@ def study(
         say(f"study: {number}/{len(trainings)}  {arm}, seed {seed}")
         place = folder / arm / f"seed-{seed}"
         measured.append(kept(place, tasks, partial(train, config, arm, seed, folder, place, tasks, progress)))
+        shutil.rmtree(place / "run" / CHECKPOINTS, ignore_errors=True)
+        if ARMS[arm].get("method") == "full":
+            remove(place / "run" / MODEL)  # half a gigabyte each; run.yaml repeats it
     return sorted(measured, key=lambda each: [UNTRAINED, *ARMS].index(each.arm))
 
 
