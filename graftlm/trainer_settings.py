@@ -71,6 +71,8 @@ def check_trainer_settings(cls: type, given: Mapping[str, Any]) -> None:
         choices = choices_of(field, types[name])
         if choices and value is not None and value not in choices:
             raise InputError(f"{culprit} is {describe(value)}, but one of {', '.join(map(str, choices))} is expected")
+        if name == "pad_to_multiple_of" and isinstance(value, str) and value != "auto":
+            raise InputError(f"{culprit} is {describe(value)}, but a whole number or auto is expected")
         if name == "report_to":
             check_trackers(culprit, value)
         allowed = range_of(field) or RANGE_OF.get(name)

@@ -113,6 +113,7 @@ def test_each_number_of_the_trainers_config_has_a_range_or_is_listed_as_unbounde
         ({"max_length": -4}, "--trainer max_length is -4, but it must be at least 2"),
         ({"max_length": "long"}, "max_length is 'long', but a whole number or null is expected"),
         ({"max_length": 8.5}, "max_length is 8.5, but a whole number or null"),
+        ({"pad_to_multiple_of": "x"}, "pad_to_multiple_of is 'x', but a whole number or auto is expected"),
         ({"packing": "no"}, "packing is 'no', but true or false is expected"),
         ({"weight_decay": -1}, "weight_decay is -1, but it must be at least 0"),
         ({"weight_decay": math.inf}, "weight_decay is inf, but a finite number"),
