@@ -29,7 +29,7 @@ from graftlm.study.config import StudyConfig
 from graftlm.trainer_settings import RANGE_OF
 from graftlm.yaml_text import dump_yaml
 
-WORDLESS = ("", " ", "x", "one", "1,5", "0x10", "--", "null null", "[1]", "{}", "é", "1e", "∞")
+WORDLESS = ("", " ", "x", "one", "0x10", "--", "null null", "[1]", "{}", "é", "1e", "∞")
 
 
 @dataclass(frozen=True)
