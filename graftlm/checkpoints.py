@@ -124,7 +124,10 @@ def check_runs(model: Any, source: str) -> None:
     with explained_errors(source), torch.no_grad():
         logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
     if torch.isnan(logits).any():
-        raise InputError(f"{source} gives no numbers (NaN) for any text: its weights or its config are damaged")
+        odd = next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None)
+        if odd is not None:
+            raise InputError(f"{source} has a NaN or an infinity in {odd}: its training diverged, or it is damaged")
+        raise InputError(f"{source} gives no numbers (NaN) for any text: its config is damaged")
 
 
 def check_all_loaded(model: Any, folder: Path) -> None:

@@ -575,7 +575,6 @@ def test_an_unknown_dataset_is_answered_with_the_nearest():
         ("math-verify", "math_verify", "graftlm[math]"),
         ("molecule-formula", "rdkit", "graftlm[molecules]"),
         ("reasoning-gym:countdown", "reasoning_gym.factory", "graftlm[reasoning]"),
-        ("regex:a", "regex", "regex"),
     ],
 )
 def test_without_its_package_one_line_says_what_to_install(

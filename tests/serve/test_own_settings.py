@@ -152,7 +152,7 @@ def test_it_is_one_line_and_status_2_at_the_command_line(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = saved(tmp_path / "model", tiny_model(), tokenizer)
-    (Path(folder) / "generation_config.json").write_text('{"eos_token_id": 257, "repetition_penalty": -1.0}')
+    (Path(folder) / "generation_config.json").write_text('{"eos_token_id": 257, "bad_words_ids": [[999]]}')
     assert call("serve", folder, "--port", "0") == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("graftlm: the model cannot write, see its generation_config.json: ValueError")
+    assert last.startswith("graftlm: the model cannot write, see its generation_config.json: ")
