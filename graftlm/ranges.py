@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +13,7 @@ LARGEST_SEED = 2**32 - 1  # of NumPy's generator
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Numbers between bounds; a bound that is None does not bind. NaN lies in no range."""
+    """Finite numbers between bounds; a bound that is None does not bind."""
 
     above: float | None = None
     at_least: float | None = None
@@ -21,7 +22,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return (
-            value == value
+            (isinstance(value, int) or math.isfinite(value))
             and (self.above is None or value > self.above)
             and (self.at_least is None or value >= self.at_least)
             and (self.below is None or value < self.below)
@@ -37,7 +38,8 @@ class Range:
     def check(self, name: str, value: float | None) -> None:
         """InputError that names the setting, its value and the rule; None, a setting not given, is in range."""
         if value is not None and value not in self:
-            raise InputError(f"{name} is {value!r}, but it must be {self.rule}")
+            finite = "" if isinstance(value, int) or math.isfinite(value) else "a finite number "
+            raise InputError(f"{name} is {value!r}, but it must be {finite}{self.rule}")
 
 
 def range_of(field: Any) -> Range | None:

@@ -84,7 +84,8 @@ def test_each_number_of_a_flag_has_a_range_that_is_kept() -> None:
     ("arguments", "culprit"),
     [
         (["evaluate", "m", "--shots", "-1"], "--shots is -1"),
-        (["generate", "m", "--prompt", "a", "--temperature", "nan"], "--temperature is nan"),
+        (["generate", "m", "--prompt", "a", "--temperature", "nan"], "--temperature is nan, but it must be a finite"),
+        (["generate", "m", "--prompt", "a", "--temperature", "inf"], "--temperature is inf, but it must be a finite"),
         (["generate", "m", "--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["audit", "a", "b", "--limit", "1"], "--limit is 1"),
         (["prune", "d", "--pruner", "m", "--output", "o.jsonl", "--batch-tokens", "0"], "--batch-tokens is 0"),

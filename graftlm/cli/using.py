@@ -179,9 +179,11 @@ def export(
     """
     from graftlm.adapters import merged
     from graftlm.models import load_model
-    from graftlm.multitoken.export import export_eagle3
+    from graftlm.multitoken.export import check_replaceable, export_eagle3
     from graftlm.multitoken.heads import MultiTokenHeads
 
+    if overwrite:
+        check_replaceable(output)
     with opened_folder(output, "config.json", overwrite=overwrite):
         loaded, _ = load_model(model, trust_remote_code=trust_remote_code)
         if hasattr(loaded, "merge_and_unload") and verifier is None:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from graftlm.checkpoint_values import read_object
 from graftlm.errors import InputError
 from graftlm.files import written_together
 from graftlm.multitoken.decoder import Decoder
@@ -31,6 +32,13 @@ LAYERS = {"LlamaDecoderLayer": "llama", "MistralDecoderLayer": "llama", "Qwen3De
 """Class of the head's layer -> model type of speculators' layer with the same parameters."""
 VERSION = "0.9.0"
 """Of speculators, whose format this is."""
+
+
+def check_replaceable(folder: Path) -> None:
+    """InputError where `folder` holds the config.json of anything but a speculator: of a model, or of heads."""
+    file = folder / CONFIG_FILE
+    if file.exists() and "speculators_model_type" not in read_object(file):
+        raise InputError(f"output folder {folder} holds a {CONFIG_FILE} that is no speculator's; give another --output")
 
 
 def export_eagle3(model: Any, heads: MultiTokenHeads, folder: Path, verifier: str) -> None:

@@ -128,3 +128,25 @@ def test_the_command_writes_it_once(
     assert document["speculators_config"]["verifier"] == {
         "name_or_path": str(tmp_path / "model"), "architectures": ["LlamaForCausalLM"],
     }  # fmt: skip
+
+
+def test_only_a_speculator_is_overwritten(
+    model: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, heads, output = (str(tmp_path / name) for name in ("model", "heads", "speculator"))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    changed_heads(model).save_pretrained(heads)
+    arguments = ["export", folder, "--heads", heads, "--overwrite", "--output"]
+
+    def status(name: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, name])
+        return int(ended.value.code or 0)
+
+    assert [status(output) for _ in range(2)] == [0, 0]
+    for name in (folder, heads):
+        before = (Path(name) / "config.json").read_bytes()
+        assert status(name) == 2
+        assert f"{name} holds a config.json that is no speculator's" in capsys.readouterr().err
+        assert (Path(name) / "config.json").read_bytes() == before
