@@ -133,10 +133,10 @@ def heads(rng: Random, good: Path, case: Path) -> Case:
         return Case(f"config.json: {damage_json(rng, folder / 'config.json')}", command, (str(folder),))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     key = rng.choice([name for name in config if name not in ("base_model", "base_revision")])
-    whole = isinstance(config[key], int)
-    change_json(
-        folder / "config.json", key, rng.choice([*WRONG, -1, 0, 10**9, 2.5, None] if whole else ["x", "", 3, [], None])
-    )
+    wrong: list[Any] = [*WRONG, -1, 10**9, 2.5, None] if isinstance(config[key], int) else ["x", "", 3, [], None]
+    if key != "copy_layer":  # heads may be copied from layer 0
+        wrong.append(0)
+    change_json(folder / "config.json", key, rng.choice(wrong))
     return Case(f"config.json {key}", command, (str(folder),))
 
 

@@ -110,7 +110,7 @@ def find_broken_safetensors(folder: Path) -> Path | None:
 
 
 def check_runs(model: Any, source: str) -> None:
-    """Raise InputError where a loaded model cannot read two tokens, or makes no numbers of them.
+    """Raise InputError where a weight of a loaded model is no number, or the model cannot read two tokens.
 
     What its config says may fit no weights though both can be loaded. A model whose weights lie elsewhere yet (sharded,
     or on the meta device) is left alone.
@@ -118,15 +118,16 @@ def check_runs(model: Any, source: str) -> None:
     import torch
     from transformers.integrations import is_deepspeed_zero3_enabled
 
+    from graftlm.finite import not_finite
+
     if is_deepspeed_zero3_enabled() or any(weight.is_meta for weight in model.parameters()):
         return
+    if (odd := not_finite(model.named_parameters())) is not None:
+        raise InputError(f"{source} has a NaN or an infinity in {odd}: its training diverged, or it is damaged")
     tokens = torch.tensor([[0, 1]], device=model.device)
     with explained_errors(source), torch.no_grad():
         logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
     if torch.isnan(logits).any():
-        odd = next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None)
-        if odd is not None:
-            raise InputError(f"{source} has a NaN or an infinity in {odd}: its training diverged, or it is damaged")
         raise InputError(f"{source} gives no numbers (NaN) for any text: its config is damaged")
 
 

@@ -192,7 +192,9 @@ def load_pretrained(source: str, options: LoadOptions, *, offline: bool) -> tupl
     """A whole model, no adapter, from a folder or hub id; refused if it lacks a parameter of its config."""
     from transformers import AutoModelForCausalLM
 
-    with explained_errors(source):
+    with explained_errors(source), warnings.catch_warnings():
+        # A size of 0 ends in an error that says more.
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=options.revision or "main",

@@ -26,6 +26,7 @@ from graftlm.console import say
 from graftlm.encoding import without_end
 from graftlm.errors import InputError
 from graftlm.files import partial_of, write_text, written_folder
+from graftlm.finite import not_finite
 from graftlm.models import load_model
 from graftlm.resuming import UnloggedSums
 from graftlm.runs import SUMMARY, Run
@@ -157,7 +158,7 @@ def train_and_save(trainer: Any, run: Run, *, push_to_hub: bool) -> None:
         raise KeyboardInterrupt(
             f"checkpoint saved at step {trainer.state.global_step}; continue with: {run.resume_command}"
         )
-    if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
+    if not_finite((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad) is not None:
         raise FloatingPointError(
             f"the weights are not finite after step {trainer.state.global_step}, and not saved: lower the learning rate"
         )

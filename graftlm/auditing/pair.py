@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from graftlm.adapters import lasting_alteration
 from graftlm.errors import InputError
+from graftlm.finite import not_finite
 from graftlm.multitoken.decoder import decoder_layers
 
 
@@ -257,9 +258,8 @@ def _saved_module(name: str, module: Any) -> Iterator[WeightPair]:
 
 def check_finite(parameters: Any) -> None:
     """InputError that names the first tensor with a NaN or an infinity."""
-    for name, parameter in parameters:
-        if not bool(torch.isfinite(parameter.detach()).all()):
-            raise InputError(f"the tuned model has a NaN or an infinity in {name}: its training diverged")
+    if (odd := not_finite(parameters)) is not None:
+        raise InputError(f"the tuned model has a NaN or an infinity in {odd}: its training diverged")
 
 
 def _within(name: str, module: str) -> bool:

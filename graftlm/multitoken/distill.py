@@ -36,6 +36,7 @@ from graftlm.console import say
 from graftlm.datasets import general_prompts, load_rows, prompt_tokens
 from graftlm.encoding import encode_text
 from graftlm.errors import InputError
+from graftlm.finite import not_finite
 from graftlm.models import load_model
 from graftlm.multitoken.config import DistillConfig
 from graftlm.multitoken.decoder import Decoder
@@ -195,7 +196,7 @@ def _train(
         heads.to(dtype)
         for parameter, flag in frozen.items():
             parameter.requires_grad_(flag)
-    if not all(bool(parameter.isfinite().all()) for parameter in heads.parameters()):
+    if not_finite(heads.named_parameters()) is not None:
         raise FloatingPointError(f"after step {step} the heads' weights are not finite in {dtype}; none are saved")
     return seconds
 

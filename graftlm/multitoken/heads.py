@@ -35,6 +35,7 @@ from graftlm.checkpoint_values import read_object
 from graftlm.config import describe
 from graftlm.errors import InputError
 from graftlm.files import written_together
+from graftlm.finite import not_finite
 from graftlm.multitoken.decoder import Decoder, LayerCall, plain_model
 from graftlm.typed_values import fits
 
@@ -212,8 +213,8 @@ class MultiTokenHeads(nn.Module):
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
             raise InputError(f"the weights in {folder} do not fit heads of {config.layer_class}: {reason}") from error
-        if damaged := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-            raise InputError(f"the heads in {folder} hold no numbers (NaN) in {damaged[0]}; rerun `graftlm distill`")
+        if (odd := not_finite(weights.items())) is not None:
+            raise InputError(f"the heads in {folder} have a NaN or an infinity in {odd}; rerun `graftlm distill`")
         return heads
 
 

@@ -75,7 +75,7 @@ class ForkingTokenGRPOConfig(GRPOConfig):
         if self.forking_tokens == "rest" and self.forking_fraction == 1:
             raise InputError("forking_tokens is 'rest', but forking_fraction is 1: no token is left")
         super().__post_init__()
-        # TRL asks `get_high_entropy_mask`, which the trainer below answers.
+        # TRL asks the trainer's `get_high_entropy_mask`, which the trainer below gives weights to answer with.
         self.top_entropy_quantile = self.forking_fraction
 
 
@@ -110,6 +110,8 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self._turns = 0
         self._scored: Tensor | None = None
         self._weights: Tensor | None = None
+        # Of this object alone: in the class the method stays TRL's, which gives a mask, not weights.
+        self.get_high_entropy_mask = self._policy_weights
         self._rollouts = 0
         self._drawn: dict[str, tuple[int, int]] = {}
         """Of train and eval: the last step at which random tokens were drawn, and how often before in it."""
@@ -224,7 +226,7 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
             counts = self.accelerator.reduce(counts.sum(-1), "sum")[:, None]
         return chosen * (counts[0] / counts[1].clamp(min=1))[:, None]
 
-    def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
+    def _policy_weights(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """What TRL multiplies the policy loss by: `_weights_of`, of the rollout batch or of these entropies."""
         if self._weights is not None:
             return self._weights
