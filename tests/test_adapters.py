@@ -115,6 +115,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_that_an_adapter_trains_is_trained_on(kind: str, tied: bool, tmp_path: Path) -> None:
@@ -126,6 +127,7 @@ def test_all_that_an_adapter_trains_is_trained_on(kind: str, tied: bool, tmp_pat
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_audits_base_is_the_base_beside_itself_and_beside_a_copy(kind: str, tied: bool, tmp_path: Path) -> None:
@@ -150,6 +152,7 @@ def test_an_audits_base_is_the_base_beside_itself_and_beside_a_copy(kind: str, t
 LASTING = ["all biases", "biases of its layers", "principal components", "orthonormal"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_stays_when_an_adapter_is_off_is_known_and_no_anchor_or_expert_takes_it_for_the_base(
     kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
@@ -185,6 +188,7 @@ VOCABULARIES: dict[str, tuple[dict[str, Any], int | None, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", VOCABULARIES)
 def test_an_adapters_file_says_how_many_rows_its_embedding_has(kind: str, tied: bool, tmp_path: Path) -> None:

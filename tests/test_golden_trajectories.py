@@ -157,6 +157,7 @@ def in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "resolve_dtype", lambda dtype, device: torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_double_precision")
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_a_run_gives_the_committed_numbers(name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

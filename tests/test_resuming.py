@@ -118,6 +118,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_resumed_ends_as_the_one_without_a_break(
     case: str, model_folder: Path, data: Path, tmp_path: Path
@@ -136,6 +137,7 @@ def test_a_killed_run_resumed_ends_as_the_one_without_a_break(
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_ctrl_c_within_an_epoch_loses_and_adds_nothing(model_folder: Path, data: Path, tmp_path: Path) -> None:
     def made(name: str) -> TuneConfig:
         return TuneConfig(
@@ -153,6 +155,7 @@ def test_ctrl_c_within_an_epoch_loses_and_adds_nothing(model_folder: Path, data:
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
+@pytest.mark.slow
 def test_a_resumed_trainer_sees_each_row_once_an_epoch(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     class Recording(MultiTokenTrainer):
         def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:

@@ -42,6 +42,7 @@ def save(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
     return to_folder
 
 
+@pytest.mark.slow
 def test_a_model_against_itself_shows_zero_everywhere(save: Any, probe: str) -> None:
     base, same = save(tiny_model(layers=4), "base"), save(tiny_model(layers=4), "same")
     result = audit(base, same, tasks=["molecules"], probes=[probe, "general-text"], limit=4, layer_groups=2)
@@ -59,6 +60,7 @@ def test_a_model_against_itself_shows_zero_everywhere(save: Any, probe: str) -> 
     assert 0 < result.forward_share <= 1 and result.seconds["restoration"] > 0
 
 
+@pytest.mark.slow
 def test_noise_in_one_group_of_layers_is_told_and_restoring_it_brings_the_probes_back(save: Any, probe: str) -> None:
     base = tiny_model(layers=6)
     names = save(base, "base"), save(noisy(base, range(2, 4)), "noisy")
@@ -97,6 +99,7 @@ def run(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_json_and_fails_on_a_condition(
     save: Any, probe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -293,6 +293,7 @@ def test_prompts_of_text_rows_reach_beyond_what_all_begin_with(
     assert len({tuple(prompt) for prompt in prompts}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["soft", "sampled"])
 def test_heads_learn_and_the_model_stays_as_it_was(targets: str, tokenizer: PreTrainedTokenizerBase) -> None:
     model = counting_model(1)
@@ -336,6 +337,7 @@ def counting_model(step: int) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_heads_are_refreshed_on_a_model_that_was_tuned_since(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -399,6 +401,7 @@ def test_a_distillation_leaves_heads_text_and_agreement_and_its_text_serves_agai
         distill(missing, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_heads_are_trained_in_float32_whatever_the_model_is(

@@ -78,6 +78,7 @@ def of_pictures(family: str) -> tuple[Any, MultiTokenHeads]:
     return model, MultiTokenHeads.from_model(model, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PICTURES)
 def test_the_heads_of_a_model_of_pictures_draft_its_texts(family: str) -> None:
     """Its vision tower, with as many layers as the text has, is not what the heads are grown from."""
@@ -172,6 +173,7 @@ MINDED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MINDED)
 def test_a_setting_of_generate_means_the_same_with_drafts(name: str) -> None:
     settings = {**GREEDY, "max_new_tokens": 10, **MINDED[name]}

@@ -41,6 +41,7 @@ def step(whole: MultiTokenModel, coefficients: list[float] = COEFFICIENTS, **set
     return whole(input_ids=ids, labels=ids, normaliser=20, coefficients=coefficients, **settings).loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_training_heads_lowers_their_loss(architecture: str) -> None:
     model = tiny_model(architecture).requires_grad_(False)

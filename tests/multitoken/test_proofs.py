@@ -88,6 +88,7 @@ def assert_alike(ours: Any, theirs: Any) -> None:
     assert_same(weights(ours.model.model), after, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [*BY_FORWARD, *INSIDE])
 def test_every_kind_of_adapter_trains_as_trl_trains_it(
     adapter: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -186,6 +187,7 @@ SEES_OTHER_ROWS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_heads", [False, True])
 @pytest.mark.parametrize("architecture", SEES_OTHER_ROWS)
 def test_a_model_whose_rows_see_each_other_is_not_packed(
@@ -201,6 +203,7 @@ def test_a_model_whose_rows_see_each_other_is_not_packed(
     build(MultiTokenTrainer, model(), tokenizer, tmp_path, given=given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_a_model_whose_rows_do_not_see_each_other_learns_packed_what_it_learns_unpacked(
     architecture: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path

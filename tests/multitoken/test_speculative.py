@@ -72,6 +72,7 @@ def both(model: Any, heads: MultiTokenHeads, inputs: dict[str, Any], count: int 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("count", [0, 1, 3, None])
 def test_greedy_tokens_are_those_of_generate(architecture: str, count: int | None) -> None:
@@ -88,6 +89,7 @@ def test_greedy_tokens_are_those_of_generate(architecture: str, count: int | Non
     assert count != 3 or accepted > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
 def test_a_window_that_is_shorter_than_the_text_slides_alike(architecture: str) -> None:
     accepted = 0
@@ -144,6 +146,7 @@ def test_what_a_row_keeps_is_counted_only_if_there_was_room_for_it() -> None:
     assert (found.drafted, found.accepted, found.rounds) == (3, 2, 1)
 
 
+@pytest.mark.slow
 def test_processors_stop_strings_and_a_streamer_are_minded(tokenizer: PreTrainedTokenizerBase) -> None:
     model, heads = drafting_model()
     for settings in (

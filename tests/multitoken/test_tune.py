@@ -87,6 +87,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["multi-token", "next-token"])
 @pytest.mark.parametrize("method", ["lora", "full", "frozen-unembedding"])
 def test_a_run_leaves_a_model_that_loads_its_log_and_its_settings(
@@ -207,6 +208,7 @@ def test_a_run_that_was_at_its_last_step_is_resumed_without_another(
     assert MultiTokenHeads.from_pretrained(folder / "model" / "heads", load_model(str(folder / "model"))[0])
 
 
+@pytest.mark.slow
 def test_early_stopping_goes_on_counting_after_a_resume(model_folder: Path, data: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     rows.mkdir()
@@ -304,6 +306,7 @@ def test_a_dry_run_shows_a_row_with_its_mask_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_rows_that_are_cut_are_counted_before_training_and_in_a_dry_run(
     packing: bool, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -372,6 +375,7 @@ def bad_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, tu
     }
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_with_exit_code_2_and_loses_nothing(
     model_folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

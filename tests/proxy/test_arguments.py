@@ -214,6 +214,7 @@ def test_the_experts_own_prompt_goes_with_its_cache_only(plain: ProxyTunedModel)
         plain.generate(torch.tensor([[5, 9, 5, 9]]), prompt_lookup_num_tokens=2, **own, **OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [False, True])
 def test_other_ways_of_writing_give_the_same_text(windows: bool) -> None:
     """Lookup in the prompt, an assistant, the prompt in pieces: also where layers forget what their window has left."""

@@ -38,6 +38,7 @@ def models() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apart", "shared", "agreeing"])
 def test_greedy_tokens_are_the_plain_ones(name: str) -> None:
     model = models()[name]
@@ -50,6 +51,7 @@ def test_greedy_tokens_are_the_plain_ones(name: str) -> None:
             assert found.accepted == found.drafted and found.rounds <= 10  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_padding_an_own_prompt_the_end_and_processors_are_minded() -> None:
     model = models()["shared"]
     row = padded([PROMPTS[1], PROMPTS[2]])
@@ -120,6 +122,7 @@ def test_samples_are_distributed_as_the_combined_model(monkeypatch: pytest.Monke
     assert len(kept) >= 8 and test.pvalue > 0.01, test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [("gemma3_text", {"sliding_window": 8}), ("mistral", {"sliding_window": 8}), ("gpt2", {"n_positions": 25})],

@@ -50,6 +50,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     return {"task": str(tmp_path / "rows.jsonl"), "probe": str(tmp_path / "facts.jsonl")}
 
 
+@pytest.mark.slow
 def test_each_alpha_is_measured_as_the_steered_model_itself(
     folders: dict[str, str], files: dict[str, str], tuned: str
 ) -> None:
@@ -101,6 +102,7 @@ def given(folders: dict[str, str], files: dict[str, str], tuned: str, tmp_path: 
     return ["proxy", "sweep", folders["base"], tuned, *flags, "--probe", "general-text"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json_and_a_page(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -343,6 +343,7 @@ def test_a_refused_key_is_the_users_error(endpoint: Endpoint) -> None:
     assert len(endpoint.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9/v1, model small"):
         LanguageModelTagger("http://127.0.0.1:9/v1", "small").tag("3 pens")

@@ -23,6 +23,7 @@ def exact(model: Any, objective: str = "joint", chain: Any = None, **options: An
     return exact_order(Scorer(model, QUESTION, units, ANSWER, objective, **options), ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["joint", "answer"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_order_is_that_of_the_plain_algorithm(architecture: str, objective: str) -> None:
@@ -43,6 +44,7 @@ def test_of_equally_good_deletions_the_first_in_the_text_counts(objective: str) 
         assert [unit for unit in order if unit in runs] == runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["joint", "answer"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_reusing_keys_and_values_changes_nothing(architecture: str, objective: str) -> None:
@@ -96,6 +98,7 @@ def test_scores_of_some_units_are_those_of_all(model: Any) -> None:
     assert scorer.scores([1, 5, 8]).tolist() == pytest.approx([expected[place] for place in some], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "window"), [*((each, None) for each in ARCHITECTURES), ("gemma3_text", 4), ("mistral", 4)]
 )

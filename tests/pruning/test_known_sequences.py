@@ -43,6 +43,7 @@ def scorer_that_keeps(batches: int, monkeypatch: pytest.MonkeyPatch, question: l
     return WatchedScorer(model, question, [[token] for token in CHAIN], ANSWER, batch_tokens=BATCH_TOKENS)
 
 
+@pytest.mark.slow
 def test_what_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = scorer_that_keeps(0, monkeypatch)
     plain = exact_order(nothing, ())
@@ -53,6 +54,7 @@ def test_what_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> 
         assert scorer.positions < share * nothing.positions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [2, 12])
 def test_no_more_is_kept_than_said(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = scorer_that_keeps(batches, monkeypatch)
@@ -60,6 +62,7 @@ def test_no_more_is_kept_than_said(batches: int, monkeypatch: pytest.MonkeyPatch
     assert 0.3 * batches * BATCH_TOKENS < scorer.most_kept <= batches * BATCH_TOKENS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [exact_order, screened_order])
 def test_a_long_question_does_not_fill_the_memory(order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = scorer_that_keeps(32, monkeypatch, list(b"How many? " * 10))

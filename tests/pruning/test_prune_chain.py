@@ -133,6 +133,7 @@ def test_words_take_the_space_before_them(tokenizer: PreTrainedTokenizerBase) ->
         assert words == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "screened", "random", "truncation"])
 @pytest.mark.parametrize("granularity", ["token", "word"])
 def test_what_is_protected_goes_last(tokenizer: PreTrainedTokenizerBase, mode: str, granularity: str) -> None:

@@ -80,6 +80,7 @@ def test_of_those_read_in_part_the_best_is_scored_and_whatever_may_be_better() -
     assert Told()._finals(upper, {9: -1.0}) == {} and asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["joint", "answer"])
 def test_screening_that_scores_everything_is_exact(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graftlm.pruning.screened.CANDIDATES", 1000)

@@ -100,6 +100,7 @@ def test_noise_is_not_learned() -> None:
     assert abs(found["rank"]["mean"]) < 0.2 and found["likelihood"]["g"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_network_and_it_survives_its_file(tmp_path: Path) -> None:
     chains = made_chains(6, 0)
     torch.manual_seed(5)
@@ -139,6 +140,7 @@ def test_what_is_no_surrogate_is_said(tmp_path: Path, tokenizer: PreTrainedToken
         load_surrogate(folder)
 
 
+@pytest.mark.slow
 def test_fit_ranks_exactly_measures_held_out_chains_and_prune_takes_it(
     pruner: str,  # noqa: F811
     tmp_path: Path,
@@ -176,6 +178,7 @@ def test_fit_ranks_exactly_measures_held_out_chains_and_prune_takes_it(
         )
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_goes_on_from_the_chains_it_has_and_takes_no_others(
     pruner: str,  # noqa: F811
     tmp_path: Path,

@@ -53,6 +53,7 @@ def run(given: ReinforceConfig, **how: bool) -> Path:
     return Path(given.output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

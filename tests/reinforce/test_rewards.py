@@ -275,6 +275,7 @@ def test_a_wrong_number_of_values_blames_the_sample_that_it_comes_from(own: Own,
     assert reward.failures["exception"] == 1
 
 
+@pytest.mark.slow
 def test_a_batch_that_hangs_costs_the_limit_of_the_batch_and_of_its_culprit(own: Own, make: Make):
     reward = make(f"{own(FAULTS)}:each", seconds=0.3)
     assert score(reward, ["one"]) == [3]
@@ -337,6 +338,7 @@ def test_a_search_that_backtracks_for_ever_is_limited_in_time(make: Make):
     assert reward.failures["time-out"] == 1
 
 
+@pytest.mark.slow
 def test_a_hanging_built_in_reward_costs_its_sample_alone(make: Make):
     pytest.importorskip("math_verify")
     reward = make("math-verify", seconds=1.0)
@@ -345,6 +347,7 @@ def test_a_hanging_built_in_reward_costs_its_sample_alone(make: Make):
     assert reward.failures == {"exception": 0, "time-out": 1, "not a number": 0}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(own: Own, make: Make):
     module = own("""
         import time

@@ -38,6 +38,7 @@ def losses(made: Any) -> list[float]:
     return [line["loss"] for line in made.state.log_history if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"lora": True}, {"beta": 0.1, "lora": True}, {"gradient_accumulation_steps": 2}]
 )

@@ -100,6 +100,7 @@ def test_a_stream_ends_with_done(server: Serving) -> None:
     assert all(line.startswith("data: {") for line in lines[:-2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 2, 5])
 @pytest.mark.parametrize("logprobs", [None, 0])
 def test_a_stop_text_across_tokens_ends_the_text_and_does_not_leak_into_a_stream(
@@ -206,6 +207,7 @@ def test_log_probabilities_stream_with_the_text_they_belong_to(server: Serving) 
     assert values == whole.logprobs.token_logprobs
 
 
+@pytest.mark.slow
 def test_concurrent_requests_of_all_kinds_give_what_each_gives_alone(server: Serving) -> None:
     kinds: list[dict[str, Any]] = [
         {"prompt": prompt, "max_tokens": 10 + 7 * number, **options}

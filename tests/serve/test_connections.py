@@ -42,6 +42,7 @@ def is_cut(client: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [b"", HEALTH])
 def test_half_a_head_is_cut_in_time_though_more_of_it_comes(
     writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, before: bytes
@@ -72,6 +73,7 @@ def test_a_long_answer_is_no_reason_to_cut(watched: Watched, tokenizer: PreTrain
         assert len(list(stream)) == 39
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_read_is_cut(writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     request = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with serving(writer, tokenizer, arrival_seconds=0.5) as server:

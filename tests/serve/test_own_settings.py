@@ -43,6 +43,7 @@ def model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return ascii_model(tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

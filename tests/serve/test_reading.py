@@ -73,6 +73,7 @@ def test_what_has_an_effect_is_refused_and_named(name: str) -> None:
     assert refusal(CompletionRequest, COMPLETION | {"echo": True}).param == "echo"
 
 
+@pytest.mark.slow
 def test_one_of_a_hundred_thousand_faults_is_told_at_once() -> None:
     """An error for each took seconds, in which no other client was answered."""
     many = 300_000

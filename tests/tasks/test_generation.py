@@ -78,6 +78,7 @@ def test_tokens_that_merge_across_the_boundary_are_kept_apart(make_tokenizer: An
     assert (tokenizer.decode(prompt), tokenizer.decode(completion)) == ("ab", "cd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "falcon_h1", "lfm2", "qwen3_5_text"])
 def test_completions_equal_an_argmax_loop_without_padding(kind: str, make_model: Any, tokenizer: Any):
     model = make_model(kind)

@@ -88,6 +88,7 @@ def test_the_harness_measures_a_steered_model_as_any_other(task: str, tokenizer:
     )
 
 
+@pytest.mark.slow
 def test_a_name_that_stands_for_several_tasks_is_refused_with_their_names() -> None:
     with pytest.raises(InputError, match=r"stands for 2 tasks.*lm-eval:arc_challenge, lm-eval:arc_easy"):
         get_task("lm-eval:ai2_arc")

@@ -46,6 +46,7 @@ def test_no_molecule_stereoisomer_or_tautomer_is_in_two_splits():
     assert len(smiles["test"]) >= 300
 
 
+@pytest.mark.slow
 def test_no_synonym_of_a_test_molecule_names_a_trained_one(load_tool: Any):
     needs_chemicals()
     names: dict[str, set[str]] = {split: set() for split in SPLITS}

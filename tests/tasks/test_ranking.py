@@ -35,6 +35,7 @@ def check(model: Any, tokenizer: Any) -> None:
 HYBRIDS = ["falcon_h1", "lfm2", "qwen3_5_text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "mistral", "granite", "mamba", *HYBRIDS])
 def test_candidates_score_as_if_each_pair_ran_alone(kind: str, make_model: Any, tokenizer: Any):
     check(make_model(kind), tokenizer)
