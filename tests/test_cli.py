@@ -56,6 +56,7 @@ def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFa
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["tune", "--help"], ["--version"], ["tune", "--nonsense"]])
 def test_import_and_help_load_nothing_heavy(arguments: list[str]) -> None:
     code = (

@@ -66,6 +66,7 @@ def test_an_unknown_key_like_none_is_refused_too(tmp_path: Path) -> None:
         load_config(Recipe, write(tmp_path, "zzzzzz: 1"), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

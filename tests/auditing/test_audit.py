@@ -175,6 +175,7 @@ def make_vocabulary() -> Any:
     return swap
 
 
+@pytest.mark.slow
 def test_conditions_read_what_the_audit_holds(save: Any, probe: str) -> None:
     base = tiny_model(layers=2)
     names = save(base, "base"), save(noisy(base, range(1)), "noisy")

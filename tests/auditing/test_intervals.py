@@ -42,6 +42,7 @@ def likelihoods(metric: str, nll: Any, tokens: Any) -> TaskResult:
     return result(metric, math.exp(value) if metric == "perplexity" else value, examples)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_true_difference_in_a_simulation() -> None:
     """95 % of 400 paired samples, the examples' difficulty shared by both models: 93 to 97 %."""
     generator = np.random.default_rng(0)
@@ -151,6 +152,7 @@ def test_the_gap_closed_is_the_same_share_of_every_draw() -> None:
     assert bootstrap_gap_closed(before, tuned, means("score", base), "score") is None, "there is no gap to close"
 
 
+@pytest.mark.slow
 def test_retention_bounds_cover_the_true_retention_in_a_simulation() -> None:
     """Of 1,000 facts known to 80 % one in ten is lost; a guess reaches 25 %: retention (0.72 - 0.25) / (0.8 - 0.25)."""
     generator = np.random.default_rng(5)

@@ -90,6 +90,7 @@ def plain_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
     return total / (count * (count - 1) * (count - 2) * (count - 3))
 
 
+@pytest.mark.slow
 def test_cka_is_the_plain_one(tokenizer: PreTrainedTokenizerFast) -> None:
     """One batch without padding: the ratio of plain HSICs of the hidden states, first position left out."""
     pair = noisy_pair()

@@ -30,6 +30,7 @@ def pairs() -> list[ModelPair]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(4))
 def test_each_side_gives_its_own_logits_and_is_left_as_it_was(kind: int) -> None:
     pair = pairs()[kind]
@@ -49,6 +50,7 @@ def test_each_side_gives_its_own_logits_and_is_left_as_it_was(kind: int) -> None
         assert not any(parameter.requires_grad for parameter in model.parameters()) or kind == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(4))
 def test_all_groups_restored_are_the_base_model(kind: int) -> None:
     pair = pairs()[kind]

@@ -57,6 +57,7 @@ def test_a_whole_model_is_interpolated_in_the_chosen_layers_only(base: str, whol
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 0.5])
 def test_an_adapter_stays_one_and_is_scaled(base: str, tmp_path: Path, scale: float) -> None:
     folder = adapter(base, tmp_path / "adapter")

@@ -90,6 +90,7 @@ class TestWrittenText:
         assert write_texts(model, tokenizer, PROMPTS, tokens=300, path=path, **settings) == whole
         assert read_texts(path) == read_texts(tmp_path / "whole.jsonl") == whole
 
+    @pytest.mark.slow
     def test_a_batch_half_written_is_neither_skipped_nor_repeated(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
     ) -> None:
@@ -157,6 +158,7 @@ class TestWrittenText:
 
 
 class TestHiddenStateCache:
+    @pytest.mark.slow
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_it_holds_what_the_model_computes(
         self, architecture: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -418,6 +420,7 @@ def test_heads_are_trained_in_float32_whatever_the_model_is(
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
+@pytest.mark.slow
 def test_steps_that_bfloat16_would_lose_add_up(tokenizer: PreTrainedTokenizerBase) -> None:
     model = counting_model(1).bfloat16()
     written = texts(model, tokenizer, 2000)

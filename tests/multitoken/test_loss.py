@@ -80,6 +80,7 @@ def loss_of(whole: MultiTokenModel, ids: Tensor, labels: Tensor, mask: Tensor | 
     ).loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", get_args(Weighting))
 @pytest.mark.parametrize("trained", ["all", "lora"])
 def test_loss_and_gradients_equal_the_plain_implementation(weighting: Weighting, trained: str) -> None:
@@ -103,6 +104,7 @@ def test_loss_and_gradients_equal_the_plain_implementation(weighting: Weighting,
     assert_same(gradients(whole), expected_gradients, EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
@@ -277,6 +279,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(attention: str, 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sdpa_and_eager_attention_have_the_same_loss_and_gradients(architecture: str) -> None:
     ids, labels, mask = batch()

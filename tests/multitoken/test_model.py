@@ -149,6 +149,7 @@ def test_an_unembedding_trained_through_modules_to_save_gets_its_gradient() -> N
     assert_same(found, expected, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["all", "lora"])
 def test_no_tensor_of_a_step_is_as_large_as_all_logits(
     trained: str, tokenizer: object, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def test_every_kind_of_adapter_trains_as_trl_trains_it(
             assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", BY_FORWARD)
 def test_what_only_the_forward_pass_of_peft_makes_act_has_neither_heads_nor_an_anchor(
     adapter: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -164,6 +165,7 @@ def test_heads_grow_on_a_model_whose_final_norm_is_defined_before_its_layers() -
         torch.testing.assert_close(logits, model(ids).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_heads", [False, True])
 def test_the_balancing_loss_of_a_mixture_of_experts_is_added_as_in_trl(
     with_heads: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path

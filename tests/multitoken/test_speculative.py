@@ -100,6 +100,7 @@ def test_a_window_that_is_shorter_than_the_text_slides_alike(architecture: str) 
     assert accepted > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
@@ -128,6 +129,7 @@ def test_heads_that_are_right_take_a_fraction_of_the_passes() -> None:
     assert found.accepted == found.drafted and found.rounds == 6  # one token of the prompt's pass, then 4 a round
 
 
+@pytest.mark.slow
 def test_rows_that_end_leave_the_batch_and_the_others_go_on() -> None:
     model, heads = drafting_model()
     written = model.generate(**padded(PROMPTS), **GREEDY)[:, -24:]
@@ -204,6 +206,7 @@ class Ends(StoppingCriteria):
         return torch.tensor([len(ids) >= 14 + 3 * row for row, ids in enumerate(input_ids)])
 
 
+@pytest.mark.slow
 def test_what_knows_rows_by_their_number_is_asked_about_that_row() -> None:
     model, heads = drafting_model()
     lengths = torch.tensor([9, 7, 6, 8])

@@ -102,6 +102,7 @@ def test_eight_rows_at_once_are_eight_accumulated_ones(tokenizer: PreTrainedToke
         assert losses(accumulated, name) == pytest.approx(losses(at_once, name), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_number_of_items_is_accumulated_alike(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +223,7 @@ def untrained(tokenizer: PreTrainedTokenizerBase, folder: Path, kind: Any = Mult
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_eval_loss_is_the_mean_over_tokens_whatever_the_batch(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -252,6 +254,7 @@ def test_the_log_has_all_names_of_trl_with_its_values(tokenizer: PreTrainedToken
                 assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SFTConfig, TrainingArguments])
 def test_arguments_of_trl_and_transformers_train_as_trl_does_with_them(
     kind: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -284,6 +287,7 @@ def test_the_best_model_may_go_by_any_name_of_trl(tokenizer: PreTrainedTokenizer
     assert trainer.state.best_metric == min(losses(trainer, "eval_entropy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_protected_layers_stay_as_they_were_bit_for_bit(
     method: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path

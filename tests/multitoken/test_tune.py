@@ -165,6 +165,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model_folder: Path, data: Path, tmp_
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_on_instead_of_stacked(model_folder: Path, data: Path, tmp_path: Path) -> None:
     first = run(config(model_folder, data, tmp_path / "first", objective="next-token"))
     second = run(config(first / "model", data, tmp_path / "second", objective="next-token"))
@@ -194,6 +195,7 @@ def test_modules_that_an_adapter_saves_whole_are_trained_on_and_other_adapters_r
         run(config(tmp_path / "ia3", data, tmp_path / "other", objective="next-token"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_at_its_last_step_is_resumed_without_another(
     model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_the_model_is_loaded_as_the_trainers_settings_say(model_folder: Path, da
         assert build_trainer(given, opened).model.config._attn_implementation == "eager"
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_model(model_folder: Path, data: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     rows.mkdir()
@@ -276,6 +279,7 @@ def test_early_stopping_keeps_the_best_model(model_folder: Path, data: Path, tmp
     assert evaluated.index(min(evaluated)) == len(evaluated) - 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anchor", ["none", "kl"])
 def test_protected_and_anchored_runs_train(anchor: str, model_folder: Path, data: Path, tmp_path: Path) -> None:
     folder = run(config(model_folder, data, tmp_path / "run", anchor=anchor, protect_layers=0.5, max_steps=2))

@@ -55,6 +55,7 @@ def test_a_text_read_in_two_calls_with_a_given_cache_equals_one(model: ProxyTune
     torch.testing.assert_close(found, model(TEXT, use_cache=False).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cache_that_was_read_with_and_copied_goes_on_in_generate(model: ProxyTunedModel) -> None:
     """As a long prompt is kept for many questions."""
     cache = DynamicCache()

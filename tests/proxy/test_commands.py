@@ -28,6 +28,7 @@ def run(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.slow
 def test_generate_writes_what_the_steered_model_writes(
     folders: dict[str, str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +86,7 @@ def test_audit_holds_the_steered_model_against_the_base_model(
     assert "no tuned model is given" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,6 +104,7 @@ def test_bad_input_is_one_clear_line(
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_steered_model_is_served_as_any_other(tokenizer: PreTrainedTokenizerFast) -> None:
     """Requests of different lengths share a batch, and each gets what the model writes alone."""
     base = ascii_model(tokenizer, layers=3)

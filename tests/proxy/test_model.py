@@ -57,6 +57,7 @@ def test_the_logits_are_the_formula(alpha: float) -> None:
     torch.testing.assert_close(found.double(), formula(models, ids, alpha), atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text", "gpt_neox", "gpt2"])
 def test_alpha_0_and_an_expert_like_the_antiexpert_are_the_base_model(architecture: str) -> None:
     base, expert, antiexpert = parts(architecture)
@@ -151,6 +152,7 @@ def test_sampling_streaming_and_several_sequences_work_as_of_any_model(tokenizer
     assert "".join(streamer) == tokenizer.decode(generated(model, PROMPTS[:1], max_new_tokens=6)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_expert_may_have_a_prompt_of_its_own(shared: bool) -> None:
     """Each step, the formula with the expert's logits after its own prompt."""
@@ -279,6 +281,7 @@ def folders(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, str
     return {name: str(tmp_path / name) for name in ("base", "expert", "antiexpert", "adapter")}
 
 
+@pytest.mark.slow
 def test_it_is_saved_by_name_and_loaded_again(folders: dict[str, str], tmp_path: Path) -> None:
     model = ProxyTunedModel(folders["base"], folders["expert"], folders["antiexpert"], alpha=0.5)
     model.save_pretrained(tmp_path / "proxy")

@@ -72,6 +72,7 @@ def test_each_alpha_is_measured_as_the_steered_model_itself(
     assert result.tuned[tuned].results["rows"].metrics == pytest.approx(direct.metrics)
 
 
+@pytest.mark.slow
 def test_an_expert_that_was_tuned_directly_closes_the_whole_gap(
     folders: dict[str, str], tmp_path: Path, files: dict[str, str]
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_browser_draws_the_frontier(given: list[str], tmp_path: Path, browser:
         assert len(shapes) == 1 and len(shapes[0]) > 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

@@ -80,6 +80,7 @@ def test_words_are_deleted_as_units(objective: str) -> None:
     assert found.order == order and found.values == pytest.approx(values, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [1, 7, 40, 10_000])
 def test_the_size_of_a_pass_changes_nothing(batch_tokens: int) -> None:
     model = tiny_model(initializer_range=0.3).double()

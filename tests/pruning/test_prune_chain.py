@@ -22,6 +22,7 @@ def pruned_by(tokenizer: Any, chain: str = CHAIN, mode: str = "surprisal", **opt
     return prune_chain(tiny_model(initializer_range=0.3), tokenizer, "How many?\n", chain, "\n15", mode=mode, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "screened", *BASELINES])
 @pytest.mark.parametrize("granularity", ["token", "word"])
 def test_every_token_has_its_step(tokenizer: PreTrainedTokenizerBase, mode: str, granularity: str) -> None:

@@ -61,6 +61,7 @@ def pruned(data: str, output: Path, pruner: str, mode: str = "exact", keep: floa
     return prune_rows(data, output, Ranking(pruner=pruner, mode=mode), Cut(keep=(keep,)), **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exact", "truncation"])
 def test_rows_come_out_with_the_text_that_prune_chain_leaves(data: str, pruner: str, tmp_path: Path, mode: str) -> None:
     found = pruned(data, tmp_path / "out.jsonl", pruner, mode)
@@ -80,6 +81,7 @@ def test_rows_come_out_with_the_text_that_prune_chain_leaves(data: str, pruner: 
     assert load_rows(tmp_path / "out.jsonl")["completion"][0] == found.rows[0]["completion"]
 
 
+@pytest.mark.slow
 def test_all_kept_gives_the_completion_back_and_its_importance(data: str, pruner: str, tmp_path: Path) -> None:
     for row, given in zip(pruned(data, tmp_path / "out.jsonl", pruner, keep=1.0).rows, SOLUTIONS, strict=True):
         assert row["completion"][0]["content"] == given["answer"]
@@ -90,6 +92,7 @@ def test_all_kept_gives_the_completion_back_and_its_importance(data: str, pruner
     assert "importance" not in pruned(data, tmp_path / "half.jsonl", pruner).rows[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(PEFT_WARNING)
 def test_tune_takes_the_ranks_as_weights(data: str, pruner: str, tmp_path: Path) -> None:
     pruned(data, tmp_path / "out.jsonl", pruner, "surprisal", keep=1.0)
@@ -100,6 +103,7 @@ def test_tune_takes_the_ranks_as_weights(data: str, pruner: str, tmp_path: Path)
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_ranks_of_the_same_kind_are_not_computed_again(
     data: str, pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +139,7 @@ def test_of_several_shares_each_row_gets_one_and_can_say_so(tmp_path: Path, prun
     assert again == found and other != found
 
 
+@pytest.mark.slow
 def test_parquet_holds_the_same_rows(data: str, pruner: str, tmp_path: Path) -> None:
     lines = pruned(data, tmp_path / "out.jsonl", pruner).rows
     pruned(data, tmp_path / "out.parquet", pruner)
@@ -380,6 +385,7 @@ def test_words_that_are_in_the_file_are_not_struck_through(pruner: str, tmp_path
     assert kept == row["completion"][0]["content"].removesuffix("\n#### 4") == "First we multiply"
 
 
+@pytest.mark.slow
 def test_how_far_a_mode_agrees_with_exact_is_said(
     data: str, pruner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

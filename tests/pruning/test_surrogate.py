@@ -117,6 +117,7 @@ def test_the_same_seed_gives_the_same_network_and_it_survives_its_file(tmp_path:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_no_surrogate_is_said(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     folder = tmp_path / "s"
     with pytest.raises(InputError, match="holds no surrogate"):
@@ -238,6 +239,7 @@ def test_pearson_is_zero_where_nothing_varies() -> None:
     assert pearson(values, torch.ones(3, dtype=torch.float64)) == 0.0
 
 
+@pytest.mark.slow
 def test_help_of_both_verbs_loads_nothing_heavy() -> None:
     for arguments in (["prune", "--help"], ["prune", "fit", "--help"]):
         code = (

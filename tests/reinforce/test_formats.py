@@ -177,6 +177,7 @@ def test_what_cannot_be_watched_or_resumed_is_said() -> None:
     FormatMonitor([PROGRAM], start_shares={"program": 0.5}).on_train_begin(None, state, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_any_trl_trainer_logs_it_and_a_resumed_run_forgets_what_it_does_again(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_run_leaves_a_model_its_logs_and_a_report(
     assert "report: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reward_that_raises_or_gives_no_number_counts_as_0_and_the_run_goes_on(
     model_folder: Path,  # noqa: F811
     data: Path,
@@ -297,6 +298,7 @@ def test_an_adapter_is_trained_on_and_saved_without_the_copy_that_it_is_held_aga
     assert "adapter_model.safetensors" in names and "ref" not in names
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # what PEFT says of tied embeddings
 @pytest.mark.parametrize(
     ("settings", "method"),

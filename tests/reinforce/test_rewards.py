@@ -145,6 +145,7 @@ def test_an_answer_without_a_number_is_that_rows_failure(make: Make, capsys: pyt
     assert "'seven' holds no number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_math_verify_gives_one_for_equal_mathematics(make: Make):
     pytest.importorskip("math_verify")
     completions = [r"so \boxed{\frac{1}{2}}", "The answer is 1,234", r"$x^2+2x+1$", "it is 8", "", r"\boxed{\frac{1}"]
@@ -168,6 +169,7 @@ def test_molecule_formula_gives_one_for_a_molecule_of_that_formula(make: Make, c
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_reasoning_gym_gives_the_datasets_own_score_of_the_last_answer(make: Make):
     reasoning_gym = pytest.importorskip("reasoning_gym")
     entry = reasoning_gym.create_dataset("basic_arithmetic", size=1, seed=0)[0]
@@ -242,6 +244,7 @@ def test_only_literals_and_what_does_not_parse_reach_eval():
 # What a failing sample does
 
 
+@pytest.mark.slow
 def test_each_failing_sample_counts_as_zero_and_is_logged_and_the_others_keep_their_rewards(
     own: Own, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -328,6 +331,7 @@ def test_a_limit_may_be_as_long_as_one_likes(make: Make):
     assert score(make("answer", seconds=math.inf), ["7"], answer=["7"]) == [1]
 
 
+@pytest.mark.slow
 def test_a_search_that_backtracks_for_ever_is_limited_in_time(make: Make):
     reward = make("regex:(a+)+$", seconds=0.5)
     begin = time.monotonic()
@@ -368,6 +372,7 @@ def test_a_worker_that_is_killed_is_replaced(own: Own, make: Make):
     assert sum(reward.failures.values()) == 0
 
 
+@pytest.mark.slow
 def test_what_a_hanging_reward_started_ends_with_it(own: Own, make: Make, tmp_path: Path):
     module = own("""
         import subprocess
@@ -420,6 +425,7 @@ def test_the_worker_ends_with_its_reward(end: str):
     assert not is_running(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hangs", [False, True], ids=["at its end", "killed while the reward hangs"])
 def test_the_worker_ends_with_the_program(hangs: bool, own: Own, tmp_path: Path):
     module = own("""
@@ -566,6 +572,7 @@ def test_a_module_that_fails_to_import_names_its_error(own: Own):
         reward_function(f"{own('import not_there')}:f")
 
 
+@pytest.mark.slow
 def test_an_unknown_dataset_is_answered_with_the_nearest():
     pytest.importorskip("reasoning_gym")
     with pytest.raises(InputError, match=r"'reasoning-gym:countdwn': no such dataset; did you mean 'countdown'\?"):

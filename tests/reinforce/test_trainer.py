@@ -236,6 +236,7 @@ def test_a_config_of_trl_is_completed_with_our_defaults(tokenizer: PreTrainedTok
         ForkingTokenGRPOTrainer(tiny_model(), small_bytes, {}, train_dataset=rows(), processing_class=tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 @pytest.mark.parametrize("adapter", ["prompt tuning", "prefix tuning", "shadow"])
 def test_an_adapter_that_acts_in_the_forward_pass_of_peft_is_trained_on_forking_tokens(

@@ -52,6 +52,7 @@ def test_a_batch_holds_no_more_rows_than_it_may(watched: Watched, tokenizer: Pre
         assert watched.batches == [3, 3, 2]
 
 
+@pytest.mark.slow
 def test_a_newcomer_joins_a_batch_that_runs_and_no_text_is_changed(
     watched: Watched, tokenizer: PreTrainedTokenizerFast, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_client_that_hangs_up_in_a_stream_stops_its_row_only(
         assert server.metric("graftlm_active_sequences") == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_hangs_up_while_it_waits_leaves_the_queue(
     watched: Watched, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -166,6 +168,7 @@ def test_an_adapter_is_served_like_a_model(tokenizer: PreTrainedTokenizerFast) -
     assert [choice.text for choice in answer.choices] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3_text", "gpt_neox"])
 def test_rows_of_unequal_length_are_right_for_other_architectures_too(
     architecture: str, tokenizer: PreTrainedTokenizerFast

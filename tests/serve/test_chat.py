@@ -119,6 +119,7 @@ def test_what_the_model_would_not_read_of_a_message_is_refused_and_named(
 SOME = "{% for m in WHICH %}[{{ m.role }}]{{ m.content | trim }}<eos>{% endfor %}[assistant]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "place"),
     [

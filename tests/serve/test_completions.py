@@ -61,6 +61,7 @@ def test_streamed_pieces_join_to_the_text_that_comes_in_one(server: Serving, opt
     assert all(chunk.usage is None and chunk.id == chunks[0].id for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_stream_as_they_are_decoded(tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_model()
     with serving(model, tokenizer) as server:
@@ -140,6 +141,7 @@ def test_a_special_token_as_stop_text_ends_the_text(tokenizer: PreTrainedTokeniz
     assert ended.usage.completion_tokens == len(ended.choices[0].text) + 1 < 40
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_a_text_and_choices_differ(server: Serving) -> None:
     def texts(**options: Any) -> list[str]:
         answer = server.complete(temperature=1, max_tokens=20, **options)
@@ -157,6 +159,7 @@ def test_a_small_nucleus_is_greedy(server: Serving) -> None:
     assert server.complete(temperature=1, top_p=0, max_tokens=9).choices == server.complete(max_tokens=9).choices
 
 
+@pytest.mark.slow
 def test_prompts_may_be_several_texts_or_tokens(server: Serving, tokenizer: PreTrainedTokenizerFast) -> None:
     ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     alone = [server.complete(prompt, max_tokens=8).choices[0].text for prompt in PROMPTS]

@@ -63,6 +63,7 @@ def test_half_a_head_is_cut_in_time_though_more_of_it_comes(
         assert time.monotonic() - begun > 0.2
 
 
+@pytest.mark.slow
 def test_a_long_answer_is_no_reason_to_cut(watched: Watched, tokenizer: PreTrainedTokenizerFast) -> None:
     with serving(watched, tokenizer, arrival_seconds=0.1) as server:
         stream = server.complete(max_tokens=40, stream=True)

@@ -88,6 +88,7 @@ def test_what_the_server_cannot_honour_is_left_out_with_a_word_and_no_text_is_ch
     assert err.count("\n") == (2 if err else 0)  # one a server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -24,6 +24,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(
             assert caught.value.code == "context_length_exceeded"
 
 
+@pytest.mark.slow
 def test_a_small_request_does_not_wait_for_a_large_one_to_be_encoded(
     writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_limit_asks_the_same_questions_about_fewer_countries(make_model: Any, 
     assert set(few.examples[0]) >= {"prompt", "reference", "output", "ranked_first", *few.metrics}
 
 
+@pytest.mark.slow
 def test_a_model_without_any_knowledge_is_near_the_floor(make_model: Any, tokenizer: Any):
     model = make_model()
     model.lm_head.weight.data.fill_(float("nan"))

@@ -31,6 +31,7 @@ def plain_log_likelihood(model: Any, tokenizer: Any, prompt: str, completion: st
     return sum(float(log_probs[len(start) + i - 1, token]) for i, token in enumerate(tail)), len(tail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_likelihoods_equal_a_plain_float64_computation(kind: str, side: str, make_model: Any, make_tokenizer: Any):

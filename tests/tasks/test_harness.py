@@ -96,6 +96,7 @@ def test_a_name_that_stands_for_several_tasks_is_refused_with_their_names() -> N
         get_task("lm-eval:arc_*")
 
 
+@pytest.mark.slow
 def test_a_metric_of_the_harness_goes_the_way_that_it_declares(tmp_path: Path, make_model: Any, tokenizer: Any) -> None:
     """Bits per byte by lm-eval's registry, the other by the task's file."""
     name = document(

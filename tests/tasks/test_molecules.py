@@ -33,6 +33,7 @@ def test_the_splits_have_the_sizes_that_the_readme_of_the_data_states():
     }
 
 
+@pytest.mark.slow
 def test_no_molecule_stereoisomer_or_tautomer_is_in_two_splits():
     from rdkit import Chem
 

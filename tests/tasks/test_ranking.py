@@ -51,6 +51,7 @@ def test_hybrid_models_score_each_candidate_after_its_own_prompt(kind: str, make
         assert [total for total, _ in found] == pytest.approx([total for total, _ in alone], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # what PEFT asks of transformers
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")  # PEFT says so at each prompt with virtual tokens
 @pytest.mark.parametrize(
