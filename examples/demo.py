@@ -95,7 +95,7 @@ def main() -> None:
     say(f"{minutes:.1f} minutes; report: {report}")
 
 
-DISTILLATION: dict[str, Any] = {"domain_tokens": 26_000, "general_tokens": 6_000, "epochs": 3}
+DISTILLATION: dict[str, Any] = {"domain_tokens": 20_000, "general_tokens": 6_000, "epochs": 2}
 TRAINING: dict[str, Any] = {"max_steps": 50, "batch_size": 8, "learning_rate": 6e-4}
 AUDIT: dict[str, Any] = {"probes": ["capitals", "general-text"], "limit": 100, "layer_groups": 3}
 
