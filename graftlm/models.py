@@ -241,16 +241,15 @@ def load_adapter(folder: Path, options: LoadOptions) -> tuple[PeftModel, PreTrai
         base, tokenizer = load_named(base_name, replace(options, revision=revision))
     except InputError as error:
         raise InputError(f"adapter {folder} needs its base model {base_name!r}: {error}") from error
-    return attach_adapter(base, tokenizer, folder, options)
+    return attach_adapter(base, folder, *needs_of_adapter(base, tokenizer, folder, options))
 
 
 def attach_adapter(
-    base: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, options: LoadOptions
+    base: Any, folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int, altered: str | None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The adapter of `folder` on `base`, which it changes in place, with the folder's tokenizer if it has one."""
+    """The adapter of `folder` on `base`, which it changes in place, with what `needs_of_adapter` says of it."""
     from peft import PeftModel
 
-    tokenizer, rows, altered = needs_of_adapter(base, tokenizer, folder, options)
     with explained_errors(str(folder)), warnings.catch_warnings():
         # PEFT only warns, and leaves such parameters random.
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -303,9 +302,8 @@ def adapter_on(
     wanted = resolve_base(config.base_model_name_or_path, folder)
     if wanted != base_name and not same_place(wanted, base_name):
         return None
-    if needs_of_adapter(base, tokenizer, folder, options)[2] is not None:
-        return None
-    return attach_adapter(base, tokenizer, folder, options)
+    needs = needs_of_adapter(base, tokenizer, folder, options)
+    return attach_adapter(base, folder, *needs) if needs[2] is None else None
 
 
 def same_place(first: str, second: str) -> bool:
