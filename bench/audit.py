@@ -25,11 +25,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from graftlm import load_model
-from graftlm.console import say
-from graftlm.files import dump_json, write_text
-from graftlm.provenance import versions
+from graftlm.decoding.candidates import candidate_log_likelihoods
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.provenance import versions
 from graftlm.tasks import get_task
-from graftlm.tasks.ranking import candidate_log_likelihoods
 
 MODEL = "smollm2-135m"
 CANDIDATES = 10

@@ -20,14 +20,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, SFTConfig
 
-from graftlm.config import split_optional, typed_fields
-from graftlm.multitoken.config import DistillConfig, TuneConfig
-from graftlm.multitoken.heads import MultiTokenHeads
-from graftlm.ranges import Range, range_of
+from graftlm.experiments.study_config import StudyConfig
+from graftlm.heads.config import DistillConfig
+from graftlm.heads.heads import MultiTokenHeads
 from graftlm.reinforce.config import ReinforceConfig
-from graftlm.study.config import StudyConfig
-from graftlm.trainer_settings import RANGE_OF
-from graftlm.yaml_text import dump_yaml
+from graftlm.runs.config import split_optional, typed_fields
+from graftlm.runs.ranges import Range, range_of
+from graftlm.runs.yaml_text import dump_yaml
+from graftlm.tuning.config import TuneConfig
+from graftlm.tuning.trainer_settings import RANGE_OF
 
 WORDLESS = ("", " ", "x", "one", "0x10", "--", "null null", "[1]", "{}", "é", "1e", "∞")
 

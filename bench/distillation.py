@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from graftlm.console import reported_progress
-from graftlm.multitoken import DistillConfig
-from graftlm.multitoken.distill import distill
-from graftlm.runs import Run
+from graftlm.heads.config import DistillConfig
+from graftlm.heads.distill import distill
+from graftlm.runs.console import reported_progress
+from graftlm.runs.run import Run
 
 RECIPE: dict[str, Any] = {
     "model": "smollm2-135m",

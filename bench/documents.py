@@ -15,8 +15,8 @@ from typing import Any
 
 from summary import RESULTS, first_rows, table
 
-from graftlm.console import say
-from graftlm.files import write_text
+from graftlm.runs.console import say
+from graftlm.runs.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 DRAWN = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from graftlm.console import say
-from graftlm.files import dump_json, remove, write_text
-from graftlm.provenance import git_commit, now
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, remove, write_text
+from graftlm.runs.provenance import git_commit, now
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"

@@ -30,10 +30,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 import graftlm.reinforce.trainer as forking
 from graftlm import ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer, Format, FormatMonitor, load_model
-from graftlm.console import say
-from graftlm.files import dump_json, write_text
-from graftlm.provenance import versions
 from graftlm.reinforce.prompts import load_prompts
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.provenance import versions
 
 MODEL, DATA = "smollm2-135m", "reasoning-gym:gsm_symbolic"
 

@@ -25,16 +25,16 @@ import torch
 from intervals import difference, mean, spread
 
 from graftlm import load_model
-from graftlm.console import say
-from graftlm.files import dump_json, read_json_lines, write_text
-from graftlm.multitoken import TuneConfig
-from graftlm.multitoken.tune import tune
-from graftlm.provenance import versions
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.reinforce import reinforce
-from graftlm.reinforce.scorers import reasoning_gym_score
-from graftlm.runs import Run
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, read_json_lines, write_text
+from graftlm.runs.provenance import versions
+from graftlm.runs.run import Run
 from graftlm.tasks.reasoning import Reasoning, prompt_of
+from graftlm.tasks.scorers import reasoning_gym_score
+from graftlm.tuning.config import TuneConfig
+from graftlm.tuning.tune import tune
 
 MODEL, NAME = "smollm2-135m", "chain_sum"
 OPTIONS = {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1}

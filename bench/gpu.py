@@ -30,10 +30,10 @@ from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 
 from graftlm import load_model, prune_chain
-from graftlm.console import say
-from graftlm.files import dump_json, write_text
-from graftlm.multitoken import linear_cross_entropy as fused
-from graftlm.provenance import versions
+from graftlm.models import linear_cross_entropy as fused
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.provenance import versions
 
 REPEATS = 10
 

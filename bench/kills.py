@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": "1"}
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from graftlm.console import say
-from graftlm.files import append_line, dump_json, read_json_lines, remove, write_text
+from graftlm.runs.console import say
+from graftlm.runs.files import append_line, dump_json, read_json_lines, remove, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
@@ -103,8 +103,8 @@ def make(folder: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from graftlm.models import load_model
-    from graftlm.multitoken import MultiTokenHeads
+    from graftlm.heads.heads import MultiTokenHeads
+    from graftlm.models.load import load_model
     from tests.conftest import byte_tokenizer, tiny_model
 
     model = tiny_model()
@@ -231,7 +231,7 @@ def without_times(value: Any) -> Any:
 def content(path: Path) -> Any:
     """What is compared of a file: all of it, but for times; of pages and pickles that they are there."""
     if path.suffix == ".yaml":
-        from graftlm.yaml_text import parse_yaml
+        from graftlm.runs.yaml_text import parse_yaml
 
         return without_times(parse_yaml(path.read_text("utf-8")))
     if path.suffix == ".json":

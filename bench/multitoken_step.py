@@ -176,7 +176,7 @@ def measure_arm(command: list[str], output: Path, repeats: int) -> dict[str, Any
 
 
 def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
-    from graftlm.bundled import SMOLLM2_135M, bundled_folder
+    from graftlm.models.bundled import SMOLLM2_135M, bundled_folder
 
     if not REFERENCE.exists():
         sys.exit("multitoken_step: the reference's environment is missing; run bench/setup_reference.sh first")

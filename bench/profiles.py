@@ -33,11 +33,11 @@ from graftlm import (
     load_model,
     prune_chain,
 )
-from graftlm.console import say
-from graftlm.datasets import general_prompts
-from graftlm.few_rows import quicken
-from graftlm.files import write_text
-from graftlm.multitoken.speculative import HeadsDecoding
+from graftlm.data.load import general_prompts
+from graftlm.decoding.heads_decoding import HeadsDecoding
+from graftlm.models.few_rows import quicken
+from graftlm.runs.console import say
+from graftlm.runs.files import write_text
 
 BASE = "smollm2-135m"
 SHOWN = 8

@@ -11,8 +11,9 @@
 - the limit of the plain one: what one forward of the base model and one of the small model without an adapter on twice
   the rows take, prompt and tokens fed in as the others have them.
 
-ProxyTunedModel multiplies a few rows by a weight in another way than `nn.Linear` (graftlm/few_rows.py), on this kind of
-machine faster. So the others are measured twice: as transformers has them, and `quick`, with the same products.
+ProxyTunedModel multiplies a few rows by a weight in another way than `nn.Linear` (graftlm/models/few_rows.py), on
+this kind of machine faster. So the others are measured twice: as transformers has them, and `quick`, with the same
+products.
 
 All write the same number of greedy tokens after the same prompts. The fastest round of each counts, since whatever
 else the machine does only adds to a round. A token that differs between the two loops is looked up: the gap between
@@ -34,11 +35,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from graftlm import ProxyTunedModel, load_model
-from graftlm.console import say
-from graftlm.datasets import general_prompts
-from graftlm.few_rows import quicken
-from graftlm.files import dump_json, write_text
-from graftlm.provenance import versions
+from graftlm.data.load import general_prompts
+from graftlm.models.few_rows import quicken
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.provenance import versions
 from graftlm.tasks import get_task
 
 BASE = "smollm2-135m"

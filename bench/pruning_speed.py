@@ -34,15 +34,15 @@ from typing import Any
 import torch
 
 from graftlm import load_model
-from graftlm.console import say
-from graftlm.files import dump_json, write_text
-from graftlm.provenance import versions
 from graftlm.pruning import prune_chain
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.choices import Mode
 from graftlm.pruning.encoding import Encoding, encode_chain
 from graftlm.pruning.greedy import TIE
 from graftlm.pruning.surrogate import Surrogate, load_surrogate
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.provenance import versions
 from graftlm.tasks.reasoning import Reasoning
 
 BASE = "smollm2-135m"

@@ -27,16 +27,16 @@ from typing import Any, NamedTuple
 from intervals import difference, mean, spread
 
 from graftlm import load_model
-from graftlm.console import plain_lines, prefixed, say
-from graftlm.files import dump_json, read_json_lines, write_text
-from graftlm.multitoken import TuneConfig
-from graftlm.multitoken.tune import tune
-from graftlm.provenance import versions
+from graftlm.decoding.batches import generate_completions
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.rows import Cut, Ranking, prune_rows
-from graftlm.runs import Run
-from graftlm.tasks.generation import generate_completions
+from graftlm.runs.console import plain_lines, prefixed, say
+from graftlm.runs.files import dump_json, read_json_lines, write_text
+from graftlm.runs.provenance import versions
+from graftlm.runs.run import Run
 from graftlm.tasks.reasoning import Reasoning, prompt_of
+from graftlm.tuning.config import TuneConfig
+from graftlm.tuning.tune import tune
 
 MODEL = "smollm2-135m"
 ANSWER = "\nThe answer is "

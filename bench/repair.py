@@ -27,9 +27,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from graftlm import load_model
-from graftlm.auditing.pair import WholePair
 from graftlm.auditing.restoration import nll_per_token, reference_pairs
-from graftlm.console import say
+from graftlm.models.pair import WholePair
+from graftlm.runs.console import say
 from graftlm.tasks import get_task
 
 BASE = "smollm2-135m"

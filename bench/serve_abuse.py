@@ -38,8 +38,8 @@ from serve_load import LIBRARIES, NEAR_TIE, serving
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from graftlm.console import reported_progress
-from graftlm.provenance import command_line, git_commit, now, versions
+from graftlm.runs.console import reported_progress
+from graftlm.runs.provenance import command_line, git_commit, now, versions
 from graftlm.serve.row import seeded_generator
 from graftlm.serve.sampling import sample
 

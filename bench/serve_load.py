@@ -36,9 +36,9 @@ import torch
 from openai import AsyncOpenAI, OpenAIError
 
 from graftlm import load_model
-from graftlm.console import reported_progress
-from graftlm.datasets import general_prompts, load_rows
-from graftlm.provenance import command_line, git_commit, now, versions
+from graftlm.data.load import general_prompts, load_rows
+from graftlm.runs.console import reported_progress
+from graftlm.runs.provenance import command_line, git_commit, now, versions
 
 NEAR_TIE = 1e-3
 SECONDS = 600  # for the server's start and end

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from graftlm import load_model
-from graftlm.console import prefixed, reported_progress, say
-from graftlm.datasets import general_prompts, load_rows
-from graftlm.multitoken import WrittenText, write_texts
-from graftlm.multitoken.decoder import Decoder, decoder_layers
-from graftlm.multitoken.hidden_states import batches_of_similar_length
-from graftlm.multitoken.linear_cross_entropy import linear_kl_divergence
+from graftlm.data.load import general_prompts, load_rows
+from graftlm.data.written_text import WrittenText, write_texts
+from graftlm.heads.hidden_states import batches_of_similar_length
+from graftlm.models.decoder import Decoder, decoder_layers
+from graftlm.models.linear_cross_entropy import linear_kl_divergence
+from graftlm.runs.console import prefixed, reported_progress, say
 
 BASE = "smollm2-135m"
 DONE = "healing.json"

@@ -7,8 +7,8 @@
 - molecules: the same model tuned on `molecules` (multi-token, one epoch), its heads refreshed on what it writes since,
   answers the test questions.
 
-- `generate`: transformers' own. `quick`: the same with the products of graftlm/few_rows.py, which `graftlm generate`
-  uses as well. `heads`: those and drafts, as many as pay.
+- `generate`: transformers' own. `quick`: the same with the products of graftlm/models/few_rows.py, which
+  `graftlm generate` uses as well. `heads`: those and drafts, as many as pay.
 - tokens a pass, and how far that is from drafts that are all right: every pass would yield all heads' tokens and one.
 
 Greedy, batch 1 prompt by prompt, then batches. Tokens of `heads` and `generate` are compared; where they differ, the
@@ -30,13 +30,13 @@ import torch
 from torch.nn.functional import pad as pad_rows
 
 from graftlm import load_model
-from graftlm.console import say
-from graftlm.datasets import general_text
-from graftlm.few_rows import FewRowsLinear, quicken
-from graftlm.files import dump_json, write_text
-from graftlm.multitoken import MultiTokenHeads
-from graftlm.multitoken.speculative import HeadsDecoding
-from graftlm.provenance import versions
+from graftlm.data.load import general_text
+from graftlm.decoding.heads_decoding import HeadsDecoding
+from graftlm.heads.heads import MultiTokenHeads
+from graftlm.models.few_rows import FewRowsLinear, quicken
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.provenance import versions
 from graftlm.tasks import get_task
 
 BASE = "smollm2-135m"
@@ -70,9 +70,9 @@ def tuned_model(folder: Path) -> tuple[Any, MultiTokenHeads, Any]:
 
 def held_out_prompts(folder: Path, kind: str, tokenizer: Any, count: int) -> list[list[int]]:
     """Of the distillation's prompts those that its heads have not learnt from."""
-    from graftlm.multitoken.config import DistillConfig
-    from graftlm.multitoken.distill import split_held_out
-    from graftlm.multitoken.written_text import TEXT_FILE, read_texts
+    from graftlm.data.written_text import TEXT_FILE, read_texts
+    from graftlm.heads.config import DistillConfig
+    from graftlm.heads.distill import split_held_out
 
     config = DistillConfig()
     _, held_out = split_held_out(read_texts(folder / "heads" / TEXT_FILE), config.held_out, config.seed)

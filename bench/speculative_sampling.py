@@ -18,13 +18,13 @@ import torch
 from intervals import difference, mean, spread
 from speculative import tuned_model
 
-from graftlm.console import say
-from graftlm.few_rows import quicken
-from graftlm.files import dump_json, write_text
-from graftlm.multitoken.speculative import HeadsDecoding
-from graftlm.provenance import versions
+from graftlm.decoding.batches import completion_log_likelihoods
+from graftlm.decoding.heads_decoding import HeadsDecoding
+from graftlm.models.few_rows import quicken
+from graftlm.runs.console import say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.provenance import versions
 from graftlm.tasks import get_task
-from graftlm.tasks.generation import completion_log_likelihoods
 from graftlm.tasks.molecules import score_smiles
 
 NEW_TOKENS = 48

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from graftlm.console import say
-from graftlm.files import write_text
 from graftlm.report.markup import Markup, element, join
+from graftlm.runs.console import say
+from graftlm.runs.files import write_text
 
 RESULTS = Path("bench/results")
 OUR_PRODUCTS = "generate with our products"

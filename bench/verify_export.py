@@ -23,8 +23,8 @@ TEXT = "Photosynthesis is the process by which plants turn light, water and carb
 def write(folder: Path) -> None:
     """The model, a speculator of a changed head, and what that head drafts at each place of a text."""
     from graftlm import MultiTokenHeads, load_model
-    from graftlm.multitoken.decoder import Decoder
-    from graftlm.multitoken.export import export_eagle3
+    from graftlm.heads.export import export_eagle3
+    from graftlm.models.decoder import Decoder
 
     model, tokenizer = load_model(MODEL)
     heads = MultiTokenHeads.from_model(model, 2)

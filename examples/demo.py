@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from graftlm import audit
+from graftlm.auditing.page import write_audit_report
 from graftlm.auditing.summary import audit_table
-from graftlm.console import print_table, reported_progress, say
-from graftlm.files import dump_json, write_text
-from graftlm.multitoken import DistillConfig, TuneConfig
-from graftlm.multitoken.distill import distill
-from graftlm.multitoken.tune import tune
-from graftlm.provenance import versions
-from graftlm.report import agreement_section, audit_verdict, losses_section, write_audit_report
-from graftlm.runs import Run
+from graftlm.auditing.verdict import audit_verdict
+from graftlm.heads.config import DistillConfig
+from graftlm.heads.distill import distill
+from graftlm.report.page import agreement_section, losses_section
+from graftlm.runs.console import print_table, reported_progress, say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.provenance import versions
+from graftlm.runs.run import Run
+from graftlm.tuning.config import TuneConfig
+from graftlm.tuning.tune import tune
 
 MODEL = "smollm2-135m"
 SEED = 0

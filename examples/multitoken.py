@@ -16,9 +16,9 @@ from peft import LoraConfig
 from transformers import set_seed
 
 from graftlm import MultiTokenConfig, MultiTokenTrainer, distill_heads, evaluate, load_model
-from graftlm.datasets import general_prompts, load_rows, prompt_tokens
-from graftlm.multitoken import DistillConfig
-from graftlm.multitoken.written_text import write_texts
+from graftlm.data.load import general_prompts, load_rows, prompt_tokens
+from graftlm.data.written_text import write_texts
+from graftlm.heads.config import DistillConfig
 
 FOLDER = Path("example-run")
 

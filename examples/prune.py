@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from graftlm.pruning.page import write_prune_report
 from graftlm.pruning.rows import Cut, Ranking, prune_rows
-from graftlm.report import write_prune_report
 
 SOLUTIONS = [
     ("Mia has 17 pens and gives 4 of them to her brother. How many has she left?",

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 
 from graftlm import ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer, Format, FormatMonitor, load_model
-from graftlm.report import write_reinforce_report
+from graftlm.reinforce.page import write_reinforce_report
 from graftlm.tasks import get_task
 
 

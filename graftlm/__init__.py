@@ -12,16 +12,10 @@ from graftlm.lazy import lazy_attributes
 if TYPE_CHECKING:
     from graftlm.auditing.audit import audit
     from graftlm.errors import InputError
-    from graftlm.evaluation import evaluate
-    from graftlm.models import load_model
-    from graftlm.multitoken import (
-        MultiTokenConfig,
-        MultiTokenHeads,
-        MultiTokenModel,
-        MultiTokenTrainer,
-        distill_heads,
-        head_losses,
-    )
+    from graftlm.heads.distill import distill_heads
+    from graftlm.heads.heads import MultiTokenHeads
+    from graftlm.heads.loss import head_losses
+    from graftlm.models.load import load_model
     from graftlm.proxy import ProxyTunedModel
     from graftlm.pruning import PrunedChain, prune_chain
     from graftlm.reinforce import (
@@ -32,6 +26,9 @@ if TYPE_CHECKING:
         forking_token_mask,
     )
     from graftlm.tasks import Metric, Task, TaskResult
+    from graftlm.tasks.evaluation import evaluate
+    from graftlm.tuning.model import MultiTokenModel
+    from graftlm.tuning.trainer import MultiTokenConfig, MultiTokenTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -69,20 +66,20 @@ __getattr__ = lazy_attributes(
         "FormatMonitor": "graftlm.reinforce",
         "InputError": "graftlm.errors",
         "Metric": "graftlm.tasks",
-        "MultiTokenConfig": "graftlm.multitoken",
-        "MultiTokenHeads": "graftlm.multitoken",
-        "MultiTokenModel": "graftlm.multitoken",
-        "MultiTokenTrainer": "graftlm.multitoken",
+        "MultiTokenConfig": "graftlm.tuning",
+        "MultiTokenHeads": "graftlm.heads",
+        "MultiTokenModel": "graftlm.tuning",
+        "MultiTokenTrainer": "graftlm.tuning",
         "ProxyTunedModel": "graftlm.proxy",
         "PrunedChain": "graftlm.pruning",
         "Task": "graftlm.tasks",
         "TaskResult": "graftlm.tasks",
         "audit": "graftlm.auditing.audit",
-        "distill_heads": "graftlm.multitoken",
-        "evaluate": "graftlm.evaluation",
+        "distill_heads": "graftlm.heads",
+        "evaluate": "graftlm.tasks.evaluation",
         "forking_token_mask": "graftlm.reinforce",
-        "head_losses": "graftlm.multitoken",
-        "load_model": "graftlm.models",
+        "head_losses": "graftlm.heads",
+        "load_model": "graftlm.models.load",
         "prune_chain": "graftlm.pruning",
     },
 )

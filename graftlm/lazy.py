@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -17,5 +18,20 @@ def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str],
         value = getattr(import_module(modules[name]), name)
         setattr(sys.modules[package], name, value)
         return value
+
+    return load
+
+
+def moved_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """As `lazy_attributes`, for names that have moved: each use gives a DeprecationWarning with the new place."""
+
+    def load(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        message = (
+            f"{package}.{name} has moved: from {modules[name]} import {name}; the old name goes in the next release"
+        )
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(import_module(modules[name]), name)
 
     return load

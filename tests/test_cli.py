@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import graftlm
 from graftlm.cli import main
 from graftlm.cli.using import read_prompts
+from graftlm.decoding.pace import Pace
 from graftlm.errors import InputError
-from graftlm.multitoken import MultiTokenHeads
-from graftlm.multitoken.config import TuneConfig
-from graftlm.multitoken.pace import Pace
-from graftlm.runs import Run
+from graftlm.heads.heads import MultiTokenHeads
+from graftlm.runs.run import Run
+from graftlm.runs.yaml_text import parse_yaml
 from graftlm.tasks import TASKS, Metric, TaskResult
 from graftlm.tasks.metric import NLL
-from graftlm.yaml_text import parse_yaml
+from graftlm.tuning.config import TuneConfig
 
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "rdkit", "matplotlib", "numpy"}
 
@@ -47,7 +47,7 @@ def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -
 @pytest.fixture
 def tune_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Puts a function in the place of the training."""
-    return lambda tune: replace_module(monkeypatch, "graftlm.multitoken.tune", tune=tune)
+    return lambda tune: replace_module(monkeypatch, "graftlm.tuning.tune", tune=tune)
 
 
 def saved(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -188,7 +188,7 @@ def test_distill_gets_its_config_the_run_and_a_progress_callback(
             progress("heads", step, 100)
         run.log({"step": config.num_heads})
 
-    replace_module(monkeypatch, "graftlm.multitoken.distill", distill=distill)
+    replace_module(monkeypatch, "graftlm.heads.distill", distill=distill)
     assert call("distill", "--num-heads", "2", "--output", str(tmp_path / "heads")) == 0
     assert capsys.readouterr() == ("", "heads: 1/100\nheads: 100/100\n")
     assert json.loads((tmp_path / "heads" / "metrics.jsonl").read_text()) == {"step": 2}
@@ -216,7 +216,7 @@ def fake_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         ]
         return {result.task: result for result in results}
 
-    replace_module(monkeypatch, "graftlm.evaluation", evaluate=evaluate)
+    replace_module(monkeypatch, "graftlm.tasks.evaluation", evaluate=evaluate)
     replace_module(monkeypatch, "graftlm.proxy.model", steered=lambda name, *_: (name, None))
     return calls
 

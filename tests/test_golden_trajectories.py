@@ -23,14 +23,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
-from graftlm import models
 from graftlm.auditing.audit import audit
-from graftlm.multitoken import DistillConfig, TuneConfig
-from graftlm.multitoken.distill import distill
-from graftlm.multitoken.tune import tune
+from graftlm.heads.config import DistillConfig
+from graftlm.heads.distill import distill
+from graftlm.models import load as models
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.reinforce import reinforce
-from graftlm.runs import Run
+from graftlm.runs.run import Run
+from graftlm.tuning.config import TuneConfig
+from graftlm.tuning.tune import tune
 from tests.conftest import byte_tokenizer, tiny_model
 
 COMMITTED = Path(__file__).with_name("golden_trajectories.json")

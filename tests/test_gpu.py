@@ -15,19 +15,21 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.multitoken import DistillConfig, MultiTokenHeads, distill_heads
-from graftlm.multitoken.linear_cross_entropy import linear_cross_entropy
-from graftlm.multitoken.speculative import HeadsDecoding
+from graftlm.decoding.candidates import candidate_log_likelihoods
+from graftlm.decoding.heads_decoding import HeadsDecoding
+from graftlm.heads.config import DistillConfig
+from graftlm.heads.distill import distill_heads
+from graftlm.heads.heads import MultiTokenHeads
+from graftlm.models.linear_cross_entropy import linear_cross_entropy
 from graftlm.proxy import ProxyTunedModel
 from graftlm.pruning import prune_chain
-from graftlm.tasks.ranking import candidate_log_likelihoods
 from tests.conftest import ARCHITECTURES, tiny_model
-from tests.multitoken import training
-from tests.multitoken.test_distill import counting_model, texts
-from tests.multitoken.test_speculative import GREEDY, PROMPTS, drafting_model, padded
+from tests.decoding.test_heads_decoding import GREEDY, PROMPTS, drafting_model, padded
+from tests.heads.test_distill import counting_model, texts
 from tests.proxy.models import parts
 from tests.reinforce.training import TRL_WARNING
 from tests.reinforce.training import trainer as reinforcement_trainer
+from tests.tuning import training
 
 DEVICE = os.environ.get("GRAFTLM_TEST_DEVICE", "")
 pytestmark = [

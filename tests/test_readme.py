@@ -12,11 +12,12 @@ import pytest
 import typer
 
 from graftlm.cli import app
-from graftlm.config import coerce_flag, field_types, flag_name, load_config
-from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.experiments.study_config import StudyConfig
+from graftlm.heads.config import DistillConfig
 from graftlm.reinforce.config import ReinforceConfig
-from graftlm.study.config import StudyConfig
+from graftlm.runs.config import coerce_flag, field_types, flag_name, load_config
 from graftlm.tasks import get_task
+from graftlm.tuning.config import TuneConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

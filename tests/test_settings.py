@@ -14,16 +14,17 @@ from trl import GRPOConfig, SFTConfig
 from typer.testing import CliRunner
 
 from graftlm.cli import app
-from graftlm.config import load_config
 from graftlm.errors import InputError
-from graftlm.multitoken.config import DistillConfig, TuneConfig
-from graftlm.multitoken.trainer import MultiTokenConfig
-from graftlm.ranges import Range, range_of
+from graftlm.experiments.study_config import StudyConfig
+from graftlm.heads.config import DistillConfig
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.trainer import ForkingTokenGRPOConfig
-from graftlm.study.config import StudyConfig
-from graftlm.trainer_settings import RANGE_OF, UNBOUNDED, check_trainer_settings
-from graftlm.training import trainer_arguments
+from graftlm.runs.config import load_config
+from graftlm.runs.ranges import Range, range_of
+from graftlm.tuning.config import TuneConfig
+from graftlm.tuning.trainer import MultiTokenConfig
+from graftlm.tuning.trainer_settings import RANGE_OF, UNBOUNDED, check_trainer_settings
+from graftlm.tuning.training import trainer_arguments
 
 CONFIGS: dict[type, dict[str, Any]] = {
     DistillConfig: {}, TuneConfig: {"heads": "cold", "eval_split": "test"}, ReinforceConfig: {}, StudyConfig: {},

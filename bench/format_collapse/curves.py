@@ -15,7 +15,7 @@ from line_chart import Points, line_chart
 from measurement import mean
 from problems import FORMATS
 
-from graftlm.files import write_text
+from graftlm.runs.files import write_text
 
 
 def rollout_curves(runs: Sequence[dict[str, Any]]) -> tuple[dict[str, Points], dict[str, Points]]:

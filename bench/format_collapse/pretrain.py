@@ -27,8 +27,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, get_cosine_schedule_with_warmup
 from transformers.utils import logging
 
-from graftlm.console import reported_progress, say
-from graftlm.files import write_text
+from graftlm.runs.console import reported_progress, say
+from graftlm.runs.files import write_text
 
 DONE = "pretraining.json"
 PART = "part.pt"

@@ -31,10 +31,10 @@ from problems import FORMATS, Problem, format_of, read_answer
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from graftlm.console import say
-from graftlm.files import write_text
 from graftlm.reinforce.format_guards import FormatDivergence, Guard, WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor
+from graftlm.runs.console import say
+from graftlm.runs.files import write_text
 
 PROBLEMS = 640  # in an epoch
 EPOCHS = 3

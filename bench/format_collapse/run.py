@@ -19,7 +19,7 @@ from measurement import mean
 from pretrain import MIXTURES, SCALES, pretrain
 from reinforcement import Run, reinforce, told
 
-from graftlm.console import say
+from graftlm.runs.console import say
 
 ARMS = (
     {"beta": 0.0}, {"algorithm": "expert-iteration"}, {"beta": 0.01}, {"guard": "within-format"},

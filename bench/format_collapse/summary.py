@@ -17,8 +17,8 @@ from curves import write_plots
 from findings import Cell, Found, end, epoch, places, spread, start, verdicts
 from problems import FORMATS
 
-from graftlm.console import say
-from graftlm.files import write_text
+from graftlm.runs.console import say
+from graftlm.runs.files import write_text
 
 
 def load_runs(results: Path) -> dict[Cell, list[Found]]:

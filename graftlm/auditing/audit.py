@@ -15,19 +15,19 @@ from graftlm.auditing.comparison import changes, compare_results
 from graftlm.auditing.divergence import base_written_divergence, write_base_texts
 from graftlm.auditing.diversity import Pattern, measure_diversity
 from graftlm.auditing.forward_clock import ForwardClock
-from graftlm.auditing.opening import opened_pair
-from graftlm.auditing.pair import ModelPair, SteeredPair
 from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.restoration import reference_pairs, restore_each
 from graftlm.auditing.result import AuditResult, Diversity, LayerDrift, Restored, TunedAudit, TunedPair
 from graftlm.auditing.weights import weight_changes
-from graftlm.datasets import general_prompts, general_text
+from graftlm.data.load import general_prompts, general_text
+from graftlm.data.written_text import WrittenText
 from graftlm.errors import InputError
-from graftlm.evaluation import evaluate
-from graftlm.models import load_model
-from graftlm.multitoken import WrittenText
+from graftlm.models.load import load_model
+from graftlm.models.pair import ModelPair, SteeredPair
+from graftlm.models.pair_loading import opened_pair
 from graftlm.reinforce.formats import Format
 from graftlm.tasks import FileProbe, Task, TaskResult, get_task
+from graftlm.tasks.evaluation import evaluate
 from graftlm.tasks.facts import FactProbe
 
 Report = Callable[[str, int, int], None]

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.auditing.pair import ModelPair
+from graftlm.data.written_text import WrittenText, write_texts
+from graftlm.decoding.batches import logits_at
 from graftlm.errors import InputError
-from graftlm.multitoken import WrittenText, write_texts
-from graftlm.tasks.generation import logits_at
+from graftlm.models.pair import ModelPair
 
 MAX_ROWS = 256  # positions whose logits exist at once (50 MB in float32 at 49,152 words)
 

@@ -11,10 +11,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from graftlm.auditing.result import Diversity
-from graftlm.encoding import encode_prompt
+from graftlm.data.encoding import encode_prompt
+from graftlm.decoding.batches import logits_at
 from graftlm.errors import InputError
 from graftlm.reinforce.formats import OTHER, Format, format_of
-from graftlm.tasks.generation import logits_at
 
 Pattern = str | Callable[[str], bool]
 """A regular expression that is searched in the output, or a function of it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from graftlm.multitoken.decoder import plain_model
+from graftlm.models.decoder import plain_model
 
 
 class ForwardClock:

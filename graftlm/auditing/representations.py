@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.auditing.pair import ModelPair
 from graftlm.auditing.result import LayerDrift
-from graftlm.encoding import encode_text
+from graftlm.data.encoding import encode_text
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import backbone_of, decoder_layers, plain_model
+from graftlm.models.decoder import backbone_of, decoder_layers, plain_model
+from graftlm.models.pair import ModelPair
 
 POSITIONS = 512  # at most so many of a batch go into the Gram matrices, spread evenly
 

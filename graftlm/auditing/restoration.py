@@ -17,10 +17,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.auditing.pair import ModelPair
 from graftlm.auditing.result import Restored
+from graftlm.decoding.batches import completion_log_likelihoods
+from graftlm.models.pair import ModelPair
 from graftlm.tasks import Task
-from graftlm.tasks.generation import completion_log_likelihoods
 
 NOTHING = 1e-3  # nats per token: below it a share would be of noise
 Pairs = Mapping[str, Sequence[tuple[str, str]]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graftlm.auditing.result import AuditResult, Change, Restored, TunedAudit
-from graftlm.console import number
+from graftlm.runs.console import number
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from graftlm.auditing.pair import ModelPair
 from graftlm.auditing.result import WeightChange
+from graftlm.models.pair import ModelPair
 
 
 def weight_changes(pair: ModelPair) -> list[WeightChange]:

@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from graftlm import __version__
-from graftlm.console import printable, say
 from graftlm.errors import InputError, check_whole
+from graftlm.runs.console import printable, say
 
 
 class VerbGroup(TyperGroup):

@@ -22,9 +22,9 @@ from graftlm.cli.options import (
     opened_folder,
     seed_option,
 )
-from graftlm.console import evaluation_table, prefixed, print_findings, print_table, reported_progress, say
 from graftlm.errors import InputError
-from graftlm.files import claimed, dump_json, write_text
+from graftlm.runs.console import evaluation_table, prefixed, print_findings, print_table, reported_progress, say
+from graftlm.runs.files import claimed, dump_json, write_text
 
 
 @app.command()
@@ -52,8 +52,8 @@ def evaluate(
     from graftlm.tasks import TASKS, get_task
 
     tasks = [get_task(name) for name in task or TASKS]
-    from graftlm.evaluation import evaluate as evaluate_model
     from graftlm.proxy.model import steered
+    from graftlm.tasks.evaluation import evaluate as evaluate_model
 
     if alpha is not None and expert is None:
         from graftlm.proxy.model import is_composition
@@ -123,9 +123,10 @@ def audit(
     from graftlm.auditing.audit import DEFAULT_PROBES
     from graftlm.auditing.audit import audit as audit_models
     from graftlm.auditing.condition import check_conditions, failures, parse_condition
+    from graftlm.auditing.page import write_audit_report
     from graftlm.auditing.summary import audit_table
+    from graftlm.auditing.verdict import audit_verdict
     from graftlm.proxy.model import steering
-    from graftlm.report import audit_verdict, write_audit_report
     from graftlm.tasks import get_task
 
     probes = [get_task(name) for name in probe or DEFAULT_PROBES if name not in (task or [])]
@@ -177,7 +178,7 @@ def restore(
 
     Saves an ordinary model. Which layers are worth it, `graftlm audit` shows.
     """
-    from graftlm.auditing.restore import restore as restore_layers
+    from graftlm.models.restore import restore as restore_layers
 
     changed = restore_layers(tuned, output, layers=layers, scale=scale, base=base, overwrite=overwrite)
     say(f"{changed} weights scaled; model: {output}")

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from graftlm.errors import InputError
-from graftlm.files import claimed
-from graftlm.ranges import LARGEST_SEED, Range
+from graftlm.runs.files import claimed
+from graftlm.runs.ranges import LARGEST_SEED, Range
 
 
 def number_option(help: str, **bounds: float) -> Any:

@@ -19,8 +19,8 @@ from graftlm.cli.options import (
     parse_numbers,
     seed_option,
 )
-from graftlm.console import print_findings, reported_progress, say
-from graftlm.files import dump_json, write_text
+from graftlm.runs.console import print_findings, reported_progress, say
+from graftlm.runs.files import dump_json, write_text
 
 proxy = typer.Typer(cls=VerbGroup, no_args_is_help=True, help="Proxy-tuning: measure how strongly to steer.")
 app.add_typer(proxy, name="proxy")
@@ -52,9 +52,9 @@ def sweep(
     """
     numbers = parse_numbers("--alphas", alphas)
     from graftlm.auditing.audit import DEFAULT_PROBES
-    from graftlm.proxy.summary import sweep_table
-    from graftlm.proxy.sweep import sweep as sweep_alphas
-    from graftlm.report import sweep_verdict, write_sweep_report
+    from graftlm.experiments.sweep import sweep as sweep_alphas
+    from graftlm.experiments.sweep_page import sweep_verdict, write_sweep_report
+    from graftlm.experiments.sweep_summary import sweep_table
 
     with opened_folder(output, "sweep.json", overwrite=overwrite), reported_progress() as progress:
         result = sweep_alphas(

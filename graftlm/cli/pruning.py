@@ -11,10 +11,10 @@ import typer
 
 from graftlm.cli.app import app
 from graftlm.cli.options import Overwrite, number_option, parse_numbers, seed_option
-from graftlm.console import print_table, printable, reported_progress, say
-from graftlm.files import claimed
-from graftlm.provenance import command_line
 from graftlm.pruning.choices import THINK_TAGS
+from graftlm.runs.console import print_table, printable, reported_progress, say
+from graftlm.runs.files import claimed
+from graftlm.runs.provenance import command_line
 
 Data = Annotated[
     str,
@@ -94,9 +94,9 @@ def prune(
     The rows come out with shorter completions, the rank of each token, and a page that shows which tokens and which
     kinds of words survive. `graftlm tune` reads them.
     """
+    from graftlm.pruning.page import write_prune_report
     from graftlm.pruning.partial import companions
     from graftlm.pruning.rows import Cut, Pruned, Ranking, prune_rows
-    from graftlm.report import write_prune_report
 
     settings: dict[str, Any] = {"pruner": pruner, "objective": objective, "granularity": granularity, "seed": seed}
     ranking = Ranking(

@@ -13,16 +13,17 @@ from typing import Annotated, Any
 import typer
 
 from graftlm.cli.app import app
+from graftlm.cli.flags import config_command
 from graftlm.cli.options import AsJson, DryRun, Overwrite, Resume
-from graftlm.console import print_findings, reported_progress, say
-from graftlm.files import dump_json
-from graftlm.flags import config_command
-from graftlm.multitoken.config import DistillConfig, TuneConfig
+from graftlm.experiments.study_config import StudyConfig, split_names
+from graftlm.heads.config import DistillConfig
 from graftlm.recipes import list_recipes, read_recipe
 from graftlm.reinforce.config import ReinforceConfig
-from graftlm.runs import Run, check_folder
-from graftlm.study.config import StudyConfig, split_names
-from graftlm.yaml_text import dump_yaml
+from graftlm.runs.console import print_findings, reported_progress, say
+from graftlm.runs.files import dump_json
+from graftlm.runs.run import Run, check_folder
+from graftlm.runs.yaml_text import dump_yaml
+from graftlm.tuning.config import TuneConfig
 
 
 @app.command()
@@ -43,7 +44,7 @@ def distill(
         check_folder(Path(config.output), "distill", config, resume=resume, overwrite=overwrite)
         print_config(config, sources)
         return
-    from graftlm.multitoken.distill import distill as distill_heads
+    from graftlm.heads.distill import distill as distill_heads
 
     with (
         opened_run(config, "distill", sources, resume=resume, overwrite=overwrite) as run,
@@ -63,7 +64,7 @@ def tune(
     dry_run: DryRun = False,
 ) -> None:
     """Fine-tune a model, multi-token or next-token."""
-    train("graftlm.multitoken.tune", "tune", config, sources, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    train("graftlm.tuning.tune", "tune", config, sources, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
 
 @app.command()
@@ -113,10 +114,10 @@ def study(
         check_folder(Path(config.output), "study", config, resume=resume, overwrite=overwrite)
         print_config(config, sources)
         return
-    from graftlm.provenance import versions
-    from graftlm.report import write_study_report
-    from graftlm.study.rows import study_table, study_verdict
-    from graftlm.study.study import study as train_ladder
+    from graftlm.experiments.study import study as train_ladder
+    from graftlm.experiments.study_page import write_study_report
+    from graftlm.experiments.study_rows import study_table, study_verdict
+    from graftlm.runs.provenance import versions
     from graftlm.tasks import get_task
 
     with (

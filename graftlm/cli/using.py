@@ -20,13 +20,13 @@ from graftlm.cli.options import (
     opened_folder,
     seed_option,
 )
-from graftlm.console import environment_table, print_table, printable, say
 from graftlm.errors import InputError
-from graftlm.files import dump_json
+from graftlm.runs.console import environment_table, print_table, printable, say
+from graftlm.runs.files import dump_json
 from graftlm.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from graftlm.generation import Written
+    from graftlm.decoding.generation import Written
 
 
 @app.command()
@@ -59,8 +59,8 @@ def generate(
     import torch
     from transformers import set_seed
 
-    from graftlm.few_rows import quicken
-    from graftlm.generation import stream_completion
+    from graftlm.decoding.generation import stream_completion
+    from graftlm.models.few_rows import quicken
     from graftlm.proxy.model import steered
 
     check_draft(draft, expert)
@@ -143,7 +143,7 @@ def serve(
         grace_seconds=grace_seconds,
     )
     try:
-        from graftlm.few_rows import quicken
+        from graftlm.models.few_rows import quicken
         from graftlm.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: pip install 'graftlm[serve]'") from error
@@ -177,10 +177,10 @@ def export(
     The format is EAGLE-3 as the library speculators has it; it covers one head, so an engine drafts one token. An
     adapter is to be merged first: engines draft for whole models.
     """
-    from graftlm.adapters import merged
-    from graftlm.models import load_model
-    from graftlm.multitoken.export import check_replaceable, export_eagle3
-    from graftlm.multitoken.heads import MultiTokenHeads
+    from graftlm.heads.export import check_replaceable, export_eagle3
+    from graftlm.heads.heads import MultiTokenHeads
+    from graftlm.models.adapters import merged
+    from graftlm.models.load import load_model
 
     if overwrite:
         check_replaceable(output)
@@ -198,7 +198,7 @@ def export(
 @app.command()
 def env(as_json: AsJson = False) -> None:
     """Show versions, machine, cache, optional parts."""
-    from graftlm.environment import describe_environment
+    from graftlm.cli.environment import describe_environment
 
     facts = describe_environment()
     if as_json:
@@ -214,8 +214,8 @@ def check_draft(draft: str | None, expert: str | None) -> None:
 
 def drafted(model: Any, folder: str) -> Any:
     """The model with the heads in `folder`, which write what it writes."""
-    from graftlm.few_rows import quicken
-    from graftlm.multitoken.speculative import HeadsDecoding
+    from graftlm.decoding.heads_decoding import HeadsDecoding
+    from graftlm.models.few_rows import quicken
     from graftlm.proxy.model import ProxyTunedModel
 
     if isinstance(model, ProxyTunedModel):

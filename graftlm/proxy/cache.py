@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from graftlm.caches import new_cache
 from graftlm.errors import InputError
+from graftlm.models.caches import new_cache
 
 if TYPE_CHECKING:
     from graftlm.proxy.experts import Experts

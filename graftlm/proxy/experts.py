@@ -12,11 +12,11 @@ from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from transformers import Cache
 
-from graftlm.adapters import lasting_alteration
+from graftlm.decoding.batches import has_virtual_tokens
 from graftlm.errors import InputError
+from graftlm.models.adapters import lasting_alteration
 from graftlm.proxy.cache import ProxyCache
 from graftlm.proxy.paired_adapter import PairedAdapter, uses_dora
-from graftlm.tasks.generation import has_virtual_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from graftlm.caches import new_cache
+from graftlm.decoding.generation import named_arguments, setting
 from graftlm.errors import InputError
-from graftlm.generation import named_arguments, setting
-from graftlm.models import load_model
+from graftlm.models.caches import new_cache
+from graftlm.models.load import load_model
 from graftlm.proxy.alpha import Alpha, check_alpha
 from graftlm.proxy.cache import ProxyCache, columns
 from graftlm.proxy.experts import Inputs, of_width, run, with_own_prompt
@@ -173,8 +173,8 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         """
         arguments = named_arguments(args, kwargs)
         if speculative and self.experts is not None:
+            from graftlm.decoding.speculation import decoding_arguments
             from graftlm.proxy.speculative import speculative_decoding
-            from graftlm.speculation import decoding_arguments
 
             arguments = decoding_arguments(speculative_decoding, arguments, self.generation_config)
         else:

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
-from graftlm.few_rows import quicken
-from graftlm.models import adapter_on, load_model
+from graftlm.models.few_rows import quicken
+from graftlm.models.load import adapter_on, load_model
 from graftlm.proxy.experts import Experts, SeparateExperts, SharedExperts
 from graftlm.proxy.vocabulary import check_tokens, check_widths
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from graftlm.decoding.speculation import READ, SpeculativeOutput, check_call, check_can_forget, kept_or_drawn
 from graftlm.errors import InputError
 from graftlm.proxy.experts import Experts, Inputs, of_width, run
-from graftlm.speculation import READ, SpeculativeOutput, check_call, check_can_forget, kept_or_drawn
 
 LONGEST_DRAFT = 16
 ROW_COST = 0.1

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graftlm.decoding.batches import has_virtual_tokens
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import backbone_of, decoder_layers, plain_model
-from graftlm.tasks.generation import has_virtual_tokens
+from graftlm.models.decoder import backbone_of, decoder_layers, plain_model
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from graftlm.encoding import encode_prompt, encode_with_offsets, render_messages
+from graftlm.data.encoding import encode_prompt, encode_with_offsets, render_messages
+from graftlm.data.patterns import row_pattern, row_spans
 from graftlm.errors import InputError, check_whole
-from graftlm.patterns import row_pattern, row_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

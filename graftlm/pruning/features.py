@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from graftlm.multitoken.decoder import Decoder
-from graftlm.multitoken.loss import rows_loss
+from graftlm.heads.loss import rows_loss
+from graftlm.models.decoder import Decoder
 from graftlm.pruning.attention import pass_with_attention
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.encoding import Encoding

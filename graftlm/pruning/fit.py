@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftlm.console import Report, prefixed
 from graftlm.errors import InputError
-from graftlm.files import WRITING, dump_json, plain, read_json_lines, remove, write_text
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.features import ChainFeatures, chain_features
 from graftlm.pruning.partial import partial_file, refuse_other
 from graftlm.pruning.rows import COLUMN, Cut, Ranker, Ranking, prune_rows, read_rows, what_rows_depend_on
 from graftlm.pruning.surrogate import CONFIG_FILE, RankedChain, Surrogate, fit_surrogate
+from graftlm.runs.console import Report, prefixed
+from graftlm.runs.files import WRITING, dump_json, plain, read_json_lines, remove, write_text
 
 FINISHED_FILE = "finished.json"
 """What each finished file of exact ranks was made with."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftlm.encoding import encode_prompt, encode_with_offsets
+from graftlm.data.encoding import encode_prompt, encode_with_offsets
 from graftlm.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.errors import InputError
-from graftlm.files import append_line, drop_partial_line, dump_json, plain, read_json_lines, remove, write_text
+from graftlm.runs.files import append_line, drop_partial_line, dump_json, plain, read_json_lines, remove, write_text
 
 ENDINGS = (".jsonl", ".parquet")
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm import __version__
-from graftlm.checkpoints import weights_fingerprint
-from graftlm.console import Report
-from graftlm.datasets import data_fingerprint, read_source
+from graftlm.data.forms import TOKEN_COLUMNS
+from graftlm.data.load import data_fingerprint, read_source
+from graftlm.data.patterns import row_pattern
 from graftlm.errors import InputError
-from graftlm.files import claimed, dump_json, plain, remove, write_text
-from graftlm.models import load_model
-from graftlm.patterns import row_pattern
+from graftlm.models.checkpoints import weights_fingerprint
+from graftlm.models.load import load_model
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.choices import Granularity, Mode, Objective, check_choice
 from graftlm.pruning.encoding import check_patterns, encode_chain
@@ -27,7 +26,8 @@ from graftlm.pruning.pruned_chain import kept_text
 from graftlm.pruning.pruner import prune_chain
 from graftlm.pruning.solutions import Solution, solution_of
 from graftlm.pruning.surrogate import Surrogate, load_surrogate
-from graftlm.rows import TOKEN_COLUMNS
+from graftlm.runs.console import Report
+from graftlm.runs.files import claimed, dump_json, plain, remove, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,14 +18,14 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from graftlm.caches import keeps_only_keys_and_values
+from graftlm.decoding.batches import has_virtual_tokens, target_log_probs
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import Decoder
-from graftlm.multitoken.linear_cross_entropy import chunk_rows
+from graftlm.models.caches import keeps_only_keys_and_values
+from graftlm.models.decoder import Decoder
+from graftlm.models.linear_cross_entropy import chunk_rows
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.grouping import cheapest_groups
 from graftlm.pruning.known_sequences import KnownSequences
-from graftlm.tasks.generation import has_virtual_tokens, target_log_probs
 
 Span = tuple[int, int]
 """Where a unit starts in the sequence, and where it ends."""

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftlm.data.forms import canonical_rows, describe, text
+from graftlm.data.patterns import row_spans
 from graftlm.errors import InputError
-from graftlm.patterns import row_spans
 from graftlm.pruning.choices import THINK_TAGS
 from graftlm.pruning.encoding import Question
-from graftlm.rows import canonical_rows, describe, text
 
 ANSWER_STARTS = (r"</think>", r"####", r"(?i:\**(?:the )?(?:final )?answer\**(?: is\b|:))", r"\$*\\boxed\b")
 

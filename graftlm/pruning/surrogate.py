@@ -30,10 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from graftlm.errors import InputError
-from graftlm.files import written_together
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.encoding import Encoding
 from graftlm.pruning.features import ChainFeatures, chain_features
+from graftlm.runs.files import written_together
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 HIDDEN = 64

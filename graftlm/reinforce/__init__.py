@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from graftlm.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from graftlm.reinforce.forking import forking_token_mask
+    from graftlm.models.forking import forking_token_mask
     from graftlm.reinforce.format_guards import FormatDivergence, WithinFormat
     from graftlm.reinforce.formats import Format, FormatMonitor
     from graftlm.reinforce.rewards import reward_function
@@ -36,7 +36,7 @@ __getattr__ = lazy_attributes(
         "FormatDivergence": "graftlm.reinforce.format_guards",
         "FormatMonitor": "graftlm.reinforce.formats",
         "WithinFormat": "graftlm.reinforce.format_guards",
-        "forking_token_mask": "graftlm.reinforce.forking",
+        "forking_token_mask": "graftlm.models.forking",
         "reward_function": "graftlm.reinforce.rewards",
     },
 )

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graftlm.config import option, require
 from graftlm.errors import InputError
-from graftlm.ranges import LARGEST_SEED, check_ranges
+from graftlm.runs.config import option, require
+from graftlm.runs.ranges import LARGEST_SEED, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)

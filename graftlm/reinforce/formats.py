@@ -30,11 +30,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from graftlm.console import say
+from graftlm.data.patterns import Pattern
 from graftlm.errors import InputError
-from graftlm.files import append_line, dump_json, read_json_lines, write_text
-from graftlm.patterns import Pattern
 from graftlm.reinforce.format_guards import Guard
+from graftlm.runs.console import say
+from graftlm.runs.files import append_line, dump_json, read_json_lines, write_text
 
 OTHER = "other"
 ALARM_SHARE, DEAD_SHARE = 0.9, 0.01  # above and below which a format has taken over or died

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, concatenate_datasets
 
-from graftlm.datasets import read_source
+from graftlm.data.forms import LOST_COLUMNS, refuse_columns, to_message
+from graftlm.data.load import read_source
 from graftlm.errors import InputError
 from graftlm.reinforce.formats import completion_text
-from graftlm.rows import LOST_COLUMNS, refuse_columns, to_message
 from graftlm.tasks.reasoning import PREFIX, Reasoning
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")

@@ -20,24 +20,24 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PrinterCallback
 from trl.rewards import get_soft_overlong_punishment
 
-from graftlm.adapters import untie
-from graftlm.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
-from graftlm.console import printable, say
-from graftlm.datasets import begun_once, data_fingerprint
-from graftlm.encoding import encode_messages
+from graftlm.data.encoding import encode_messages
+from graftlm.data.load import begun_once, data_fingerprint
 from graftlm.errors import InputError
-from graftlm.files import read_json_lines
+from graftlm.models.adapters import untie
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.format_guards import FormatDivergence, Guard, WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor
+from graftlm.reinforce.page import reward_of, write_reinforce_report
 from graftlm.reinforce.prompts import load_prompts
 from graftlm.reinforce.rewards import reward_function
 from graftlm.reinforce.trainer import ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer
-from graftlm.report.reinforce_page import reward_of, write_reinforce_report
-from graftlm.runs import Run
+from graftlm.runs.console import printable, say
+from graftlm.runs.files import read_json_lines
+from graftlm.runs.run import Run
 from graftlm.tasks import TASKS
 from graftlm.tasks.reasoning import PREFIX
-from graftlm.training import (
+from graftlm.tuning.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
+from graftlm.tuning.training import (
     model_to_train,
     refused_settings,
     save_steps,

@@ -28,12 +28,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from graftlm.console import say
 from graftlm.errors import InputError
-from graftlm.files import append_line, dump_json
-from graftlm.provenance import now
 from graftlm.reinforce.reward_worker import Function, Reply, Worker, describe, rows
-from graftlm.reinforce.scorers import BUILT_INS, built_in_function
+from graftlm.runs.console import say
+from graftlm.runs.files import append_line, dump_json
+from graftlm.runs.provenance import now
+from graftlm.tasks.scorers import BUILT_INS, built_in_function
 
 FAILURES = ("exception", "time-out", "not a number")
 NOT_SENT = ("trainer_state", "log_extra", "log_metric", "environments")

@@ -1,4 +1,4 @@
-"""TRL's GRPO, its policy loss on forking tokens only (graftlm/reinforce/forking.py has the equation).
+"""TRL's GRPO, its policy loss on forking tokens only (graftlm/models/forking.py has the equation).
 
 Where this differs from TRL's `top_entropy_quantile`:
 1. The mask is taken once over the whole rollout batch of all devices (`forking_scope="rollout"`), from the entropies
@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from graftlm.adapters import alteration_of, lasting_alteration
-from graftlm.config import option
-from graftlm.encoding import check_no_end
+from graftlm.data.encoding import check_no_end
 from graftlm.errors import InputError
-from graftlm.multitoken.decoder import acts_in_forward, backbone_of, plain_model
-from graftlm.ranges import check_ranges
-from graftlm.reinforce.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
-from graftlm.resuming import ResumableTrainer
-from graftlm.training import arguments_as
+from graftlm.models.adapters import alteration_of, lasting_alteration
+from graftlm.models.decoder import acts_in_forward, backbone_of, plain_model
+from graftlm.models.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
+from graftlm.runs.config import option
+from graftlm.runs.ranges import check_ranges
+from graftlm.tuning.resuming import ResumableTrainer
+from graftlm.tuning.training import arguments_as
 
 Scope = Literal["rollout", "micro-batch", "response"]
 Normaliser = Literal["kept", "all"]

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from graftlm.console import words
-from graftlm.files import dump_json
 from graftlm.report.charts import agreement_plots, loss_plots
 from graftlm.report.markup import Markup, element
+from graftlm.runs.console import words
+from graftlm.runs.files import dump_json
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

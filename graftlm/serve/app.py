@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from graftlm import __version__
-from graftlm.console import say
+from graftlm.runs.console import say
 from graftlm.serve.answers import Answer, ChatAnswer, CompletionAnswer
 from graftlm.serve.batching import Engine
 from graftlm.serve.gate import CLIENT_GONE, Gate, error_response

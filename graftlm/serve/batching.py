@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from graftlm.console import say
+from graftlm.runs.console import say
 from graftlm.serve.metrics import Metrics
 from graftlm.serve.own_settings import set_aside
 from graftlm.serve.refusal import Refusal

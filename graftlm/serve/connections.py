@@ -12,8 +12,8 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from graftlm.console import say
 from graftlm.errors import InputError
+from graftlm.runs.console import say
 from graftlm.serve.settings import ServeSettings
 
 OWN_FILES = 64  # what the server has open besides its connections

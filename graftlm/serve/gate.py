@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from graftlm.console import say
+from graftlm.runs.console import say
 from graftlm.serve.batching import RETRY_SECONDS, SHUTTING_DOWN, Engine
 from graftlm.serve.refusal import Refusal, shortened
 from graftlm.serve.settings import LOCAL_HOSTS, ServeSettings

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from graftlm.encoding import TEMPLATE_ERRORS, encode_text, left_out
+from graftlm.data.encoding import TEMPLATE_ERRORS, encode_text, left_out
 from graftlm.serve.own_settings import stop_strings
 from graftlm.serve.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from graftlm.serve.refusal import refuse

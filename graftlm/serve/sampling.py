@@ -81,8 +81,8 @@ class RowSampler(LogitsProcessor):
     def choose_rows(self, numbers: Sequence[int], logits: Tensor) -> list[int | None]:
         """The next token of each of these rows, given its logits [numbers, vocabulary]; None for a row that is done.
 
-        A decoding method that checks drafts (graftlm.multitoken.speculative) calls this for one place after another, as
-        long as the tokens are those that were drafted: what a row draws depends on its own seed, not on the drafts.
+        A decoding method that checks drafts (graftlm.decoding.heads_decoding) calls this for one place after another,
+        as long as the tokens are those that were drafted: what a row draws depends on its own seed, not on the drafts.
         """
         places = [place for place, number in enumerate(numbers) if not self.rows[number].done]
         rows = [self.rows[numbers[place]] for place in places]

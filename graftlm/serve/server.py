@@ -15,8 +15,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from graftlm.console import say
 from graftlm.errors import InputError
+from graftlm.runs.console import say
 from graftlm.serve.app import create_app
 from graftlm.serve.batching import Engine
 from graftlm.serve.connections import Connection, Limits, room_for_connections

@@ -16,11 +16,11 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from graftlm.decoding.batches import generate_completions
+from graftlm.decoding.candidates import candidate_log_likelihoods
 from graftlm.errors import InputError
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
-from graftlm.tasks.generation import generate_completions
 from graftlm.tasks.metric import Metric
-from graftlm.tasks.ranking import candidate_log_likelihoods
 
 if TYPE_CHECKING:
     from datasets import Dataset

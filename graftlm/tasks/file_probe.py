@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from graftlm.data.readers import read_file
+from graftlm.decoding.batches import completion_log_likelihoods, generate_completions
+from graftlm.decoding.candidates import candidate_log_likelihoods
 from graftlm.errors import InputError
-from graftlm.readers import read_file
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
 from graftlm.tasks.facts import GREEDY, MAX_NEW_TOKENS, RANKING, Fact, names_answer
-from graftlm.tasks.generation import completion_log_likelihoods, generate_completions
 from graftlm.tasks.metric import NLL, PERPLEXITY
 from graftlm.tasks.perplexity import likelihood_result
-from graftlm.tasks.ranking import candidate_log_likelihoods
 
 if TYPE_CHECKING:
     from datasets import Dataset

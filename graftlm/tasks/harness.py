@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from graftlm.console import say
-from graftlm.encoding import without_end
+from graftlm.data.encoding import without_end
 from graftlm.errors import InputError
+from graftlm.runs.console import say
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options
 from graftlm.tasks.metric import Kind, Metric
 

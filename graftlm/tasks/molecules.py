@@ -11,9 +11,9 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from graftlm.decoding.batches import completion_log_likelihoods, generate_completions
 from graftlm.errors import InputError
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
-from graftlm.tasks.generation import completion_log_likelihoods, generate_completions
 from graftlm.tasks.metric import NLL, Metric
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from graftlm.decoding.batches import generate_completions
 from graftlm.errors import InputError
-from graftlm.reinforce.scorers import reasoning_gym_score
 from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
-from graftlm.tasks.generation import generate_completions
 from graftlm.tasks.metric import Metric
+from graftlm.tasks.scorers import reasoning_gym_score
 
 if TYPE_CHECKING:
     from datasets import Dataset

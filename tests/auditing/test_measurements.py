@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from graftlm.auditing.divergence import base_written_divergence, write_base_texts
 from graftlm.auditing.diversity import FORMATS, measure_diversity
-from graftlm.auditing.pair import AdapterPair, ModelPair, WholePair
 from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.weights import weight_changes
+from graftlm.data.written_text import WrittenText
 from graftlm.errors import InputError
-from graftlm.multitoken import WrittenText
+from graftlm.models.pair import AdapterPair, ModelPair, WholePair
 from graftlm.reinforce.formats import Format, format_of
 from tests.auditing.models import adapted, merged, noisy
 from tests.conftest import ARCHITECTURES, tiny_model

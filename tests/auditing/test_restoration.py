@@ -7,9 +7,9 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from graftlm.auditing.pair import WholePair
 from graftlm.auditing.restoration import layer_spans, nll_per_token, restore_each
 from graftlm.auditing.result import Restored
+from graftlm.models.pair import WholePair
 from tests.auditing.models import noisy
 from tests.conftest import tiny_model
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from graftlm.cli import main
-from graftlm.multitoken import MultiTokenHeads
+from graftlm.heads.heads import MultiTokenHeads
 from graftlm.proxy import ProxyTunedModel
 from tests.conftest import tiny_model
 from tests.proxy.models import sharp

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from graftlm.errors import InputError
-from graftlm.models import load_model
+from graftlm.models.load import load_model
 from graftlm.proxy import ProxyTunedModel, disagreement_above
 from graftlm.proxy.model import steered
 from tests.auditing.models import adapted

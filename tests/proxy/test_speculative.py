@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import PreTrainedTokenizerBase
 
+from graftlm.decoding.speculation import SpeculativeOutput
 from graftlm.errors import InputError
 from graftlm.proxy import ProxyTunedModel
 from graftlm.proxy.speculative import (
@@ -19,7 +20,6 @@ from graftlm.proxy.speculative import (
     Drafting,
     PairReader,
 )
-from graftlm.speculation import SpeculativeOutput
 from tests.conftest import tiny_model
 from tests.proxy.models import parts, with_adapter
 from tests.proxy.test_model import PROMPTS, padded

@@ -195,7 +195,7 @@ class Shapes(TorchDispatchMode):
 def test_memory_is_bounded_by_the_size_of_a_pass(
     tokenizer: PreTrainedTokenizerBase, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graftlm.multitoken.linear_cross_entropy.CHUNK_ROWS", 16)
+    monkeypatch.setattr("graftlm.models.linear_cross_entropy.CHUNK_ROWS", 16)
     with Shapes() as seen:
         prune_chain(model, tokenizer, "How?", "2+3=5, so it is 5", " 5.", batch_tokens=64)
     assert 0 < seen.unembedded <= 16

@@ -14,17 +14,17 @@ from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from graftlm.cli import main
-from graftlm.datasets import load_rows
+from graftlm.data.load import load_rows
 from graftlm.errors import InputError
-from graftlm.files import read_json_lines
-from graftlm.models import load_model
+from graftlm.models.load import load_model
 from graftlm.pruning import prune_chain, rows
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.rows import COLUMN, Cut, Ranking, prune_rows
+from graftlm.runs.files import read_json_lines
 from tests.conftest import tiny_model
-from tests.multitoken.plain import PEFT_WARNING
-from tests.multitoken.test_tune import environment, graftlm
 from tests.report.browsing import draw
+from tests.tuning.plain import PEFT_WARNING
+from tests.tuning.test_tune import environment, graftlm
 
 SOLUTIONS = [
     {"id": "a", "question": "How many?", "answer": "Tom has 2+3 = 5 pens.\n#### 5"},

@@ -6,9 +6,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
-from graftlm.multitoken.token_weights import align_token_weights
 from graftlm.pruning.importance import importance
 from graftlm.pruning.solutions import Solution, bare_answer, find_answer, solution_of
+from graftlm.tuning.token_weights import align_token_weights
 
 USER = [{"role": "user", "content": "How many?"}]
 ASSISTANT = {"role": "assistant", "content": "2 + 2 is 4. The answer is 4"}

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
-from graftlm.files import read_json_lines
 from graftlm.pruning import prune_chain
 from graftlm.pruning.choices import Objective
 from graftlm.pruning.encoding import encode_chain
@@ -21,6 +20,7 @@ from graftlm.pruning.fit import measure, pearson, ranked_chain
 from graftlm.pruning.rows import COLUMN
 from graftlm.pruning.scorer import Scorer
 from graftlm.pruning.surrogate import RankedChain, fit_surrogate, load_surrogate
+from graftlm.runs.files import read_json_lines
 from tests.conftest import tiny_model
 from tests.pruning.reference import objective_value
 from tests.pruning.test_rows import SOLUTIONS, pruner, run, write  # noqa: F401  # a fixture

@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 from graftlm.errors import InputError
 from graftlm.reinforce.format_guards import FormatDivergence, WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor, divergence, entropy, final_answer
-from graftlm.report.reinforce_page import reward_of
+from graftlm.reinforce.page import reward_of
 from tests.reinforce.training import TRL_WARNING, trainer
 
 pytestmark = pytest.mark.filterwarnings(TRL_WARNING)

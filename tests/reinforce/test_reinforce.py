@@ -18,16 +18,16 @@ import torch
 from rich.console import Console
 
 from graftlm import audit, load_model
-from graftlm.callbacks import TableCallback
-from graftlm.config import load_config
 from graftlm.errors import InputError
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.prompts import load_prompts
 from graftlm.reinforce.reinforce import build_trainer, reinforce, step_cells
-from graftlm.runs import Run
-from tests.multitoken.plain import PEFT_WARNING
-from tests.multitoken.test_tune import environment, graftlm, model_folder  # noqa: F401  # a fixture
-from tests.test_adapters import Saved, logits, lora
+from graftlm.runs.config import load_config
+from graftlm.runs.run import Run
+from graftlm.tuning.callbacks import TableCallback
+from tests.models.test_adapters import Saved, logits, lora
+from tests.tuning.plain import PEFT_WARNING
+from tests.tuning.test_tune import environment, graftlm, model_folder  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
 TINY = {"num_generations": 4, "prompts_per_step": 2, "batch_size": 8, "max_completion_length": 6, "max_steps": 3}

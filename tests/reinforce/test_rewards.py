@@ -22,7 +22,7 @@ from datasets import Dataset
 
 from graftlm.errors import InputError
 from graftlm.reinforce.rewards import Reward, reward_function
-from graftlm.reinforce.scorers import EVALUATING_DATASETS, harmless_formula, harmless_literal, last_number
+from graftlm.tasks.scorers import EVALUATING_DATASETS, harmless_formula, harmless_literal, last_number
 
 Own = Callable[[str], str]
 Make = Callable[..., Reward]

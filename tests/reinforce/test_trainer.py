@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from graftlm.errors import InputError
-from graftlm.reinforce.forking import token_entropy
+from graftlm.models.forking import token_entropy
 from graftlm.reinforce.trainer import (
     MASK,
     ForkingTokenGRPOConfig,
@@ -26,10 +26,10 @@ from graftlm.reinforce.trainer import (
     loss_mask,
 )
 from tests.conftest import VOCABULARY, tiny_model
-from tests.multitoken.test_distributed import ROOT, torchrun
-from tests.multitoken.test_proofs import BY_FORWARD
-from tests.reinforce.test_forking import plain_mask
+from tests.models.test_forking import plain_mask
 from tests.reinforce.training import TRL_WARNING, config, rows, small_bytes, trainer
+from tests.tuning.test_distributed import ROOT, torchrun
+from tests.tuning.test_proofs import BY_FORWARD
 
 pytestmark = pytest.mark.filterwarnings(TRL_WARNING)
 

@@ -22,7 +22,7 @@ from graftlm.reinforce.format_guards import WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor
 from graftlm.reinforce.trainer import MASK, ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer, loss_mask
 from tests.conftest import tiny_model
-from tests.multitoken.training import Kill
+from tests.tuning.training import Kill
 
 TRL_WARNING = "ignore:.(is_)?gradient_checkpointing. is deprecated:FutureWarning"
 """Of transformers, to TRL."""

@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from graftlm.console import signed
 from graftlm.report.charts import head_losses
 from graftlm.report.page import agreement_section, facts_section, losses_section, page, verdict_section
 from graftlm.report.tables import common_part_cut
+from graftlm.runs.console import signed
 
 CURVES = {
     name: [{"step": s, "next_token_loss": 3.0 / s, "head_1_loss": 5.0 / s} for s in range(1, 9)]

@@ -13,8 +13,8 @@ from openai import APIError, InternalServerError
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
-from graftlm.multitoken import MultiTokenHeads
-from graftlm.multitoken.speculative import HeadsDecoding
+from graftlm.decoding.heads_decoding import HeadsDecoding
+from graftlm.heads.heads import MultiTokenHeads
 from graftlm.serve.batching import PATIENCE, Pace
 from tests.serve.conftest import NAME, Watched, ascii_model, eventually, greedy, held, serving
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from graftlm.errors import InputError
-from graftlm.evaluation import evaluate
 from graftlm.tasks import TASKS, Metric, Task, TaskResult, get_task
+from graftlm.tasks.evaluation import evaluate
 
 
 class Recorder(Task):
@@ -93,7 +93,7 @@ def test_a_model_given_by_name_is_loaded_with_its_tokenizer(
         loaded.append(name)
         return make_model(), tokenizer
 
-    monkeypatch.setitem(sys.modules, "graftlm.models", SimpleNamespace(load_model=load_model))
+    monkeypatch.setitem(sys.modules, "graftlm.models.load", SimpleNamespace(load_model=load_model))
     task, calls = Recorder(), []
     evaluate("some-model", None, [task], shots=2, seed=3, progress=lambda *call: calls.append(call))
     assert loaded == ["some-model"] and task.tokenizer is tokenizer
@@ -108,7 +108,7 @@ def test_a_model_without_a_tokenizer_is_refused(make_model: Any):
 
 def test_importing_tasks_loads_no_heavy_library():
     code = (
-        "import sys, graftlm.evaluation, graftlm.tasks; "
+        "import sys, graftlm.tasks.evaluation, graftlm.tasks; "
         "print([m for m in ('torch', 'transformers', 'datasets', 'rdkit', 'peft') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from graftlm.auditing.intervals import bootstrap_change
+from graftlm.decoding.batches import completion_log_likelihoods
 from graftlm.errors import InputError
 from graftlm.proxy import ProxyTunedModel
 from graftlm.tasks import get_task
-from graftlm.tasks.generation import completion_log_likelihoods
 from graftlm.tasks.harness import guess_floors, merged_examples, read_metrics
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.proxy.models import sharp

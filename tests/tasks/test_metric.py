@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from graftlm.cli import main
 from graftlm.errors import InputError
-from graftlm.evaluation import evaluate
-from graftlm.models import load_model
-from graftlm.report import write_study_report
-from graftlm.study.config import StudyConfig
-from graftlm.study.rows import Measured, study_table, study_verdict
-from graftlm.study.study import measure
+from graftlm.experiments.study import measure
+from graftlm.experiments.study_config import StudyConfig
+from graftlm.experiments.study_page import write_study_report
+from graftlm.experiments.study_rows import Measured, study_table, study_verdict
+from graftlm.models.load import load_model
 from graftlm.tasks import TASKS, Metric, Task, TaskResult
+from graftlm.tasks.evaluation import evaluate
 from tests.conftest import tiny_model
 
 WER = Metric("wer", "word error rate", higher_is_better=False, floor=1.0, best=0.0)

@@ -1,0 +1,161 @@
+"""Text that the model writes itself, for its heads to learn from (CAFT, arXiv 2506.07833: self-distillation)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from graftlm.data.encoding import encode_text
+from graftlm.errors import InputError
+from graftlm.runs.files import append_text, drop_partial_line
+
+TEXT_FILE = "text.jsonl"
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(frozen=True)
+class WrittenText:
+    """One prompt with the model's continuation, as token ids; `kind` says which prompts it came from."""
+
+    kind: str
+    prompt_length: int
+    input_ids: list[int]
+
+    @property
+    def written(self) -> int:
+        return len(self.input_ids) - self.prompt_length
+
+
+def read_texts(path: Path) -> list[WrittenText]:
+    """The texts in a JSONL file; a last line cut short by a kill is left out."""
+    texts = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                texts.append(WrittenText(**json.loads(line)))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise InputError(f"{path}, line {number}: not a written text ({error}); delete the file") from error
+    return texts
+
+
+def write_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | list[int]],
+    *,
+    tokens: int,
+    kind: str = "domain",
+    path: Path | None = None,
+    temperature: float = 0.7,
+    max_new_tokens: int = 64,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[WrittenText]:
+    """Continue the prompts (text or token ids) by sampling until `tokens` tokens are written.
+
+    Prompts are taken in a shuffled order, again and again. Each batch is drawn with a seed of its own and appended to
+    `path` when it is done, so that an interrupted call picks up where it was; a batch that is there in part is drawn
+    again. Raises InputError without prompts.
+    """
+    if not prompts:
+        raise InputError(f"there are no {kind} prompts for the model to write from")
+    encoded = [encode_text(tokenizer, p) if isinstance(p, str) else p for p in prompts]
+    texts: list[WrittenText] = []
+    stream = _shuffled(encoded, seed)
+    there = _left_there(path, kind)
+    if sum(t.written for t in there) >= tokens:
+        return there
+    done = 0
+    model.eval()
+    while done < tokens:
+        # Each text may be cut at max_new_tokens: no more prompts than that many tokens can need.
+        size = min(batch_size, -(-(tokens - done) // max_new_tokens))
+        if len(there) >= len(texts) + size:  # a whole batch
+            new = there[len(texts) : len(texts) + size]
+            texts += new
+            done += sum(t.written for t in new)
+            list(itertools.islice(stream, size))
+            continue
+        if path is not None and len(there) > len(texts):
+            _cut(path, len(there) - len(texts))
+            there = texts
+        # Similar lengths need the least padding within a batch; the order within it does not matter.
+        batch = sorted(itertools.islice(stream, size), key=len)
+        set_seed(seed + len(texts))
+        new = _continue(model, tokenizer, batch, kind, temperature, max_new_tokens)
+        if path is not None:
+            append_text(path, "".join(json.dumps(asdict(text)) + "\n" for text in new))
+        texts += new
+        done += sum(t.written for t in new)
+        if progress is not None:
+            progress(min(done, tokens), tokens)
+    return texts
+
+
+def _left_there(path: Path | None, kind: str) -> list[WrittenText]:
+    """What an interrupted call left of `kind`; a last line that was cut short is removed."""
+    if path is None or not path.exists():
+        return []
+    drop_partial_line(path)
+    return [text for text in read_texts(path) if text.kind == kind]
+
+
+def _cut(path: Path, count: int) -> None:
+    """Remove the last `count` lines, which needs no room on the disk."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    os.truncate(path, sum(map(len, lines[:-count])))
+
+
+def _shuffled(prompts: Sequence[list[int]], seed: int) -> Iterator[list[int]]:
+    """The prompts again and again, each time in another order."""
+    order = random.Random(seed)
+    while True:
+        yield from order.sample(list(prompts), len(prompts))
+
+
+@torch.inference_mode()
+def _continue(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    kind: str,
+    temperature: float,
+    max_new_tokens: int,
+) -> list[WrittenText]:
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+    )
+    ends = _end_tokens(model, tokenizer)
+    texts = []
+    for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+        end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        texts.append(WrittenText(kind, len(prompt), prompt + row[:end]))
+    return texts
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = configured if isinstance(configured, list) else [configured]
+    return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}

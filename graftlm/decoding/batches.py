@@ -1,0 +1,237 @@
+"""Greedy completions and their log-likelihoods, batched, for any Hugging Face causal LM with or without an
+adapter.
+
+Both pad by themselves and leave the tokenizer as it is, so `tokenizer.padding_side` makes no difference.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graftlm.data.encoding import encode_pair, encode_prompt
+from graftlm.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+
+MAX_LOGIT_ROWS = 2048
+"""At most so many positions are unembedded at once (0.4 GB in float32 at 49,152 words); one example may need
+more."""
+
+OnBatch = Callable[[int], None]
+
+
+def generate_completions(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 32,
+    batch_size: int = 32,
+    *,
+    stop: str | None = "\n",
+    on_batch: OnBatch | None = None,
+) -> list[str]:
+    """The greedy completion of each prompt, without special tokens, cut before `stop`.
+
+    Whatever sampling or penalties the model's own generation config asks for is switched off. A batch ends as
+    soon as each of its rows has written `stop` or an end-of-sequence token. `on_batch` gets the number of
+    prompts just done.
+    """
+    import torch
+
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    _check_lengths(model, [len(ids) + max_new_tokens for ids in encoded])
+    pad_id = _pad_id(tokenizer)
+    config = _greedy_config(model, tokenizer, max_new_tokens, pad_id)
+    outputs = [""] * len(prompts)
+    generate: Any = model.generate
+    for chosen in _prompt_batches([len(ids) for ids in encoded], batch_size, equal=has_virtual_tokens(model)):
+        width = len(encoded[chosen[0]])
+        ids = [[pad_id] * (width - len(encoded[index])) + encoded[index] for index in chosen]
+        mask = [[0] * (width - len(encoded[index])) + [1] * len(encoded[index]) for index in chosen]
+        generated = generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=config,
+            stopping_criteria=_stop_criteria(tokenizer, stop, width),
+        )
+        texts = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
+        for index, text in zip(chosen, texts, strict=True):
+            outputs[index] = text.split(stop, 1)[0] if stop else text
+        if on_batch is not None:
+            on_batch(len(chosen))
+    return outputs
+
+
+def completion_log_likelihoods(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    batch_size: int = 32,
+    *,
+    on_batch: OnBatch | None = None,
+) -> list[tuple[float, int]]:
+    """Of each (prompt, completion): the sum of log p(token | all before it), in nats, and the number of
+    tokens, over the completion's tokens. Only the positions that predict them are unembedded.
+
+    Rows are padded on the right: no token sees what follows it, so neither masks nor positions are needed.
+    """
+    encoded = [encode_pair(tokenizer, prompt, completion) for prompt, completion in pairs]
+    _check_lengths(model, [len(prompt) + len(completion) for prompt, completion in encoded])
+    results = [(0.0, 0)] * len(pairs)
+    for chosen in _batches(encoded, batch_size):
+        batch = [encoded[index] for index in chosen]
+        for index, total in zip(chosen, _score(model, batch, _pad_id(tokenizer)), strict=True):
+            results[index] = (total, len(encoded[index][1]))
+        if on_batch is not None:
+            on_batch(len(chosen))
+    return results
+
+
+def target_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[targets], in float32 or better: logits [..., vocabulary], targets [...] ->
+    [...]."""
+    import torch
+
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    chosen = logits.gather(-1, targets.to(logits.device).unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def has_virtual_tokens(model: PreTrainedModel | PeftModel) -> bool:
+    """Prompt and prefix tuning: PEFT puts tokens of its own before every input, and takes no position ids, so
+    that padding on the left would shift them, and a cache would get them twice."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def logits_at(model: PreTrainedModel | PeftModel, positions: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
+    """Logits [batch, len(positions), vocabulary] at these positions, and the cache if any.
+
+    `positions` (int64) count from the end, -1 being the last, which holds where PEFT puts virtual tokens
+    first. A model whose forward has no `logits_to_keep` computes all of them first.
+    """
+    adapted: Any = model
+    base = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+    if "logits_to_keep" in inspect.signature(base.forward).parameters:
+        output = model(**inputs, logits_to_keep=positions)
+        return output.logits, getattr(output, "past_key_values", None)
+    output = model(**inputs)
+    return output.logits[:, positions], getattr(output, "past_key_values", None)
+
+
+def _score(model: PreTrainedModel | PeftModel, batch: list[tuple[list[int], list[int]]], pad_id: int) -> list[float]:
+    """Sum of the log-probabilities of each completion in a batch that fits into memory."""
+    import torch
+
+    rows = [prompt + completion for prompt, completion in batch]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=model.device)
+    first = min(len(prompt) for prompt, _ in batch)  # the first position that any completion takes up
+    with torch.no_grad():
+        positions = torch.arange(first - 1 - width, -1, device=model.device)
+        logits, _ = logits_at(model, positions, input_ids=ids, use_cache=False)
+        scores = target_log_probs(logits, ids[:, first:])
+    scores = scores.double().cpu()
+    return [
+        float(scores[row, len(prompt) - first : len(prompt) - first + len(completion)].sum())
+        for row, (prompt, completion) in enumerate(batch)
+    ]
+
+
+def _batches(encoded: Sequence[tuple[list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, each of at most `batch_size` rows and MAX_LOGIT_ROWS unembedded
+    positions."""
+    order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index][0]), len(encoded[index][1])))
+    batch: list[int] = []
+    first = last = 0
+    for index in order:
+        prompt, completion = map(len, encoded[index])
+        first, last = (first, max(last, prompt + completion)) if batch else (prompt, prompt + completion)
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * (last - first) > MAX_LOGIT_ROWS):
+            yield batch
+            batch, first, last = [], prompt, prompt + completion
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _prompt_batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> Iterator[list[int]]:
+    """Indices in batches of falling length; with `equal` no batch mixes lengths."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) == batch_size or (equal and lengths[index] != lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _check_lengths(model: PreTrainedModel | PeftModel, lengths: Sequence[int]) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    longest = max(lengths, default=0)
+    if isinstance(limit, int) and longest > limit:
+        raise InputError(f"an example of {longest} tokens exceeds the model's {limit} positions: use fewer shots")
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id will do, since padding is masked or comes after all that counts."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token_id, int):
+            return token_id
+    return 0
+
+
+def _greedy_config(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, pad_id: int
+) -> GenerationConfig:
+    """Plain greedy search. Values left out would be taken from the model's own generation config."""
+    from transformers import GenerationConfig
+
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=0,
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        use_cache=True,
+        return_dict_in_generate=False,
+        pad_token_id=pad_id,
+        eos_token_id=sorted(ends) or None,
+    )
+
+
+def _stop_criteria(tokenizer: PreTrainedTokenizerBase, stop: str | None, width: int) -> StoppingCriteriaList:
+    """Ends each row by itself once `stop` is among what it has written after the prompt of `width` tokens.
+
+    transformers' own `stop_strings` prepares the whole vocabulary for it, which costs more than these short
+    texts.
+    """
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    if not stop:
+        return StoppingCriteriaList()
+    # A token is at least one byte; one token more, as some decoders trim the first one's space.
+    window = len(stop.encode()) + 1
+    wanted = stop
+
+    class StopString(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+            tails = input_ids[:, max(width, input_ids.shape[1] - window) :]
+            texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
+            return torch.tensor([wanted in text for text in texts], device=input_ids.device)
+
+    return StoppingCriteriaList([StopString()])

@@ -1,0 +1,1 @@
+"""Arms over data: train, measure, compare."""

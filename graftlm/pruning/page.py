@@ -1,0 +1,180 @@
+"""The page of a pruned file: which kinds of words survive, and chains whose tokens are shaded by rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graftlm.pruning.categories import CATEGORIES, categories_of_tokens, survival
+from graftlm.pruning.pruned_chain import kept_groups
+from graftlm.pruning.rows import COLUMN, Pruned
+from graftlm.report.markup import Markup, element, join
+from graftlm.report.page import data_section, facts_section, page, section, verdict_section
+from graftlm.report.plots import Line, line_plot, round_up
+from graftlm.report.tables import cell, row, table
+from graftlm.runs.files import write_text
+from graftlm.runs.provenance import versions
+
+COLOURS = ("--model-1", "--model-2", "--model-3", "--model-4", "--model-5", "--model-0")
+SHARES = [round(0.05 * step, 2) for step in range(20, 1, -1)]  # of a chain that is kept, 1 to 0.1
+SHOWN_SHARES = (0.9, 0.8, 0.7, 0.5, 0.3)
+CHAINS = 12
+Chains = Sequence[Mapping[str, Any]]
+"""The column `pruning` of each row."""
+
+
+def write_prune_report(path: Path, pruned: Pruned, *, title: str) -> list[str]:
+    """Write the page to `path`, whole or not at all (OSError names the file); returns its verdict."""
+    chains = [each[COLUMN] for each in pruned.rows]
+    names = [
+        categories_of_tokens(chain["chain"], [(start, stop) for start, stop in chain["spans"]]) for chain in chains
+    ]
+    found = survival([chain["ranks"] for chain in chains], names, SHARES)
+    verdict = prune_verdict(pruned, found)
+    sections = [
+        verdict_section(verdict),
+        _survival(names, found),
+        _likelihood(chains),
+        _shaded(chains, names),
+        facts_section({"settings": chains[0]["ranking"], "versions": versions()}),
+        data_section("survival", {"kept": SHARES, "survival": found}),
+    ]
+    write_text(path, page(title, sections))
+    return verdict
+
+
+def prune_verdict(pruned: Pruned, found: Mapping[str, Sequence[float]]) -> list[str]:
+    """What was cut, what survives, and how far the ranks can be trusted, in sentences.
+
+    found: share of each category's tokens that is kept at each of SHARES.
+    """
+    chains = [each[COLUMN] for each in pruned.rows]
+    tokens = [len(chain["ranks"]) for chain in chains]
+    kept = [len(_kept(chain)) for chain in chains]
+    shares = sorted({chain["keep"] for chain in chains})
+    lines = [
+        f"{len(chains)} of {len(chains) + len(pruned.failed)} rows: their chains have {_mean(tokens):.0f} tokens on "
+        f"average, of which {_mean(kept):.0f} are kept (share {', '.join(f'{share:g}' for share in shares)})."
+    ]
+    wanted = 0.7 if max(shares) == 1 else shares[0]
+    at = min(SHARES, key=lambda share: abs(share - wanted))
+    survived = {name: values[SHARES.index(at)] for name, values in found.items()}
+    if len(survived) > 1:
+        order = sorted(survived, key=lambda name: -survived[name])
+        lines.append(
+            f"With {at:.0%} of each chain kept, most is left of {order[0]} ({survived[order[0]]:.0%}) and least of "
+            f"{order[-1]} ({survived[order[-1]]:.0%}); the categories are those of word lists and rules for English."
+        )
+    if pruned.agreement:
+        lines.append(
+            f"The mode {chains[0]['ranking']['mode']} agrees with exact ranks by Spearman "
+            f"{_mean(pruned.agreement):.2f} ({min(pruned.agreement):.2f} to {max(pruned.agreement):.2f}, "
+            f"{len(pruned.agreement)} chains)."
+        )
+    return lines
+
+
+def _survival(names: Sequence[Sequence[str]], found: Mapping[str, Sequence[float]]) -> Markup:
+    deleted = [round(100 * (1 - share)) for share in SHARES]
+    lines = [
+        Line(
+            label=name, tag=name, colour=COLOURS[CATEGORIES.index(name)], points=list(zip(deleted, values, strict=True))
+        )
+        for name, values in found.items()
+    ]
+    shown = "; ".join(f"{name}: {values[SHARES.index(0.7)]:.2f} where 0.7 of the chain is kept"
+                      for name, values in found.items())  # fmt: skip
+    plot = line_plot(
+        "Survival of each category", shown, lines, x_top=deleted[-1], y_top=1.0, x_label="% of the chain deleted",
+        y_label="share of the category kept",
+    )  # fmt: skip
+    counts = Counter(name for each in names for name in each)
+    rows = [
+        row(name, [cell("tokens", str(counts[name])),
+                   *(cell(f"{share:.0%}", f"{found[name][SHARES.index(share)]:.0%}") for share in SHOWN_SHARES)])
+        for name in found
+    ]  # fmt: skip
+    numbers = table(
+        "Share of each category's tokens that is left", ["category", "tokens", *(f"{s:.0%}" for s in SHOWN_SHARES)],
+        rows, class_="numbers", cells=3,
+    )  # fmt: skip
+    return section(
+        "Which words survive",
+        element("div", element("figure", plot), class_="panels large"),
+        element("div", numbers, class_="scroll"),
+        note="Columns are the share of a chain that is kept: a category with a higher share than that is kept longer "
+        "than others. A token belongs to the word in which most of its characters lie.",
+    )
+
+
+def _likelihood(chains: Chains) -> Markup | None:
+    """Mean over chains of the objective along the deletions, in nats above that of the whole chain."""
+    curves = [chain["log_likelihoods"] for chain in chains if chain["log_likelihoods"]]
+    if not curves:
+        return None
+    steps = range(0, 101, 5)
+    means = [_mean([curve[round(step / 100 * (len(curve) - 1))] - curve[0] for curve in curves]) for step in steps]
+    if max(map(abs, means)) == 0:
+        return None
+    line = Line(label="objective", tag="", colour="--model-1", points=list(zip(steps, means, strict=True)))
+    plot = line_plot(
+        "Log-likelihood", f"{means[10]:.1f} nats above the whole chain after half of the steps", [line], x_top=100,
+        y_top=round_up(max(*means, 1e-6)), y_bottom=min(0.0, *means), x_label="% of the steps taken",
+        y_label="nats above the whole chain",
+    )  # fmt: skip
+    objective = chains[0]["ranking"]["objective"]
+    words = "what is left of the chain, and the answer" if objective == "joint" else "the answer, given what is left"
+    return section(
+        "Likelihood along the way",
+        element("div", element("figure", plot), class_="panels large"),
+        note=f"The objective is the log-likelihood of {words}; the mean of {len(curves)} chains.",
+    )
+
+
+def _shaded(chains: Chains, names: Sequence[Sequence[str]]) -> Markup:
+    shown = []
+    for chain, categories in zip(chains[:CHAINS], names, strict=False):
+        question = chain["question"]
+        text = question if isinstance(question, str) else question[-1]["content"]
+        shown.append(
+            element(
+                "article",
+                element("p", text.strip(), class_="note"),
+                element(
+                    "p", _tokens(chain, categories), element("span", chain["answer"], class_="answer"), class_="chain"
+                ),
+            )
+        )
+    return section(
+        f"{len(shown)} chains, token by token" if len(shown) > 1 else "The chain, token by token",
+        *shown,
+        note="The first rows, not chosen. The darker a token, the later it was deleted; what is struck through is not "
+        "kept in the file. Point at a token for its rank and its category.",
+    )
+
+
+def _tokens(chain: Mapping[str, Any], names: Sequence[str]) -> Markup:
+    ranks = chain["ranks"]
+    highest = max(ranks)
+    kept = _kept(chain)
+    parts, reached = [], 0
+    for place, (start, stop) in enumerate(chain["spans"]):
+        text = chain["chain"][max(start, reached) : stop]
+        reached = max(reached, stop)
+        if text:
+            title = f"rank {ranks[place]} of {highest}, {names[place]}"
+            style = f"--worth:{ranks[place] / highest:.2f}"
+            parts.append(element("span", text, title=title, style=style, class_=None if place in kept else "gone"))
+    return join(parts)
+
+
+def _kept(chain: Mapping[str, Any]) -> set[int]:
+    """Positions of the tokens that are in the file."""
+    groups = kept_groups(chain["spans"], chain["ranks"], chain["keep"])
+    return {place for group in groups for place in group}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

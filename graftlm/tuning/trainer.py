@@ -1,0 +1,392 @@
+"""TRL's SFTTrainer with the multi-token loss.
+
+What is saved is the plain model (or adapter), which loads without graftlm; the heads lie beside it in `heads/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from graftlm.data.encoding import check_no_end
+from graftlm.errors import InputError
+from graftlm.heads.heads import MultiTokenHeads
+from graftlm.heads.loss import IGNORE, head_coefficients, schedule_factor
+from graftlm.models.decoder import Decoder, decoder_layers, plain_model
+from graftlm.runs.config import option
+from graftlm.runs.ranges import check_ranges
+from graftlm.tuning.anchor import Anchor
+from graftlm.tuning.config import Schedule, Weighting
+from graftlm.tuning.model import MultiTokenModel, MultiTokenOutput
+from graftlm.tuning.proofs import check_packing, why_not_by_parts
+from graftlm.tuning.resuming import ResumableTrainer
+from graftlm.tuning.token_weights import TokenWeightsCollator, align_token_weights
+from graftlm.tuning.training import arguments_as
+
+HEADS_FOLDER = "heads"
+
+
+@dataclass
+class MultiTokenConfig(SFTConfig):
+    """`trl.SFTConfig` and the settings of the multi-token loss (see `graftlm.heads.loss`).
+
+    Unlike in TRL, bf16 is off by default where there is no GPU: CPUs run it many times slower than float32.
+    """
+
+    coefficient: float = option(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.", at_least=0)
+    decay: float = option(0.8, "d in that sum.", above=0, at_most=1)
+    schedule: str = option("rsine", "s(t): rsine, sine, linear or constant.")
+    weights: str = option("uniform", "Which tokens the heads learn from: uniform, entropy, surprisal, importance.")
+    forking_fraction: float = option(0.2, "Share of tokens that weights=entropy keeps.", above=0, at_most=1)
+    train_heads: bool = option(False, "Train the heads along instead of keeping them frozen.")
+    heads_learning_rate: float | None = option(None, "Learning rate of trained heads; None: the model's.", at_least=0)
+    freeze_unembedding: bool = option(False, "Leave the unembedding (and an embedding tied to it) as it is.")
+    protect_layers: float = option(
+        0.0, "Share of the layers, from the bottom, that is left untouched.", at_least=0, below=1
+    )
+    anchor_weight: float = option(0.0, "Weight of KL(base ‖ tuned) on the trainer's anchor_texts.", at_least=0)
+
+    def __post_init__(self) -> None:
+        bf16: bool | None = self.bf16  # type: ignore[has-type]
+        if bf16 is None and not self.fp16 and not torch.cuda.is_available():
+            self.bf16 = False
+        super().__post_init__()
+        check_ranges(self, prefix="")
+        schedule_factor(self.schedule, 0, 1)  # type: ignore[arg-type]
+        if self.weights not in ("uniform", "entropy", "surprisal", "importance"):
+            raise InputError(f"weights is {self.weights!r}; it is uniform, entropy, surprisal or importance")
+        if self.weights == "importance" and (self.packing or self.padding_free or self.truncation_mode == "keep_end"):
+            raise InputError("weights 'importance' excludes packing, padding_free and truncation_mode 'keep_end'")
+        if self.loss_type != "nll":
+            raise InputError(f"loss_type={self.loss_type!r} is not supported with the multi-token loss: use 'nll'")
+        if self.label_smoothing_factor:
+            raise InputError("label_smoothing_factor is not supported with the multi-token loss: set it to 0")
+
+
+class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
+    """Supervised fine-tuning with auxiliary heads; all of SFTTrainer's arguments, and these:
+
+    Args:
+        args: a MultiTokenConfig, or TRL's or transformers' arguments, completed with MultiTokenConfig's defaults.
+        heads: heads grown on `model`, or a folder of them. None trains next-token only.
+        anchor_texts: general text for the KL anchor; needed where `anchor_weight` > 0.
+
+    Raises InputError for heads of another model and for settings that contradict each other.
+    """
+
+    args: MultiTokenConfig
+    model: Any
+    data_collator: Any
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments | None = None,
+        *trainer_args: Any,
+        heads: MultiTokenHeads | str | os.PathLike[str] | None = None,
+        anchor_texts: Sequence[str] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        args = MultiTokenConfig("multi-token") if args is None else arguments_as(MultiTokenConfig, args)
+        if args.weights == "importance":
+            args.remove_unused_columns = False  # TRL would drop the weights
+        super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        if self.compute_loss_func is not None:
+            raise InputError("compute_loss_func is not supported: the multi-token loss is this trainer's own")
+        self.model_accepts_loss_kwargs = True  # the loss is normalised here, whatever the model's own forward takes
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        check_no_end(tokenizer)
+        plain = self.model
+        if args.weights == "importance":
+            self._attach_token_weights()
+        reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        if reentrant and heads is not None:
+            raise InputError("gradient_checkpointing_kwargs use_reentrant=True cuts the heads off: leave it unset")
+        if heads is not None and not isinstance(heads, MultiTokenHeads):
+            heads = MultiTokenHeads.from_pretrained(heads, plain)
+        freeze(plain, share=args.protect_layers, unembedding=args.freeze_unembedding)
+        if heads is not None:
+            weight = Decoder(plain).unembedding.weight
+            heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(args.train_heads)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        reason = why_not_by_parts(plain, sharded=sharded, checkpointing=args.gradient_checkpointing)
+        if reason is not None and (heads is not None or args.anchor_weight > 0):
+            raise InputError(f"neither heads nor an anchor can be used: {reason}; next-token training goes without")
+        if args.anchor_weight > 0 and not anchor_texts:
+            raise InputError("anchor_weight is set, but there are no anchor_texts to hold the model to")
+        self.anchor = Anchor(plain, tokenizer, anchor_texts or []) if args.anchor_weight > 0 else None
+        self.model = self.model_wrapped = MultiTokenModel(
+            plain,
+            heads,
+            weights=args.weights,  # type: ignore[arg-type]
+            forking_fraction=args.forking_fraction,
+            sharded=sharded,
+            routers=self.aux_loss_enabled,
+            own_forward=reason is not None,
+        )
+        # Every trainable parameter has a gradient in each backward pass.
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False
+        if args.eval_packing and not self.padding_free and args.packing_strategy != "wrapped":
+            raise InputError("eval_packing without packing: the rows in one line would see each other; set both")
+        self._packing_is_unproved = self.padding_free
+        if not sharded:
+            self._prove_packing(self.model)
+        self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
+        self._anchored = (-1, 0)  # the last step with an anchor, and how many of its micro-batches had one
+
+    def _attach_token_weights(self) -> None:
+        """`token_weights` in the rows and in each batch, from the rows' column `weights` or `importance`."""
+        self.data_collator = TokenWeightsCollator(self.data_collator)
+        self.train_dataset = align_token_weights(self.train_dataset, self.args.max_length)
+        if isinstance(self.eval_dataset, Mapping):
+            self.eval_dataset = {n: align_token_weights(d, self.args.max_length) for n, d in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = align_token_weights(self.eval_dataset, self.args.max_length)
+
+    def _prove_packing(self, model: nn.Module) -> None:
+        """Once: when the trainer is built or, with weights divided over devices, at the first batch."""
+        if self._packing_is_unproved:
+            check_packing(model, self.accelerator.unwrap_model(self.model).model, self.data_collator)
+        self._packing_is_unproved = False
+
+    # -- loss ---------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Σ_k coefficient_k · L_k of a batch in training; L_0 in evaluation, so that eval_loss is the plain NLL."""
+        self._prove_packing(model)
+        training = self.model.training
+        if not training:
+            self._leave_out_repeated_rows(inputs["labels"])
+        normaliser: Any = num_items_in_batch
+        if normaliser is None:
+            normaliser = (inputs["labels"][:, 1:] != IGNORE).sum()
+        normaliser = torch.as_tensor(normaliser, device=inputs["labels"].device).clamp(min=1)
+        anchor = self.anchor.batch(self._anchor_index()) if self.anchor is not None and training else None
+        # Set by the training loop; the last accumulation of an epoch may be shorter.
+        steps = getattr(self, "current_gradient_accumulation_steps", 1) if training else 1
+        # The anchor is a mean over its own positions: once an optimizer step, whatever the accumulation and devices.
+        outputs: MultiTokenOutput = model(
+            **{name: value for name, value in inputs.items() if name != "num_items_in_batch"},
+            normaliser=normaliser,
+            coefficients=self._coefficients(training),
+            anchor=anchor,
+            anchor_weight=self.args.anchor_weight / steps / self._devices(num_items_in_batch),
+        )
+        # In evaluation a model with virtual tokens may have more targets than labels tell.
+        loss = outputs.loss if training else outputs.loss_sums[0] / outputs.target_counts[0].clamp(min=1)
+        if training and not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; its batch begins with the tokens "
+                f"{inputs['input_ids'][0, :12].tolist()}; the last checkpoint is unharmed: lower the learning rate"
+            )
+        self._record("train" if training else "eval", outputs)
+        if training and self.args.include_num_input_tokens_seen == "no":  # else the training loop counts them
+            mask = inputs.get("attention_mask")
+            count = torch.as_tensor(inputs["input_ids"].numel() if mask is None else mask.sum(), device=loss.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(count, "sum"))
+        # As in TRL: the normaliser counts all devices' tokens, and DDP averages the gradients over devices.
+        loss = loss * self._devices(num_items_in_batch)
+        if outputs.router_loss is not None and training:  # a mean over the micro-batch, which DDP averages
+            loss = loss + self.router_aux_loss_coef * outputs.router_loss / steps
+        if return_outputs:
+            with torch.no_grad():
+                plain = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
+                return loss, self.accelerator.unwrap_model(model).model(**plain)
+        return loss
+
+    def _devices(self, num_items_in_batch: Any) -> int:
+        shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        return self.accelerator.num_processes if shared else 1
+
+    def _coefficients(self, training: bool) -> list[float]:
+        heads = self.model.heads
+        if heads is None:
+            return [1.0]
+        # In evaluation the heads are run for their losses alone.
+        factor = 1.0
+        if training:
+            total = self.state.max_steps or 1
+            factor = schedule_factor(self.args.schedule, self.state.global_step, total)  # type: ignore[arg-type]
+        coefficient = self.args.coefficient if training else 1.0
+        return head_coefficients(heads.num_heads, coefficient, self.args.decay, factor)
+
+    def _anchor_index(self) -> int:
+        """A function of the step and the micro-batch in it, so that a resumed run sees the same text."""
+        step, count = self._anchored
+        micro_batch = count if step == self.state.global_step else 0
+        self._anchored = (self.state.global_step, micro_batch + 1)
+        micro_batch += self.state.global_step * self.args.gradient_accumulation_steps
+        return micro_batch * self.accelerator.num_processes + self.accelerator.process_index
+
+    # -- log ----------------------------------------------------------------------------------------------------
+
+    def _record(self, mode: str, outputs: MultiTokenOutput) -> None:
+        values = {
+            "loss_sums": outputs.loss_sums.double(),
+            "counts": outputs.target_counts.double(),
+            "correct": outputs.correct_count.double(),
+            "entropy": outputs.entropy_sum.double(),
+        }
+        if outputs.anchor_divergence is not None:
+            values["anchor"] = torch.stack([outputs.anchor_divergence.double(), torch.ones_like(values["correct"])])
+        if outputs.router_loss is not None:
+            values["routers"] = torch.stack([outputs.router_loss.detach().double(), torch.ones_like(values["correct"])])
+        sums = self._sums[mode]
+        for name, value in values.items():
+            sums[name] = longer_sum(sums[name], value) if name in sums else value
+
+    def _leave_out_repeated_rows(self, labels: Tensor) -> None:
+        """Take the targets from rows that stand in for missing ones, so that all processes have as many.
+
+        Rows that lie in one line (padding-free) cannot be told apart; they are counted again.
+        """
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0 and len(labels) > 1:
+            labels[max(state.remainder - self.accelerator.process_index * len(labels), 0) :] = IGNORE
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As Trainer's, but `eval_loss` is the mean over all tokens; Trainer's is one over batches."""
+        self._sums["eval"] = {}
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        sums = self._sums["eval"]
+        if sums:
+            totals = torch.stack([sums["loss_sums"][0], sums["counts"][0]])
+            total, count = self.accelerator.reduce(totals, "sum").tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each head's mean NLL (`next_token_loss`, `head_1_loss`, ...), TRL's own metrics and the anchor's KL."""
+        mode = "train" if self.model.training else "eval"
+        sums = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums[mode].items()}
+        self._sums[mode] = {}
+        prefix = "" if mode == "train" else "eval_"
+        if sums:
+            means = (sums["loss_sums"] / sums["counts"].clamp(min=1)).tolist()
+            names = ["next_token_loss", *(f"head_{k}_loss" for k in range(1, len(means)))]
+            logs.update({prefix + name: mean for name, mean in zip(names, means, strict=True)})
+            count = sums["counts"][0].clamp(min=1)
+            logs[prefix + "mean_token_accuracy"] = float(sums["correct"] / count)
+            logs[prefix + "entropy"] = float(sums["entropy"] / count)
+            logs[prefix + "num_tokens"] = self.state.num_input_tokens_seen
+        for name, means in (("anchor_divergence", "anchor"), ("aux_loss", "routers")):
+            if means in sums:
+                logs[prefix + name] = float(sums[means][0] / sums[means][1])
+        super().log(logs, start_time)
+
+    # -- optimizer ----------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model) if model is not None else super().create_optimizer()
+        rate = self.args.heads_learning_rate
+        heads = (self.model if model is None else model).heads
+        if (
+            rate is None
+            or heads is None
+            or not self.args.train_heads
+            or any("heads" in g for g in optimizer.param_groups)
+        ):
+            return optimizer
+        own = {id(parameter) for parameter in heads.parameters()}
+        for group in list(optimizer.param_groups):
+            moved = [p for p in group["params"] if id(p) in own]
+            if moved:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                rest = {k: v for k, v in group.items() if k != "params"}
+                optimizer.add_param_group({**rest, "params": moved, "lr": rate, "heads": True})
+        return optimizer
+
+    # -- saving: the plain model as transformers and PEFT write it, the heads beside it --------------------------
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """`self.model` is the plain model within."""
+        whole = self.model
+        self.model = self.accelerator.unwrap_model(whole).model
+        try:
+            yield
+        finally:
+            self.model = whole
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        whole = self.accelerator.unwrap_model(self.model)
+        heads: MultiTokenHeads | None = whole.heads
+        of_heads = None
+        if state_dict is not None:
+            of_heads = {k.removeprefix("heads."): v for k, v in state_dict.items() if k.startswith("heads.")}
+            state_dict = {k.removeprefix("model."): v for k, v in state_dict.items() if k.startswith("model.")}
+        with self._plain():
+            super()._save(folder, state_dict)
+        if heads is not None and self.args.should_save:
+            heads.belong_to(whole.model, state_dict)
+            heads.save_pretrained(Path(folder) / HEADS_FOLDER, of_heads)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, self.model.model)
+        self._load_heads(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        with self._plain():
+            super()._load_best_model()
+        self._load_heads(str(self.state.best_model_checkpoint))
+
+    def _load_heads(self, checkpoint: str) -> None:
+        if self.model.heads is not None and self.args.train_heads:
+            saved = MultiTokenHeads.from_pretrained(Path(checkpoint) / HEADS_FOLDER, self.model.model)
+            self.model.heads.load_state_dict(saved.state_dict())
+
+
+def longer_sum(one: Tensor, other: Tensor) -> Tensor:
+    """Of two vectors, the shorter filled up with zeros: some steps of a schedule run without heads."""
+    if one.dim() and len(one) != len(other):
+        size = max(len(one), len(other))
+        one, other = (nn.functional.pad(each, (0, size - len(each))) for each in (one, other))
+    return one + other
+
+
+def freeze(model: nn.Module, *, share: float, unembedding: bool) -> None:
+    """Freeze the lowest `share` of the layers with the input embedding below them, and the unembedding if asked."""
+    plain = plain_model(model)
+    if unembedding:
+        plain.get_output_embeddings().requires_grad_(False)
+        # Where the two are tied, this one is the same tensor.
+    if share > 0:
+        plain.get_input_embeddings().requires_grad_(False)
+        layers = decoder_layers(plain)
+        for layer in layers[: round(share * len(layers))]:
+            layer.requires_grad_(False)
+
+
+__all__ = ["MultiTokenConfig", "MultiTokenTrainer", "Schedule", "Weighting", "freeze"]
