@@ -28,9 +28,7 @@ def moved_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str]
     def load(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        message = (
-            f"{package}.{name} has moved: from {modules[name]} import {name}; the old name goes in the next release"
-        )
+        message = f"{package}.{name} is now {modules[name]}.{name}; the old name goes in the next release"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return getattr(import_module(modules[name]), name)
 
