@@ -4,7 +4,7 @@
 
 Of the chains that bench/pruning_students.py has ranked in its folder, and of the first --answers of them ranked by the
 objective `answer` as well: the share of each category's tokens that is left at each share kept, and at HALF with a 95 %
-interval over chains (bootstrap). The categories are those of graftlm's rules for English.
+interval over chains (bootstrap). The categories are those of graftlm's word lists for English.
 """
 
 from __future__ import annotations

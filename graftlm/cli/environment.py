@@ -14,7 +14,6 @@ EXTRAS = {
     "molecules": ("rdkit",),
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
     "eval": ("lm_eval",),
-    "categories": ("openai",),
     "math": ("math_verify",),
     "reasoning": ("reasoning_gym",),
     "dev": ("pytest", "ruff", "mypy"),

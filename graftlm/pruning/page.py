@@ -65,7 +65,7 @@ def prune_verdict(pruned: Pruned, found: Mapping[str, Sequence[float]]) -> list[
         order = sorted(survived, key=lambda name: -survived[name])
         lines.append(
             f"With {at:.0%} of each chain kept, most is left of {order[0]} ({survived[order[0]]:.0%}) and least of "
-            f"{order[-1]} ({survived[order[-1]]:.0%}); the categories are those of word lists and rules for English."
+            f"{order[-1]} ({survived[order[-1]]:.0%}); the categories are those of word lists for English."
         )
     if pruned.agreement:
         lines.append(
