@@ -110,19 +110,6 @@ def proxy(results: Path) -> list[str]:
     return lines
 
 
-def proxy_drafting(results: Path) -> list[str]:
-    lines = [
-        "| prompts | same greedy tokens | drafted tokens kept | tokens a round | × plain |",
-        "|---|---|---|---|---|",
-    ]
-    for each in read(results, "proxy/decoding.json")["speculative"]:
-        lines.append(
-            f"| {each['prompts']} | {each['same_tokens']} of {each['count']} | {each['acceptance_rate']:.0%} "
-            f"| {each['tokens_per_round']:.1f} | {each['times_plain']:.2f}× |"
-        )
-    return lines
-
-
 def areas(results: Path) -> list[str]:
     """The first measurement of each area."""
     return table(first_rows(results))
@@ -133,7 +120,6 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "drafting": drafting,
     "heads": heads,
     "proxy": proxy,
-    "proxy-drafting": proxy_drafting,
     "steps": steps,
 }
 

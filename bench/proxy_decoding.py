@@ -7,8 +7,8 @@
 
 - `three models`: the loop of the paper's code (arXiv 2401.08565) written anew for today's transformers: base, expert
   (its adapter merged) and anti-expert run one after another, each with its own cache.
-- `proxy`: ProxyTunedModel, whose expert is the adapter on the anti-expert; `speculative`: with drafts.
-- the limit of the plain one: what one forward of the base model and one of the small model without an adapter on twice
+- `proxy`: ProxyTunedModel, whose expert is the adapter on the anti-expert.
+- the limit: what one forward of the base model and one of the small model without an adapter on twice
   the rows take, prompt and tokens fed in as the others have them.
 
 ProxyTunedModel multiplies a few rows by a weight in another way than `nn.Linear` (graftlm/models/few_rows.py), on
@@ -35,7 +35,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from graftlm import ProxyTunedModel, load_model
-from graftlm.data.load import general_prompts
 from graftlm.models.few_rows import quicken
 from graftlm.runs.console import say
 from graftlm.runs.files import dump_json, write_text
@@ -152,45 +151,6 @@ def first_gaps(model: Any, ours: Tensor, theirs: Tensor, mask: Tensor) -> list[f
     return gaps
 
 
-def speculative_decoding(model: Any, tokenizer: Any, kind: str, prompts: list[str], count: int) -> dict[str, Any]:
-    """Seconds of all prompts one by one, plain and with drafts, in turns; how many wrote the same."""
-    seconds = {"plain": 0.0, "speculative": 0.0}
-    same = drafted = accepted = rounds = written = 0
-    for number, prompt in enumerate(prompts, start=1):
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        outputs = {}
-        for name in seconds:
-            begun = time.perf_counter()
-            outputs[name] = model.generate(
-                ids,
-                max_new_tokens=count,
-                do_sample=False,
-                return_dict_in_generate=True,
-                speculative=name == "speculative",
-            )
-            seconds[name] += time.perf_counter() - begun
-        plain, drafts = outputs["plain"].sequences, outputs["speculative"]
-        same += int(torch.equal(plain, drafts.sequences))
-        written += plain.shape[1] - ids.shape[1]
-        drafted, accepted, rounds = drafted + drafts.drafted, accepted + drafts.accepted, rounds + drafts.rounds
-        if number % 10 == 0 or number == len(prompts):
-            times = seconds["plain"] / seconds["speculative"]
-            say(
-                f"{kind}: {number}/{len(prompts)}, {times:.2f}x, {accepted / drafted:.0%} accepted, "
-                f"{written / rounds:.1f} tokens a round, {same} the same"
-            )
-    return {
-        "prompts": kind,
-        "count": len(prompts),
-        "same_tokens": same,
-        "new_tokens": written,
-        "seconds": seconds,
-        "times_plain": seconds["plain"] / seconds["speculative"],
-        "acceptance_rate": accepted / drafted,
-        "tokens_per_round": written / rounds,
-    }
-
-
 def memory(model: Any, resident: dict[str, int]) -> dict[str, int]:
     """Bytes of the weights, each counted once, and of the process with only the composition loaded."""
     weights = {}
@@ -220,10 +180,8 @@ def main() -> None:
     parser.add_argument("--expert", required=True, help="a LoRA adapter on it")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 16])
-    parser.add_argument("--new-tokens", type=int, default=128, help="of each prompt, plain loops (default: 128)")
+    parser.add_argument("--new-tokens", type=int, default=128, help="of each prompt (default: 128)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--draft-tokens", type=int, default=32, help="at most, speculative loop (default: 32)")
-    parser.add_argument("--prompts", type=int, default=50, help="of each kind, for the speculative loop")
     arguments = parser.parse_args()
     before = resident_bytes()
     base, tokenizer = resident_model(BASE)
@@ -246,11 +204,6 @@ def main() -> None:
         "versions": versions(),
         "memory": held,
         "plain": plain,
-        "speculative": [
-            speculative_decoding(model, tokenizer, kind, given[: arguments.prompts], arguments.draft_tokens)
-            for kind, given in {"molecules": prompts, "general text": general_prompts()}.items()
-            if arguments.prompts
-        ],
     }
     write_text(arguments.output, dump_json(document, indent=1) + "\n")
     say(f"written: {arguments.output}")

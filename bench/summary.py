@@ -66,9 +66,6 @@ def proxy(found: dict[str, Any]) -> Iterator[Row]:
         yield Row(
             f"batch {each['batch_size']}", "that loop with our products", each["times_three_models"]["plain, quick"]
         )
-    for each in found["speculative"]:
-        kept = f"{each['acceptance_rate']:.0%} of the drafts kept"
-        yield Row(f"speculative, {each['prompts']}", "plain proxy decoding", each["times_plain"], None, kept)
 
 
 def speculative(found: dict[str, Any]) -> Iterator[Row]:

@@ -1,9 +1,9 @@
-"""What all speculative decoding has in common: the rule by which a draft is kept, and what the output tells of it."""
+"""Speculative decoding: which calls it takes, the rule by which a draft is accepted, and its output."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,12 +48,10 @@ def check_can_forget(model: Any) -> set[type]:
     return kinds
 
 
-def check_call(
-    config: GenerationConfig, processors: Iterable[Any], inputs: Mapping[str, Any], read: Sequence[str] = READ
-) -> None:
+def check_call(config: GenerationConfig, processors: Iterable[Any], inputs: Mapping[str, Any]) -> None:
     """InputError where a call of `generate` asks for what is not done with drafts, or gives what they are not made of.
 
-    `inputs`: what `generate` hands to a decoding method, some of it by itself; `read`: those that the method honours.
+    `inputs`: what `generate` hands to a decoding method, some of it by itself.
     """
     if config.get_generation_mode() not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         name = next(name for name in OTHER_WAYS if getattr(config, name, None) not in (None, False, 1))
@@ -66,7 +64,7 @@ def check_call(
     for each in processors:
         if (name := type(each).__name__) in STATEFUL:
             raise InputError(f"{name} keeps a state from token to token: decode without drafts")
-    if unread := [name for name, value in inputs.items() if name not in read and _says_something(name, value)]:
+    if unread := [name for name, value in inputs.items() if name not in READ and _says_something(name, value)]:
         raise InputError(f"drafts are made from tokens alone: leave out {unread[0]}")
     past = inputs.get("past_key_values")
     if isinstance(past, Cache) and past.get_seq_length():

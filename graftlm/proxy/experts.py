@@ -59,14 +59,6 @@ class Experts(nn.Module, ABC):
         width, dtype = min(plus.shape[-1], minus.shape[-1]), torch.promote_types(plus.dtype, torch.float32)
         return plus[..., :width].to(dtype) - minus[..., :width].to(plus.device, dtype)
 
-    @abstractmethod
-    def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        """Of the expert alone."""
-
-    @abstractmethod
-    def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        """Of the anti-expert alone."""
-
     def cached_models(self) -> list[Any]:
         """One for each cache that they need."""
         return [self.expert_model] if self.shared else [self.expert_model, self.antiexpert_model]
@@ -97,14 +89,6 @@ class SeparateExperts(Experts):
             run(self.expert_model, expert, first, logits_to_keep).logits,
             run(self.antiexpert_model, antiexpert, second, logits_to_keep).logits,
         )
-
-    def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        logits: Tensor = run(self.expert_model, inputs, cache, logits_to_keep).logits
-        return logits
-
-    def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        logits: Tensor = run(self.antiexpert_model, inputs, cache, logits_to_keep).logits
-        return logits
 
 
 class SharedExperts(Experts):
@@ -151,12 +135,6 @@ class SharedExperts(Experts):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = hidden[:, kept]
         return self.paired.unembed(hidden[:rows] - hidden[rows:])
-
-    def expert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        return self._run(inputs, cache, logits_to_keep, inputs.input_ids.shape[0])
-
-    def antiexpert_logits(self, inputs: Inputs, cache: Cache, logits_to_keep: int) -> Tensor:
-        return self._run(inputs, cache, logits_to_keep, 0)
 
     def _run(self, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, rows: int) -> Tensor:
         """The first `rows` rows with the adapter."""

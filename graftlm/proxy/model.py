@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,21 +166,16 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
             "expert_attention_mask": encoded["attention_mask"].to(self.device),
         }
 
-    def generate(self, *args: Any, speculative: bool = False, **kwargs: Any) -> Any:
-        """As of any model. `speculative`: the expert drafts several tokens, which base and anti-expert then check in
-        one pass each: the same greedy tokens, and samples of the same distribution (graftlm.proxy.speculative).
+    def generate(self, *args: Any, speculative: bool | None = None, **kwargs: Any) -> Any:
+        """Generate as any model does. `speculative` is ignored; it goes in the next release.
 
         InputError for caches that hold the states of one model only.
         """
+        if speculative is not None:
+            message = "speculative is ignored: drafts by the expert made proxy-tuned decoding slower (docs/proxy.md)"
+            warnings.warn(f"{message}; leave it out", FutureWarning, stacklevel=2)
         arguments = named_arguments(args, kwargs)
-        if speculative and self.experts is not None:
-            from graftlm.decoding.speculation import decoding_arguments
-            from graftlm.proxy.speculative import speculative_decoding
-
-            arguments = decoding_arguments(speculative_decoding, arguments, self.generation_config)
-        else:
-            arguments |= self._cache_arguments(arguments)
-        return super().generate(**arguments)
+        return super().generate(**arguments | self._cache_arguments(arguments))
 
     def _cache_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """A cache of all models from the start: what `generate` makes of it before the first pass is made of all."""

@@ -24,10 +24,8 @@ from graftlm.decoding.heads_decoding import HeadsDecoding
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.models.decoder import Decoder, backbone_of
-from graftlm.proxy import ProxyTunedModel
 from tests.conftest import VOCABULARY
 from tests.decoding.test_heads_decoding import GREEDY, PROMPTS, both, drafting_model, padded
-from tests.proxy.models import parts
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 TEXT: dict[str, Any] = {
@@ -119,24 +117,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.filterwarnings("ignore:.*dola:UserWarning")
-@pytest.mark.parametrize("drafter", ["heads", "expert"])
 @pytest.mark.parametrize(("settings", "fault"), REFUSED)
-def test_what_drafts_do_not_do_is_refused(drafter: str, settings: dict[str, Any], fault: str) -> None:
-    inputs = padded(PROMPTS[:1])
+def test_what_drafts_do_not_do_is_refused(settings: dict[str, Any], fault: str) -> None:
     with pytest.raises(InputError, match=fault):
-        if drafter == "heads":
-            HeadsDecoding(*drafting_model()).generate(**inputs, **{**GREEDY, **settings})
-        else:
-            ProxyTunedModel(*parts()).generate(**inputs, **{**GREEDY, **settings}, speculative=True)
-
-
-def test_positions_of_ones_own_are_refused_where_the_expert_drafts() -> None:
-    model, inputs = ProxyTunedModel(*parts()), padded(PROMPTS[:1])
-    places = torch.arange(5)[None]
-    found = model.generate(**inputs, position_ids=places, speculative=True, **GREEDY)
-    assert torch.equal(found, model.generate(**inputs, **GREEDY))
-    with pytest.raises(InputError, match="leave out position_ids"):
-        model.generate(**inputs, position_ids=places + 3, speculative=True, **GREEDY)
+        HeadsDecoding(*drafting_model()).generate(**padded(PROMPTS[:1]), **{**GREEDY, **settings})
 
 
 def test_a_streamer_of_several_rows_is_refused() -> None:
@@ -180,6 +164,3 @@ def test_a_setting_of_generate_means_the_same_with_drafts(name: str) -> None:
     model, heads = drafting_model()
     for rows in (PROMPTS[:1], PROMPTS):
         both(model, heads, padded(rows), 3, **settings)
-    steered, inputs = ProxyTunedModel(*parts()), padded(PROMPTS[:1])
-    drafted = steered.generate(**inputs, **settings, speculative=True)
-    assert torch.equal(drafted, steered.generate(**inputs, **settings))

@@ -243,8 +243,7 @@ def test_rows_of_the_base_models_unembedding_that_are_no_token_get_no_chance(
     for sample in (False, True):
         settings = {"max_new_tokens": 12, "do_sample": sample, "eos_token_id": None, "pad_token_id": 258}
         torch.manual_seed(0)
-        found = model.generate(ids, speculative=True, **settings)
-        assert int(found.max()) < 259 and (sample or torch.equal(found, model.generate(ids, **settings)))
+        assert int(model.generate(ids, **settings).max()) < 259
     with pytest.raises(InputError, match="another vocabulary"):
         ProxyTunedModel(base, *small, alpha)  # without a tokenizer nobody knows which are tokens
 
