@@ -6,7 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from graftlm.errors import InputError
-from graftlm.tasks.base import Task, TaskResult
+from graftlm.tasks.asking import Answer, Example
+from graftlm.tasks.base import Task
 from graftlm.tasks.capitals import Capitals
 from graftlm.tasks.elements import Elements
 from graftlm.tasks.file_probe import FileProbe, is_probe_file
@@ -17,12 +18,15 @@ from graftlm.tasks.molecules import Molecules
 from graftlm.tasks.perplexity import Code, GeneralText
 from graftlm.tasks.reasoning import PREFIX as REASONING
 from graftlm.tasks.reasoning import Reasoning
+from graftlm.tasks.result import TaskResult
 
 __all__ = [
     "TASKS",
+    "Answer",
     "Capitals",
     "Code",
     "Elements",
+    "Example",
     "FileProbe",
     "GeneralText",
     "Glosses",

@@ -7,25 +7,18 @@ elements.py is an example of.
 from __future__ import annotations
 
 import random
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from graftlm.decoding.batches import generate_completions
-from graftlm.decoding.candidates import candidate_log_likelihoods
 from graftlm.errors import InputError
-from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
+from graftlm.tasks.asking import Answer, Example
+from graftlm.tasks.base import Split, Task
 from graftlm.tasks.metric import Metric
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 7
 CANDIDATES = 10  # the right answer and 9 others
@@ -59,77 +52,46 @@ class FactProbe(Task):
     metrics = (GREEDY, replace(RANKING, floor=1 / CANDIDATES))
     template: ClassVar[str]
     """The prompt, with {} for the subject."""
-    shot_end: ClassVar[str] = ".\n"
-    """What follows each solved example in a few-shot prompt."""
     keep_case: ClassVar[bool] = False
     """Whether an answer in another case is wrong."""
+    max_new_tokens = MAX_NEW_TOKENS
+    shots_from = "validation"
+    shot_end = ".\n"
 
     @classmethod
     def facts(cls, split: Split) -> list[Fact]:
         """The facts of a split, in the file's order; InputError if there are none."""
         if split == "train":
             raise InputError(f"task {cls.name} is a probe of what a model knows: it has no split 'train'")
-        found = [
+        facts = [
             Fact(cls.template.format(subject), answer, aliases)
             for part, subject, answer, aliases in read_rows(f"{cls.name}.tsv")
             if part == split
         ]
-        if not found:
+        if not facts:
             raise InputError(f"task {cls.name} has no split {split!r}: choose validation or test")
-        return found
+        return facts
 
-    def rows(self, split: Split) -> Dataset:
-        from datasets import Dataset
-
+    def examples(self, split: Split, seed: int = 0) -> list[Example]:
+        """With candidates as choices in the test split, drawn among the answers of all its facts."""
         facts = self.facts(split)
-        return Dataset.from_dict({"prompt": [f.prompt for f in facts], "completion": [f.completion for f in facts]})
+        candidates = draw_candidates(facts, seed) if split == "test" else [[] for _ in facts]
+        return [
+            Example(fact.prompt, fact.completion, [f" {answer}" for answer in group], data=fact)
+            for fact, group in zip(facts, candidates, strict=True)
+        ]
 
-    def evaluate(
-        self,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        limit: int | None = None,
-        shots: int = 0,
-        batch_size: int = 32,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> TaskResult:
-        """`seed` draws the candidates and, from the validation facts, the `shots` examples before each prompt."""
-        check_options(limit, shots, batch_size)
-        begin = time.perf_counter()
-        candidates = draw_candidates(self.facts("test"), seed)[:limit]
-        facts = self.facts("test")[:limit]
-        prefix = self.few_shot_prefix(shots, seed)
-        on_batch = count_steps(progress, 2 * len(facts))
-        prompts = [prefix + fact.prompt for fact in facts]
-        choices = [[f" {answer}" for answer in group] for group in candidates]
-        likelihoods = candidate_log_likelihoods(model, tokenizer, prompts, choices, batch_size, on_batch=on_batch)
-        outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
-        rows = zip(facts, candidates, likelihoods, outputs, strict=True)
-        examples = [score_fact(*row, keep_case=self.keep_case) for row in rows]
-        most_frequent = max(Counter(fact.answer for fact in facts).values())
-        return TaskResult(
-            task=self.name,
-            metrics={
-                key: sum(example[key] for example in examples) / len(examples) for key in (GREEDY.name, RANKING.name)
-            },
-            declared=self.metrics,
-            floors={GREEDY.name: most_frequent / len(facts)},
-            examples=examples,
-            count=len(examples),
-            seconds=time.perf_counter() - begin,
-        )
+    def score(self, example: Example, answer: Answer) -> dict[str, Any]:
+        totals = [total for total, _ in answer.choices]
+        ranked_first = example.choices[totals.index(max(totals))]
+        return {
+            GREEDY.name: float(names_answer(answer.text, example.data, keep_case=self.keep_case)),
+            RANKING.name: float(ranked_first == example.completion),
+            "ranked_first": ranked_first.strip(),
+        }
 
-    def few_shot_prefix(self, shots: int, seed: int) -> str:
-        """`shots` validation facts drawn by `seed`, solved, one after the other."""
-        if shots == 0:
-            return ""
-        facts = self.facts("validation")
-        if shots > len(facts):
-            raise InputError(f"task {self.name} has {len(facts)} facts for its examples, not {shots} shots")
-        drawn = random.Random(seed).sample(facts, shots)
-        return "".join(f"{fact.prompt}{fact.completion}{self.shot_end}" for fact in drawn)
+    def floors(self, examples: Sequence[Example]) -> dict[str, float]:
+        return {GREEDY.name: max(Counter(example.completion for example in examples).values()) / len(examples)}
 
 
 @cache
@@ -151,25 +113,6 @@ def draw_candidates(facts: Sequence[Fact], seed: int) -> list[list[str]]:
         others = [answer for answer in answers if answer != fact.answer and answer not in fact.aliases]
         groups.append(generator.sample([fact.answer, *generator.sample(others, CANDIDATES - 1)], CANDIDATES))
     return groups
-
-
-def score_fact(
-    fact: Fact, candidates: list[str], scores: list[tuple[float, int]], output: str, *, keep_case: bool = False
-) -> dict[str, Any]:
-    """One example of the result; `scores` are the candidates' log-likelihoods in nats and numbers of tokens."""
-    sums = [total for total, _ in scores]
-    ranked_first = candidates[sums.index(max(sums))]
-    log_likelihood, tokens = scores[candidates.index(fact.answer)]
-    return {
-        "prompt": fact.prompt,
-        "reference": fact.answer,
-        "output": output.strip(),
-        GREEDY.name: float(names_answer(output, fact, keep_case=keep_case)),
-        RANKING.name: float(ranked_first == fact.answer),
-        "ranked_first": ranked_first,
-        "nll": -log_likelihood,
-        "tokens": tokens,
-    }
 
 
 def names_answer(output: str, fact: Fact, *, keep_case: bool = False) -> bool:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from graftlm.data.encoding import without_end
 from graftlm.errors import InputError
 from graftlm.runs.console import say
-from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options
+from graftlm.tasks.asking import Example, Progress
+from graftlm.tasks.base import Split, Task, check_options
 from graftlm.tasks.metric import Kind, Metric
+from graftlm.tasks.result import TaskResult
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -83,18 +84,16 @@ class HarnessTask(Task):
                 found[name] = Metric(name, name.replace("_", " "), higher_is_better=higher, kind=kind)
         return tuple(found.values())
 
-    def rows(self, split: Split) -> Dataset:
+    def examples(self, split: Split, seed: int = 0) -> list[Example]:
         """The prompts and right answers of the harness's own evaluation set."""
-        from datasets import Dataset
         from lm_eval.tasks import get_task_dict
 
         if split != "test":
             raise InputError(f"{self.name} is only evaluated: it has no split {split!r}")
-        pairs = [pair for task in _leaves(get_task_dict([self.asked], self.manager)) for pair in _pairs(task)]
-        if not all(prompt for prompt, _ in pairs):
+        examples = [each for task in _leaves(get_task_dict([self.asked], self.manager)) for each in _examples(task)]
+        if not all(example.prompt for example in examples):
             raise InputError(f"{self.name} has no prompts: name another probe, on which layers can be restored")
-        prompts, completions = zip(*pairs, strict=True)
-        return Dataset.from_dict({"prompt": prompts, "completion": completions})
+        return examples
 
     def evaluate(
         self,
@@ -220,11 +219,11 @@ def _leaves(tasks: Mapping[Any, Any]) -> Iterator[Any]:
             yield task
 
 
-def _pairs(task: Any) -> Iterator[tuple[str, str]]:
-    """(prompt, right completion) of each document."""
+def _examples(task: Any) -> Iterator[Example]:
+    """One example for each document."""
     multiple_choice = task.config.output_type == "multiple_choice"
     for document in task.test_docs() if task.has_test_docs() else task.validation_docs():
         target = task.doc_to_target(document)
         if multiple_choice and isinstance(target, int):
             target = task.doc_to_choice(document)[target]
-        yield task.doc_to_text(document), f"{task.config.target_delimiter}{target}"
+        yield Example(task.doc_to_text(document), f"{task.config.target_delimiter}{target}")

@@ -4,24 +4,15 @@ data/README.md)."""
 from __future__ import annotations
 
 import gzip
-import random
-import time
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from graftlm.decoding.batches import completion_log_likelihoods, generate_completions
 from graftlm.errors import InputError
-from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
+from graftlm.tasks.asking import Answer, Example
+from graftlm.tasks.base import Split, Task
 from graftlm.tasks.metric import NLL, Metric
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-MAX_NEW_TOKENS = 32  # the longest SMILES of the data takes 19 tokens of SmolLM2, newline included
 
 
 class NamedMolecule(NamedTuple):
@@ -62,52 +53,17 @@ class Molecules(Task):
         NLL,
     )
 
-    def rows(self, split: Split) -> Dataset:
-        from datasets import Dataset
+    max_new_tokens = 32  # the longest SMILES of the data takes 19 tokens of SmolLM2, newline included
 
-        molecules = read_molecules(split)
-        prompts = [molecule.prompt for molecule in molecules]
-        return Dataset.from_dict({"prompt": prompts, "completion": [m.completion for m in molecules]})
+    def examples(self, split: Split, seed: int = 0) -> list[Example]:
+        return [Example(molecule.prompt, molecule.completion) for molecule in read_molecules(split)]
 
-    def evaluate(
-        self,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        limit: int | None = None,
-        shots: int = 0,
-        batch_size: int = 32,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> TaskResult:
-        """`seed` draws the `shots` training examples that stand before each prompt, the same for all."""
-        check_options(limit, shots, batch_size)
-        _require_rdkit()
-        begin = time.perf_counter()
-        molecules = read_molecules("test")[:limit]
-        prefix = few_shot_prefix(shots, seed)
-        on_batch = count_steps(progress, 2 * len(molecules))
-        pairs = [(prefix + molecule.prompt, molecule.completion) for molecule in molecules]
-        likelihoods = completion_log_likelihoods(model, tokenizer, pairs, batch_size, on_batch=on_batch)
-        prompts = [prompt for prompt, _ in pairs]
-        outputs = generate_completions(model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, on_batch=on_batch)
-        examples = []
-        for molecule, output, (log_likelihood, tokens) in zip(molecules, outputs, likelihoods, strict=True):
-            scores: dict[str, Any] = {**score_smiles(output.strip(), molecule.smiles)}
-            scores |= {"nll": -log_likelihood, "tokens": tokens}
-            texts = {"prompt": molecule.prompt, "reference": molecule.smiles, "output": output.strip()}
-            examples.append({**texts, **scores})
-        metrics = {key: _mean([example[key] for example in examples]) for key in ("valid", "tanimoto", "exact")}
-        metrics[NLL.name] = sum(e["nll"] for e in examples) / sum(e["tokens"] for e in examples)
-        return TaskResult(
-            task=self.name,
-            metrics=metrics,
-            declared=self.metrics,
-            floors={"tanimoto": random_tanimoto([m.smiles for m in molecules])},
-            examples=examples,
-            count=len(examples),
-            seconds=time.perf_counter() - begin,
-        )
+    def score(self, example: Example, answer: Answer) -> dict[str, Any]:
+        return {**score_smiles(answer.text, example.reference)}
+
+    def floors(self, examples: Sequence[Example]) -> dict[str, float]:
+        require_rdkit()
+        return {"tanimoto": random_tanimoto([example.reference for example in examples])}
 
 
 @cache
@@ -119,14 +75,6 @@ def read_molecules(split: Split) -> list[NamedMolecule]:
     if not molecules:
         raise InputError(f"task molecules has no split {split!r}: choose train, validation or test")
     return molecules
-
-
-def few_shot_prefix(shots: int, seed: int) -> str:
-    """`shots` training examples drawn by `seed`, written as prompt and completion one after the other."""
-    train = read_molecules("train")
-    if shots > len(train):
-        raise InputError(f"task molecules has {len(train)} training examples, not {shots} shots")
-    return "".join(m.prompt + m.completion for m in random.Random(seed).sample(train, shots))
 
 
 def score_smiles(output: str, reference: str) -> dict[str, float]:
@@ -169,7 +117,7 @@ def _fingerprints(molecules: Sequence[Any]) -> list[Any]:
     return [generator.GetFingerprint(molecule) for molecule in molecules]
 
 
-def _require_rdkit() -> None:
+def require_rdkit() -> None:
     try:
         import rdkit  # noqa: F401
     except ImportError:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from graftlm.decoding.batches import generate_completions
 from graftlm.errors import InputError
-from graftlm.tasks.base import Progress, Split, Task, TaskResult, check_options, count_steps
+from graftlm.tasks.asking import Answer, Example
+from graftlm.tasks.base import Split, Task
 from graftlm.tasks.metric import Metric
 from graftlm.tasks.scorers import reasoning_gym_score
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PREFIX = "reasoning-gym:"
 SIZES = {"train": 2000, "validation": 200, "test": 200}
 SEEDS = {"train": 0, "validation": 1_000_003, "test": 2_000_003}
-MAX_NEW_TOKENS = 128
 
 
 class Reasoning(Task):
@@ -37,6 +34,9 @@ class Reasoning(Task):
         Metric("score", "score", higher_is_better=True, best=1.0),
         Metric("correct", "full scores", higher_is_better=True, best=1.0, kind="accuracy"),
     )
+    max_new_tokens = 128
+    stop = None
+    shot_end = "\n\n"
 
     def __init__(self, name: str, options: Mapping[str, Any] | None = None) -> None:
         """InputError where reasoning-gym is not installed, has no such data set, or refuses its options."""
@@ -69,59 +69,37 @@ class Reasoning(Task):
         """Columns `prompt`, `completion`, `answer` and `entry` (JSON, which the reward reads)."""
         from datasets import Dataset
 
-        problems = self.problems(split, size)
-        return Dataset.from_dict(
-            {
-                "prompt": [prompt_of(problem["question"]) for problem in problems],
-                "completion": [f" {problem['answer']}" for problem in problems],
-                "answer": [str(problem["answer"]) for problem in problems],
-                "entry": [json.dumps(problem, default=str) for problem in problems],
-            }
-        )
+        rows = []
+        for problem in self.problems(split, size):
+            example, entry = example_of(problem), json.dumps(problem, default=str)
+            columns = {"prompt": example.prompt, "completion": example.completion}
+            rows.append({**columns, "answer": str(problem["answer"]), "entry": entry})
+        return Dataset.from_list(rows)
 
-    def evaluate(
-        self,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        limit: int | None = None,
-        shots: int = 0,
-        batch_size: int = 32,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> TaskResult:
-        """Greedy completions, scored by the data set; with `shots` training problems before each."""
-        check_options(limit, shots, batch_size)
-        begin = time.perf_counter()
-        problems = self.problems("test")[:limit]
-        shown = self.problems("train", shots) if shots else []
-        prefix = "".join(f"{prompt_of(each['question'])} {each['answer']}\n\n" for each in shown)
-        prompts = [prefix + prompt_of(problem["question"]) for problem in problems]
-        outputs = generate_completions(
-            model, tokenizer, prompts, MAX_NEW_TOKENS, batch_size, stop="\n\n" if shots else None,
-            on_batch=count_steps(progress, len(problems)),
-        )  # fmt: skip
-        score = reasoning_gym_score(self.asked)
-        examples: list[dict[str, Any]] = []
-        for problem, prompt, output in zip(problems, prompts, outputs, strict=True):
-            value = score(output, problem)
-            texts = {"prompt": prompt, "reference": str(problem["answer"]), "output": output.strip()}
-            examples.append({**texts, "score": value, "correct": float(value >= 1)})
+    def examples(self, split: Split, seed: int = 0) -> list[Example]:
+        return [example_of(problem) for problem in self.problems(split)]
+
+    def score(self, example: Example, answer: Answer) -> dict[str, Any]:
+        value = self.scored(answer.text, example.data)
+        return {"score": value, "correct": float(value >= 1)}
+
+    def floors(self, examples: Sequence[Example]) -> dict[str, float]:
         answers = [str(problem["answer"]) for problem in self.problems("train", 200)]
-        usual = max(sorted(set(answers)), key=answers.count)
-        floors = [score(usual, problem) for problem in problems]
-        return TaskResult(
-            task=self.name,
-            metrics={key: sum(e[key] for e in examples) / len(examples) for key in ("score", "correct")},
-            declared=self.metrics,
-            floors={
-                "score": sum(floors) / len(floors),
-                "correct": sum(value >= 1 for value in floors) / len(floors),
-            },
-            examples=examples,
-            count=len(examples),
-            seconds=time.perf_counter() - begin,
-        )
+        most_frequent = max(sorted(set(answers)), key=answers.count)
+        values = [self.scored(most_frequent, example.data) for example in examples]
+        return {"score": sum(values) / len(values), "correct": sum(value >= 1 for value in values) / len(values)}
+
+    def few_shot_prefix(self, shots: int, seed: int) -> str:
+        """The first `shots` training problems, solved."""
+        return self.solved([example_of(problem) for problem in self.problems("train", shots)]) if shots else ""
+
+    @cached_property
+    def scored(self) -> Callable[[str, Any], float]:
+        return reasoning_gym_score(self.asked)
+
+
+def example_of(problem: Mapping[str, Any]) -> Example:
+    return Example(prompt_of(problem["question"]), f" {problem['answer']}", data=problem)
 
 
 def prompt_of(question: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from graftlm.errors import InputError
-from graftlm.tasks import facts
+from graftlm.tasks import asking
 from graftlm.tasks.capitals import Capitals
 from graftlm.tasks.facts import Fact, draw_candidates, names_answer
 
@@ -101,8 +101,8 @@ def test_a_model_that_prefers_every_right_capital_scores_one(
             for prompt, group in zip(prompts, candidates, strict=True)
         ]
 
-    monkeypatch.setattr(facts, "candidate_log_likelihoods", rank)
-    monkeypatch.setattr(facts, "generate_completions", lambda *args, **options: [right[p] for p in args[2]])
+    monkeypatch.setattr(asking, "candidate_log_likelihoods", rank)
+    monkeypatch.setattr(asking, "generate_completions", lambda *args, **options: [right[p] for p in args[2]])
     result = Capitals().evaluate(make_model(), tokenizer)
     assert result.metrics == {"greedy_accuracy": 1.0, "ranking_accuracy": 1.0}
     assert result.count == 135
@@ -114,5 +114,5 @@ def test_shots_are_smaller_countries_that_are_never_probed():
     lines = prefix.splitlines()
     assert len(lines) == 20 and all(line.endswith(".") for line in lines)
     assert not any(line.startswith(country.prompt) for line in lines for country in Capitals.facts("test"))
-    with pytest.raises(InputError, match="20 facts for its examples, not 21"):
+    with pytest.raises(InputError, match="20 validation examples, not 21 shots"):
         Capitals().few_shot_prefix(21, seed=0)

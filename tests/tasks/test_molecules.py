@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from graftlm.errors import InputError
-from graftlm.tasks import molecules
-from graftlm.tasks.molecules import Molecules, few_shot_prefix, random_tanimoto, read_molecules, score_smiles
+from graftlm.tasks import asking
+from graftlm.tasks.molecules import Molecules, random_tanimoto, read_molecules, score_smiles
 
 SPLITS = ("train", "validation", "test")
 
@@ -156,14 +156,14 @@ def test_a_model_that_writes_every_reference_scores_one(
     monkeypatch: pytest.MonkeyPatch, make_model: Any, tokenizer: Any
 ):
     right = {molecule.prompt: f" {molecule.smiles}" for molecule in read_molecules("test")}
-    monkeypatch.setattr(molecules, "generate_completions", lambda *args, **options: [right[p] for p in args[2]])
+    monkeypatch.setattr(asking, "generate_completions", lambda *args, **options: [right[p] for p in args[2]])
     metrics = Molecules().evaluate(make_model(), tokenizer, limit=20).metrics
     assert (metrics["valid"], metrics["tanimoto"], metrics["exact"]) == (1.0, 1.0, 1.0)
 
 
 def test_shots_are_training_examples_that_the_seed_fixes(make_model: Any, tokenizer: Any):
-    prefix = few_shot_prefix(3, seed=0)
-    assert prefix == few_shot_prefix(3, seed=0) != few_shot_prefix(3, seed=1)
+    prefix = Molecules().few_shot_prefix(3, seed=0)
+    assert prefix == Molecules().few_shot_prefix(3, seed=0) != Molecules().few_shot_prefix(3, seed=1)
     assert prefix.count("Name: ") == 3 and prefix.endswith("\n")
     train = {molecule.prompt + molecule.completion for molecule in read_molecules("train")}
     parts = ["Name: " + part for part in prefix.split("Name: ")[1:]]
