@@ -20,8 +20,6 @@ def line_chart(title: str, curves: Mapping[str, Points], x_label: str, y_label: 
     """Of shares, each curve by its name."""
     lines = [Line(label=name, tag=name, colour=colour, points=points)
              for colour, (name, points) in zip(COLOURS, curves.items(), strict=False)]  # fmt: skip
-    ends = "; ".join(f"{name}: {points[0][1]:.2f} to {points[-1][1]:.2f}" for name, points in curves.items() if points)
-    x_top = max((points[-1][0] for points in curves.values() if points), default=1)
-    drawn = line_plot(title, ends, lines, x_top=x_top or 1, y_top=1.0, x_label=x_label, y_label=y_label)
+    drawn = line_plot(title, lines, y_top=1.0, x_label=x_label, y_label=y_label)
     head, _, rest = drawn.partition(">")
     return Markup(f"{head}>{element('style', Markup(STYLE))}{rest}\n")

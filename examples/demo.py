@@ -25,7 +25,7 @@ from graftlm.auditing.summary import audit_table
 from graftlm.auditing.verdict import audit_verdict
 from graftlm.heads.config import DistillConfig
 from graftlm.heads.distill import distill
-from graftlm.report.page import agreement_section, losses_section
+from graftlm.heads.page import agreement_section, losses_section
 from graftlm.runs.console import print_table, reported_progress, say
 from graftlm.runs.files import dump_json, write_text
 from graftlm.runs.provenance import versions

@@ -7,8 +7,8 @@ from typing import Any
 
 from graftlm.auditing.result import AuditResult
 from graftlm.report.markup import Markup, element, join
-from graftlm.report.page import section
-from graftlm.report.tables import cell, clipped, common_part_cut, row, table
+from graftlm.report.page import folded, section
+from graftlm.report.tables import Row, clipped, number_table, table, without_common_parts
 from graftlm.tasks import Metric
 from graftlm.tasks.comparison import same_examples
 
@@ -19,80 +19,61 @@ LONGEST_OUTPUT = 160  # characters; an untuned model may write on and on
 def examples_sections(result: AuditResult) -> Iterator[Markup]:
     """For each task whose answers were written out: the first examples, and each model's output beside them."""
     for task in result.tasks:
-        first = result.base_results[task]
-        models = {
-            "base": first,
-            **{result.short_names[name]: audited.results[task] for name, audited in result.tuned.items()},
-        }
-        shown = {name: found for name, found in models.items() if same_examples(first, found)}
-        if not any(example.get("output") for found in shown.values() for example in found.examples):
+        base = result.base_results[task]
+        tuned = {result.short_names[name]: audited.results[task] for name, audited in result.tuned.items()}
+        models = {name: each for name, each in {"base": base, **tuned}.items() if same_examples(base, each)}
+        if not any(example.get("output") for each in models.values() for example in each.examples):
             continue
-        prompts = [example["prompt"] for example in first.examples]
-        shorten = common_part_cut(prompts)
-        rows = []
-        for place, example in enumerate(first.examples[:COUNT]):
-            cells = [cell("reference", element("code", str(example["reference"]).strip()))]
-            for name, found in shown.items():
-                answer = found.examples[place]
-                output = element("code", clipped(answer.get("output", ""), LONGEST_OUTPUT))
-                cells.append(cell(name, output, _scores(first.declared, answer)))
-            rows.append(row(shorten[example["prompt"]], cells))
-        caption = f"The first {len(rows)} test examples, not chosen"
+        shorten = without_common_parts([example["prompt"] for example in base.examples])
+        rows: list[Row] = []
+        for place, example in enumerate(base.examples[:COUNT]):
+            reference = element("code", str(example["reference"]).strip())
+            outputs = [_output(base.declared, each.examples[place]) for each in models.values()]
+            rows.append((shorten[example["prompt"]], [reference, *outputs]))
+        first = base.examples[0]["prompt"]
+        template = first.replace(shorten[first], "…", 1) if shorten[first] != first else "…"
+        headings = ["prompt", "reference", *models]
         yield section(
             f"{len(rows)} {task}, as each model writes them",
-            element("p", join("Each prompt is ", element("code", _template(prompts[0], shorten))), class_="note"),
-            table(caption, ["prompt", "reference", *shown], rows, cells=2),
+            element("p", "Each prompt is ", element("code", template), class_="note"),
+            table(f"The first {len(rows)} test examples, not chosen", headings, rows, cells=2),
         )
 
 
-def _template(prompt: str, shorten: Mapping[str, str]) -> str:
-    """What all prompts have in common, which the table leaves out."""
-    return prompt.replace(shorten[prompt], "…", 1) if shorten[prompt] != prompt else "…"
-
-
-def _scores(metrics: Sequence[Metric], example: Mapping[str, Any]) -> Markup | None:
-    """The example's own values; in green what nothing beats."""
+def _output(metrics: Sequence[Metric], example: Mapping[str, Any]) -> Markup:
+    """What a model wrote, and the example's own values: in green what nothing beats."""
     scores = [
         element("span", f"{metric.label} {value:.3g}", class_="good" if value == metric.best else None)
         for metric in metrics
         if isinstance(value := example.get(metric.name), (int, float))
     ]
     parted = [part for score in scores for part in (" · ", score)][1:]
-    return element("small", parted) if parted else None
+    output = element("code", clipped(example.get("output", ""), LONGEST_OUTPUT))
+    return join(output, element("small", parted) if parted else None)
 
 
 def facts_sections(result: AuditResult) -> Iterator[Markup]:
     """For each probe of right-or-wrong answers: how many each model lost and won, and which, folded up."""
     for probe in result.probes:
         base = result.base_results[probe]
-        shorten = common_part_cut([example["prompt"] for example in base.examples]) if base.examples else {}
-        rows, folded = [], []
+        shorten = without_common_parts([example["prompt"] for example in base.examples]) if base.examples else {}
+        rows: list[Row] = []
+        lists = []
         for name, audited in result.tuned.items():
             for metric, changed in audited.facts.get(probe, {}).items():
-                label = base.metric(metric).label
-                counts = [("kept", changed.kept), ("lost", len(changed.lost)), ("won", len(changed.won))]
-                rows.append(
-                    row(
-                        result.short_names[name],
-                        [cell("measure", label), *(cell(k, str(v)) for k, v in counts)],
-                    )
-                )
+                model, label = result.short_names[name], base.metric(metric).label
+                counts = (changed.kept, len(changed.lost), len(changed.won))
+                rows.append((model, [label, *map(str, counts)]))
                 for kind, examples in (("lost", changed.lost), ("won", changed.won)):
                     if examples:
-                        items = [_fact(example, shorten) for example in examples]
-                        heading = element("summary", f"{result.short_names[name]}, {label}: {len(items)} {kind}")
-                        folded.append(element("details", heading, element("ul", items)))
+                        items = element("ul", [_fact(example, shorten) for example in examples])
+                        lists.append(folded(f"{model}, {label}: {len(examples)} {kind}", items))
         if rows:
+            headings = ["model", "measure", "kept", "lost", "won"]
             yield section(
                 f"Facts lost and won: {probe}",
-                table(
-                    f"Of {base.count} questions",
-                    ["model", "measure", "kept", "lost", "won"],
-                    rows,
-                    class_="numbers",
-                    cells=4,
-                ),
-                join(folded),
+                number_table(f"Of {base.count} questions", headings, rows, cells=4),
+                join(lists),
                 note="Lost: right before tuning and wrong after. Won: the other way round.",
             )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graftlm.runs.console import signed
 from graftlm.tasks import Metric, TaskResult
 
 
@@ -35,6 +36,13 @@ class Change:
             return self.value, self.low, self.high
         low, high = (None if end is None else -end for end in (self.high, self.low))
         return -self.value, low, high
+
+    @property
+    def difference(self) -> str:
+        """Such as "−0.002 [−0.020, +0.016]"."""
+        if self.low is None or self.high is None:
+            return signed(self.value)
+        return f"{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +98,17 @@ class Restored:
     probes: dict[str, float]
     task_share: float | None
     probe_share: float | None
+
+    @property
+    def span(self) -> str:
+        """Such as "layers 0–4"."""
+        first, last = self.layers
+        return f"layer {first}" if first == last else f"layers {first}–{last}"
+
+    @property
+    def brought_back(self) -> float | None:
+        """Share of the probes' loss that the restoration undoes."""
+        return None if self.probe_share is None else 1 - self.probe_share
 
 
 @dataclass(frozen=True, kw_only=True)

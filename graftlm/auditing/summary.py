@@ -18,61 +18,54 @@ def audit_table(result: AuditResult) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = result.short_names
+    names, models = result.short_names, list(result.tuned.values())
     pairs = [f"{names[pair.second]} − {names[pair.first]}" for pair in result.between]
     for heading in ("measure", "", "floor", "base", *names.values(), *pairs):
         table.add_column(Text(heading), justify="left" if heading in ("measure", "") else "right")
 
     def add(label: str, measure: str, cells: list[str], floor: str = "", base: str = "") -> None:
-        table.add_row(Text(label), Text(measure), floor, base, *(Text(cell) for cell in cells))
+        table.add_row(Text(label), Text(measure), floor, base, *map(Text, cells))
 
-    models = list(result.tuned.values())
     for task, first in result.base_results.items():
-        label = f"{task} ({first.count})"
-        for metric, value in first.metrics.items():
+        for place, (metric, value) in enumerate(first.metrics.items()):
+            label = f"{task} ({first.count})" if place == 0 else ""
             cells = [describe_change(model.changes[task].get(metric)) for model in models]
             cells += [describe_difference(pair.changes[task].get(metric)) for pair in result.between]
             add(label, metric, cells, number(first.floors.get(metric)), number(value))
-            label = ""
-    for probe in result.probes:
-        add("retention" if probe == result.probes[0] else "", probe, [_share(m.retention.get(probe)) for m in models])
+    for place, probe in enumerate(result.probes):
+        add("" if place else "retention", probe, [percent(model.retention.get(probe)) for model in models])
     if result.probes:
         add("", "mean", [describe_retention(model) for model in models])
     add("KL(base ‖ tuned)", "nats per token", [_divergence(model) for model in models])
-    for index, (first_layer, last_layer) in enumerate(_spans(models)):
-        label = "probe loss / task gain left" if index == 0 else ""
-        cells = [_restored(model.restoration[index]) for model in models]
-        add(label, f"layers {first_layer}-{last_layer} restored", cells)
+    restored = [{each.span: each for each in model.restoration} for model in models]
+    for place, span in enumerate(dict.fromkeys(span for spans in restored for span in spans)):
+        label = "" if place else "probe loss / task gain left"
+        add(label, f"{span} restored", [_restored(spans.get(span)) for spans in restored])
     return table
 
 
 def describe_change(change: Change | None) -> str:
-    """ "0.860 (+0.860 [+0.79, +0.92] *)" """
-    if change is None:
-        return "-"
-    return f"{change.tuned:.3f} ({describe_difference(change)})"
+    """ "0.860 (+0.860 [+0.790, +0.920] *)" """
+    return "-" if change is None else f"{change.tuned:.3f} ({describe_difference(change)})"
 
 
 def describe_difference(change: Change | None) -> str:
     """ "+0.860 [+0.790, +0.920] *" """
-    if change is None:
-        return "-"
-    interval = "" if change.low is None or change.high is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
-    return f"{change.value:+.3f}{interval}{' *' if change.shown else ''}"
+    return "-" if change is None else f"{change.difference}{' *' if change.shown else ''}"
 
 
 def describe_retention(audited: TunedAudit) -> str:
     """ "93% [90%, 96%]", the mean over the probes with its interval."""
     mean, bounds = audited.mean_retention, audited.retention_bounds
-    return _share(mean) if bounds is None else f"{_share(mean)} [{_share(bounds[0])}, {_share(bounds[1])}]"
+    return percent(mean) if bounds is None else f"{percent(mean)} [{percent(bounds[0])}, {percent(bounds[1])}]"
 
 
-def _spans(models: list[TunedAudit]) -> list[tuple[int, int]]:
-    return [restored.layers for restored in models[0].restoration] if models else []
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
-def _restored(restored: Restored) -> str:
-    return f"{_share(restored.probe_share)} / {_share(restored.task_share)}"
+def _restored(restored: Restored | None) -> str:
+    return "-" if restored is None else f"{percent(restored.probe_share)} / {percent(restored.task_share)}"
 
 
 def _divergence(model: TunedAudit) -> str:
@@ -80,7 +73,3 @@ def _divergence(model: TunedAudit) -> str:
         return "-"
     error = "" if model.divergence_error is None else f" ± {model.divergence_error:.3f}"
     return f"{model.divergence:.3f}{error}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"

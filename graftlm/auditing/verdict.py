@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graftlm.auditing.result import AuditResult, Change, Restored, TunedAudit
+from graftlm.auditing.result import AuditResult, Change, TunedAudit
 from graftlm.report.tables import capital
-from graftlm.runs.console import signed
 
 
 def audit_verdict(result: AuditResult) -> list[str]:
@@ -32,16 +31,13 @@ def audit_verdict(result: AuditResult) -> list[str]:
 
 def _gain(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
     for task in result.tasks:
-        changes = audited.changes[task]
-        better = [_moved(change) for change in changes.values() if change.shown and change.better]
-        worse = [_moved(change) for change in changes.values() if change.shown and not change.better]
-        count = result.base_results[task].count
-        if better:
-            yield f"{name} gained on {task} ({count} examples): {'; '.join(better)}."
-        if worse:
-            yield f"{name} became worse on {task} ({count} examples): {'; '.join(worse)}."
-        if not better and not worse:
-            yield f"{name} on {task} ({count} examples): no difference shown."
+        where = f"on {task} ({result.base_results[task].count} examples)"
+        shown = [change for change in audited.changes[task].values() if change.shown]
+        for better, verb in ((True, "gained"), (False, "became worse")):
+            if moved := [_moved(change) for change in shown if change.better == better]:
+                yield f"{name} {verb} {where}: {'; '.join(moved)}."
+        if not shown:
+            yield f"{name} {where}: no difference shown."
 
 
 def _below_floor(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
@@ -50,45 +46,22 @@ def _below_floor(result: AuditResult, name: str, audited: TunedAudit) -> Iterato
             value, floor = audited.results[task].metrics[metric.name], metric.floor
             # Where a trivial answer already reaches the best, nothing can beat it.
             if floor is not None and floor != metric.best and not metric.is_better(value - floor):
-                found = f"{metric.label} {value:.3f}, floor {floor:.3f}"
-                yield f"{name} does not beat a trivial answer on {task}: {found}."
-
-
-def _between(result: AuditResult) -> Iterator[str]:
-    """Each tuned model against the one before it: what differs, and on what nothing does."""
-    for pair in result.between:
-        names = f"{capital(result.short_names[pair.second])} against {result.short_names[pair.first]}"
-        found, quiet = [], []
-        for task, changes in pair.changes.items():
-            shown = [
-                f"{c.metric.label} {c.tuned:.3f} against {c.base:.3f} "
-                f"({described(c)}: {'better' if c.better else 'worse'})"
-                for c in changes.values()
-                if c.shown
-            ]
-            if shown:
-                found.append(f"{task}: {'; '.join(shown)}")
-            else:
-                quiet.append(task)
-        if found:
-            yield f"{names} on {'. On '.join(found)}."
-        if quiet:
-            yield f"{names}: no difference that these examples show on {', '.join(quiet)}."
+                values = f"{metric.label} {value:.3f}, floor {floor:.3f}"
+                yield f"{name} does not beat a trivial answer on {task}: {values}."
 
 
 def _loss(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
-    found, quiet = [], []
+    unchanged = []
     for probe in result.probes:
         shown = [_moved(change) for change in audited.changes[probe].values() if change.shown]
-        kept = audited.retention.get(probe)
-        share = "" if kept is None else f", retention {kept:.0%}"
+        retention = audited.retention.get(probe)
+        measured = probe if retention is None else f"{probe}, retention {retention:.0%}"
         if shown:
-            found.append(f"{probe}{share}: {'; '.join(shown)}.")
+            yield f"{name} on {measured}: {'; '.join(shown)}."
         else:
-            quiet.append(f"{probe}{share}")
-    yield from (f"{name} on {line}" for line in found)
-    if quiet:
-        yield f"No difference shown for {name} on: {', '.join(quiet)}."
+            unchanged.append(measured)
+    if unchanged:
+        yield f"No difference shown for {name} on: {', '.join(unchanged)}."
     if audited.divergence is not None:
         error = "" if audited.divergence_error is None else f" ± {audited.divergence_error:.3f} (standard error)"
         yield f"On text that the base model writes, {name} diverges by {audited.divergence:.3f}{error} nats per token."
@@ -96,15 +69,15 @@ def _loss(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
 
 def _place(name: str, audited: TunedAudit) -> Iterator[str]:
     moved = mean_changes(audited)
-    if not moved or max(moved.values()) == 0:
-        if moved:
-            yield f"No weight of {name} differs from the base model's."
+    if not moved:
         return
     largest = max(moved, key=lambda group: moved[group])
-    changed = [group for group, value in moved.items() if value > 0]
+    if moved[largest] == 0:
+        yield f"No weight of {name} differs from the base model's."
+        return
     yield (
-        f"{name} changed weights in {len(changed)} of the model's groups, most in {largest} "
-        f"(on average by {moved[largest]:.2%} of a weight's norm)."
+        f"{name} changed weights in {sum(value > 0 for value in moved.values())} of the model's groups, most in "
+        f"{largest} (on average by {moved[largest]:.2%} of a weight's norm)."
     )
 
 
@@ -117,34 +90,44 @@ def mean_changes(audited: TunedAudit) -> dict[str, float]:
 
 
 def _restoration(name: str, audited: TunedAudit) -> Iterator[str]:
-    known = [each for each in audited.restoration if each.probe_share is not None]
-    if not known:
-        if audited.restoration:
-            yield f"The probes' answers are as likely under {name} as before: there is nothing to restore."
+    if not audited.restoration:
         return
-    best = min(known, key=lambda each: each.probe_share or 0.0)
-    back = 1 - (best.probe_share or 0.0)
-    if back <= 0:
+    shares = [(each.brought_back, each) for each in audited.restoration if each.brought_back is not None]
+    if not shares:
+        yield f"The probes' answers are as likely under {name} as before: there is nothing to restore."
+        return
+    share, best = max(shares, key=lambda pair: pair[0])
+    if share <= 0:
         yield f"Restoring no single group of layers of {name} brings back likelihood of the probes' answers."
         return
     cost = "" if best.task_share is None else f", and leaves {best.task_share:.0%} of the task's gain"
     yield (
-        f"Of the groups of layers of {name}, restoring {span(best)} brings back most of the likelihood that the "
-        f"probes' answers lost: {back:.0%} of it{cost}."
+        f"Of the groups of layers of {name}, restoring {best.span} brings back most of the likelihood that the "
+        f"probes' answers lost: {share:.0%} of it{cost}."
     )
 
 
-def span(restored: Restored) -> str:
-    first, last = restored.layers
-    return f"layer {first}" if first == last else f"layers {first}–{last}"
+def _between(result: AuditResult) -> Iterator[str]:
+    """Compare each tuned model with the one before it: what differs, and on what nothing does."""
+    for pair in result.between:
+        names = f"{capital(result.short_names[pair.second])} against {result.short_names[pair.first]}"
+        differing, unchanged = [], []
+        for task, changes in pair.changes.items():
+            shown = [
+                f"{change.metric.label} {change.tuned:.3f} against {change.base:.3f} "
+                f"({change.difference}: {'better' if change.better else 'worse'})"
+                for change in changes.values()
+                if change.shown
+            ]
+            if shown:
+                differing.append(f"{task}: {'; '.join(shown)}")
+            else:
+                unchanged.append(task)
+        if differing:
+            yield f"{names} on {'. On '.join(differing)}."
+        if unchanged:
+            yield f"{names}: no difference that these examples show on {', '.join(unchanged)}."
 
 
 def _moved(change: Change) -> str:
-    return f"{change.metric.label} {change.base:.3f} → {change.tuned:.3f} ({described(change)})"
-
-
-def described(change: Change) -> str:
-    """Such as "−0.002 [−0.020, +0.016]"."""
-    if change.low is None or change.high is None:
-        return signed(change.value)
-    return f"{signed(change.value)} [{signed(change.low)}, {signed(change.high)}]"
+    return f"{change.metric.label} {change.base:.3f} → {change.tuned:.3f} ({change.difference})"

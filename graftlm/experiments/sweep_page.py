@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from graftlm.auditing.page import change_cell, change_legend
-from graftlm.auditing.plots import Point, scatter_plot
+from graftlm.auditing.parts import change_cell, change_legend, change_point, gain_section
 from graftlm.auditing.result import TunedAudit, short_names
-from graftlm.auditing.summary import describe_retention
-from graftlm.auditing.verdict import described
+from graftlm.auditing.summary import describe_retention, percent
 from graftlm.experiments.sweep import Sweep
 from graftlm.experiments.sweep_summary import describe_share, gap_headings, metric_columns
-from graftlm.report.markup import Markup, element, join
-from graftlm.report.page import data_section, facts_section, page, section, verdict_section
-from graftlm.report.tables import capital, cell, number_cell, row, table
-from graftlm.runs.files import write_text
+from graftlm.report.markup import Markup, element
+from graftlm.report.page import data_section, facts_section, folded, section, verdict_section, write_page
+from graftlm.report.tables import Content, Row, capital, number_table
 
 
 def write_sweep_report(path: Path, sweep: Sweep, *, title: str) -> None:
@@ -40,7 +36,7 @@ def write_sweep_report(path: Path, sweep: Sweep, *, title: str) -> None:
         facts_section(facts),
         data_section("sweep", without_examples(asdict(sweep))),
     ]
-    write_text(path, page(title, sections))
+    write_page(path, title, sections)
 
 
 def without_examples(value: Any) -> Any:
@@ -90,7 +86,7 @@ def _gain_and_rest(sweep: Sweep, audited: TunedAudit) -> str:
     parts = []
     if change is not None:
         shown = "" if change.shown else ", no difference shown"
-        found = f"{change.base:.3f} → {change.tuned:.3f} ({described(change)}{shown})"
+        found = f"{change.base:.3f} → {change.tuned:.3f} ({change.difference}{shown})"
         parts.append(f"{change.metric.label} on {sweep.tasks[0]} {found}")
     if audited.mean_retention is not None:
         parts.append(f"retention {describe_retention(audited)}")
@@ -98,65 +94,51 @@ def _gain_and_rest(sweep: Sweep, audited: TunedAudit) -> str:
 
 
 def _frontier(sweep: Sweep) -> Markup | None:
-    points = []
-    named = {f"{alpha:g}": audited for alpha, audited in sweep.steered.items()}
-    for place, (name, audited) in enumerate([*named.items(), *sweep.others.items()]):
-        change, kept = sweep.change(audited), audited.mean_retention
-        if change is None or kept is None or not math.isfinite(kept):
-            continue
-        gain, low, high = change.gain
-        joined = place < len(named)
-        model = 1 if joined else min(place - len(named) + 2, 5)
-        points.append(Point(label=name, x=kept, y=gain, low=low, high=high, model=model, joined=joined))
-    if not points:
-        return None
-    shown = "; ".join(f"{p.label}: retention {p.x:.0%}, gain {p.y:.3f}" for p in points)
-    words = f"gain: {sweep.metric.gain_words}"
-    plot = scatter_plot("Frontier", shown, points, x_label="retention (mean over the probes)", y_label=words, near=True)
-    return section(
-        "Gain against retention",
-        element("figure", plot),
-        note=f"Up: gain on {sweep.tasks[0]}, with its 95 % interval. Right: more of what the base model knew is left. "
-        "The line joins the steered models, each with its α; 0 is the base model.",
-    )
+    task, metric = sweep.tasks[0], sweep.metric
+    points = [
+        change_point(f"{alpha:g}", audited, task, metric, model=1, joined=True)
+        for alpha, audited in sweep.steered.items()
+    ]
+    for place, (name, audited) in enumerate(sweep.others.items(), start=2):
+        points.append(change_point(name, audited, task, metric, model=place))
+    note = f"Up: gain on {task}, with its 95 % interval. Right: more of what the base model knew is left. "
+    note += "The line joins the steered models, each with its α; 0 is the base model."
+    return gain_section(points, metric, note=note, near=True)
 
 
 def _numbers(sweep: Sweep) -> Markup:
     columns, gaps, base = metric_columns(sweep), gap_headings(sweep), sweep.base_results
     probes = ["retention, mean", *sweep.probes] if sweep.probes else []
     headings = ["model", *(f"{task}, {metric.label}" for task, metric in columns), *gaps.values(), *probes]
-    blank = [cell(heading, "–") for heading in (*gaps.values(), *probes)]
-    named = list(zip(headings[1:], columns, strict=False))
-    values = [number_cell(heading, base[task].metrics[metric.name]) for heading, (task, metric) in named]
-    rows = [
-        row("floor", [*(number_cell(heading, metric.floor) for heading, (_, metric) in named), *blank]),
-        row("base (α = 0)", [*values, *blank]),
+    blank = [None] * (len(gaps) + len(probes))
+    rows: list[Row] = [
+        ("floor", [*(metric.floor for _, metric in columns), *blank]),
+        ("base (α = 0)", [*(base[task].metrics[metric.name] for task, metric in columns), *blank]),
     ]
     for name, audited in sweep.models.items():
-        cells = [change_cell(heading, audited.changes[task].get(metric.name)) for heading, (task, metric) in named]
-        cells += [cell(heading, describe_share(sweep.closed(audited, tuned))) for tuned, heading in gaps.items()]
+        cells: list[Content] = [change_cell(audited.changes[task].get(metric.name)) for task, metric in columns]
+        cells += [describe_share(sweep.closed(audited, tuned)) for tuned in gaps]
         if probes:
-            shares = [audited.retention.get(probe) for probe in sweep.probes]
-            shown = [describe_retention(audited), *("–" if share is None else f"{share:.0%}" for share in shares)]
-            cells += [cell(heading, value) for heading, value in zip(probes, shown, strict=True)]
-        rows.append(row(name, cells))
-    numbers = table("Each model; below it the difference to the base model", headings, rows, class_="numbers", cells=2)
-    legend = join(change_legend(), " Retention: docs/auditing.md.")
-    return section("The numbers", element("div", numbers, class_="scroll"), element("p", legend, class_="note"))
+            shares = [percent(audited.retention.get(probe)) for probe in sweep.probes]
+            cells += [describe_retention(audited), *shares]
+        rows.append((name, cells))
+    return section(
+        "The numbers",
+        number_table("Each model; below it the difference to the base model", headings, rows),
+        element("p", change_legend(), " Retention: docs/auditing.md.", class_="note"),
+    )
 
 
-def _measures(sweep: Sweep) -> Markup:
+def _measures(sweep: Sweep) -> Markup | None:
     """Every metric of the probes, folded."""
-    headings = ["metric", "floor", "base", *sweep.models]
-    rows = []
+    rows: list[Row] = []
     for probe in sweep.probes:
         base = sweep.base_results[probe]
         for metric in base.declared:
-            cells = [number_cell("floor", metric.floor), number_cell("base", base.metrics[metric.name])]
-            cells += [change_cell(name, each.changes[probe].get(metric.name)) for name, each in sweep.models.items()]
-            rows.append(row(f"{probe}, {metric.label}", cells))
+            cells = [change_cell(each.changes[probe].get(metric.name)) for each in sweep.models.values()]
+            rows.append((f"{probe}, {metric.label}", [metric.floor, base.metrics[metric.name], *cells]))
     if not rows:
-        return Markup("")
-    numbers = table("Below each value the difference to the base model", headings, rows, class_="numbers", cells=2)
-    folded = element("summary", "Every measure of the probes")
-    return element("section", element("details", folded, element("div", numbers, class_="scroll")))
+        return None
+    headings = ["metric", "floor", "base", *sweep.models]
+    numbers = number_table("Below each value the difference to the base model", headings, rows)
+    return element("section", folded("Every measure of the probes", numbers))

@@ -11,10 +11,9 @@ from graftlm.pruning.categories import CATEGORIES, categories_of_tokens, surviva
 from graftlm.pruning.pruned_chain import kept_groups
 from graftlm.pruning.rows import COLUMN, Pruned
 from graftlm.report.markup import Markup, element, join
-from graftlm.report.page import data_section, facts_section, page, section, verdict_section
-from graftlm.report.plots import Line, line_plot, round_up
-from graftlm.report.tables import cell, row, table
-from graftlm.runs.files import write_text
+from graftlm.report.page import data_section, facts_section, panels, section, verdict_section, write_page
+from graftlm.report.plots import Line, line_plot
+from graftlm.report.tables import Row, number_table
 from graftlm.runs.provenance import versions
 
 COLOURS = ("--model-1", "--model-2", "--model-3", "--model-4", "--model-5", "--model-0")
@@ -41,7 +40,7 @@ def write_prune_report(path: Path, pruned: Pruned, *, title: str) -> list[str]:
         facts_section({"settings": chains[0]["ranking"], "versions": versions()}),
         data_section("survival", {"kept": SHARES, "survival": found}),
     ]
-    write_text(path, page(title, sections))
+    write_page(path, title, sections)
     return verdict
 
 
@@ -87,23 +86,19 @@ def _survival(names: Sequence[Sequence[str]], found: Mapping[str, Sequence[float
     shown = "; ".join(f"{name}: {values[SHARES.index(0.7)]:.2f} where 0.7 of the chain is kept"
                       for name, values in found.items())  # fmt: skip
     plot = line_plot(
-        "Survival of each category", shown, lines, x_top=deleted[-1], y_top=1.0, x_label="% of the chain deleted",
+        "Survival of each category", lines, description=shown, y_top=1.0, x_label="% of the chain deleted",
         y_label="share of the category kept",
     )  # fmt: skip
     counts = Counter(name for each in names for name in each)
-    rows = [
-        row(name, [cell("tokens", str(counts[name])),
-                   *(cell(f"{share:.0%}", f"{found[name][SHARES.index(share)]:.0%}") for share in SHOWN_SHARES)])
-        for name in found
-    ]  # fmt: skip
-    numbers = table(
-        "Share of each category's tokens that is left", ["category", "tokens", *(f"{s:.0%}" for s in SHOWN_SHARES)],
-        rows, class_="numbers", cells=3,
-    )  # fmt: skip
+    rows: list[Row] = [
+        (name, [str(counts[name]), *(f"{values[SHARES.index(share)]:.0%}" for share in SHOWN_SHARES)])
+        for name, values in found.items()
+    ]
+    headings = ["category", "tokens", *(f"{share:.0%}" for share in SHOWN_SHARES)]
     return section(
         "Which words survive",
-        element("div", element("figure", plot), class_="panels large"),
-        element("div", numbers, class_="scroll"),
+        panels([element("figure", plot)]),
+        number_table("Share of each category's tokens that is left", headings, rows, cells=3),
         note="Columns are the share of a chain that is kept: a category with a higher share than that is kept longer "
         "than others. A token belongs to the word in which most of its characters lie.",
     )
@@ -119,16 +114,14 @@ def _likelihood(chains: Chains) -> Markup | None:
     if max(map(abs, means)) == 0:
         return None
     line = Line(label="objective", tag="", colour="--model-1", points=list(zip(steps, means, strict=True)))
-    plot = line_plot(
-        "Log-likelihood", f"{means[10]:.1f} nats above the whole chain after half of the steps", [line], x_top=100,
-        y_top=round_up(max(*means, 1e-6)), y_bottom=min(0.0, *means), x_label="% of the steps taken",
-        y_label="nats above the whole chain",
-    )  # fmt: skip
+    shown = f"{means[10]:.1f} nats above the whole chain after half of the steps"
+    y_label = "nats above the whole chain"
+    plot = line_plot("Log-likelihood", [line], description=shown, x_label="% of the steps taken", y_label=y_label)
     objective = chains[0]["ranking"]["objective"]
     words = "what is left of the chain, and the answer" if objective == "joint" else "the answer, given what is left"
     return section(
         "Likelihood along the way",
-        element("div", element("figure", plot), class_="panels large"),
+        panels([element("figure", plot)]),
         note=f"The objective is the log-likelihood of {words}; the mean of {len(curves)} chains.",
     )
 

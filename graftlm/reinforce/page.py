@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.reinforce.formats import ALARM_SHARE, DEAD_SHARE
-from graftlm.report.markup import Markup, element, join
-from graftlm.report.page import data_section, facts_section, page, section, verdict_section
-from graftlm.report.plots import Line, line_plot, round_up
-from graftlm.report.tables import cell, row, table
-from graftlm.runs.files import write_text
+from graftlm.report.markup import Markup
+from graftlm.report.page import (
+    captioned,
+    data_section,
+    facts_section,
+    panels,
+    section,
+    verdict_section,
+    write_page,
+)
+from graftlm.report.plots import Line, line_plot
+from graftlm.report.tables import number_table
 from graftlm.runs.provenance import versions
 
 COLOURS = 5  # --model-1 to --model-5 in style.css
@@ -36,7 +43,7 @@ def write_reinforce_report(
         facts_section({"settings": settings, "versions": versions()}),
         data_section("formats", list(formats)),
     ]
-    write_text(path, page(title, sections))
+    write_page(path, title, sections)
 
 
 def reinforce_verdict(steps: Steps, formats: Steps) -> list[str]:
@@ -86,7 +93,7 @@ def _rewards(steps: Steps) -> Markup | None:
     plots = [_plot("Reward", steps, {"reward": reward_of}, "mean reward")]
     if any(line.get("entropy") is not None for line in steps):
         plots.append(_plot("Entropy", steps, {"tokens": lambda line: line.get("entropy")}, "nats per token"))
-    return section("Reward and entropy", element("div", [p for p in plots if p], class_="panels large"))
+    return section("Reward and entropy", panels(plots))
 
 
 def _formats(formats: Steps) -> Markup | None:
@@ -106,7 +113,7 @@ def _formats(formats: Steps) -> Markup | None:
     ]
     return section(
         "Formats",
-        element("div", [plot for plot in plots if plot], class_="panels large"),
+        panels(plots),
         note="RL amplifies one format and buries the others, often within the first epoch: then one line goes to 1, "
         "the others to 0, and the entropy to 0. Points are rollout batches; lines of many are moving averages.",
     )
@@ -127,18 +134,7 @@ def _plot(
             drawn.append(Line(label=name, tag=name, colour=colour, points=points))
     if not drawn:
         return None
-    shown = "; ".join(f"{line.label}: {line.points[0][1]:.2f} to {line.points[-1][1]:.2f}" for line in drawn)
-    plot = line_plot(
-        title,
-        shown,
-        drawn,
-        x_top=max(x for line in drawn for x, _ in line.points) or 1.0,
-        y_top=top or round_up(max(y for line in drawn for _, y in line.points)),
-        y_bottom=min(0.0, min(y for line in drawn for _, y in line.points)),
-        x_label="optimizer step",
-        y_label=y_label,
-    )
-    return element("figure", element("figcaption", element("h3", title)), plot)
+    return captioned(title, line_plot(title, drawn, x_label="optimizer step", y_label=y_label, y_top=top))
 
 
 def _numbers(steps: Steps, formats: Steps) -> Markup | None:
@@ -153,13 +149,7 @@ def _numbers(steps: Steps, formats: Steps) -> Markup | None:
                        ("distinct_answers", "distinct answers a prompt")):  # fmt: skip
         if formats:
             measures[words] = ends(formats, lambda line, key=key: line[key])  # type: ignore[misc]
-    rows = [
-        row(name, [cell("start", f"{before:.3f}"), cell("end", f"{after:.3f}")])
-        for name, (before, after) in measures.items()
-    ]
-    if not rows:
+    if not measures:
         return None
-    numbers = table(
-        "Means over the first and the last tenth", ["measure", "start", "end"], rows, class_="numbers", cells=2
-    )
-    return section("The numbers", join(element("div", numbers, class_="scroll")))
+    caption, headings = "Means over the first and the last tenth", ["measure", "start", "end"]
+    return section("The numbers", number_table(caption, headings, list(measures.items())))

@@ -7,9 +7,9 @@ from graftlm.lazy import moved_attributes
 __getattr__ = moved_attributes(
     __name__,
     {
-        "agreement_section": "graftlm.report.page",
+        "agreement_section": "graftlm.heads.page",
         "audit_verdict": "graftlm.auditing.verdict",
-        "losses_section": "graftlm.report.page",
+        "losses_section": "graftlm.heads.page",
         "reinforce_verdict": "graftlm.reinforce.page",
         "sweep_verdict": "graftlm.experiments.sweep_page",
         "write_audit_report": "graftlm.auditing.page",

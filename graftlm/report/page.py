@@ -1,4 +1,4 @@
-"""The frame of every report and the sections that several have.
+"""The frame of every report: a title, sections, and the numbers as JSON.
 
 One file that asks for nothing else: style and plots lie in it, and its content security policy forbids every request.
 """
@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from graftlm.report.charts import agreement_plots, loss_plots
 from graftlm.report.markup import Markup, element
 from graftlm.runs.console import words
-from graftlm.runs.files import dump_json
+from graftlm.runs.files import dump_json, write_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
+def write_page(path: Path, title: str, sections: Sequence[Markup | None]) -> None:
+    """Write the page to `path`, whole or not at all (OSError names the file); sections that are None are left out."""
+    write_text(path, page(title, sections))
+
+
 def page(title: str, sections: Sequence[Markup | None]) -> str:
+    """The HTML document."""
     style = files("graftlm.report").joinpath("style.css").read_text(encoding="utf-8")
     head = element(
         "head",
@@ -34,37 +40,32 @@ def page(title: str, sections: Sequence[Markup | None]) -> str:
 
 
 def section(heading: str, *content: Markup | None, note: str | None = None, class_: str | None = None) -> Markup:
+    """A section whose `note` stands below its heading."""
     introduction = None if note is None else element("p", note, class_="note")
     return element("section", element("h2", heading), introduction, content, Markup("\n"), class_=class_)
 
 
+def folded(summary: str, *content: Markup | None) -> Markup:
+    """Content that is shown when its summary is clicked on."""
+    return element("details", element("summary", summary), content)
+
+
+def panels(figures: Sequence[Markup | None], *, small: bool = False) -> Markup:
+    """Figures side by side, as many as the page is wide."""
+    return element("div", figures, class_=f"panels {'small' if small else 'large'}")
+
+
+def captioned(heading: Markup | str, plot: Markup) -> Markup:
+    """A plot below its heading."""
+    title = heading if isinstance(heading, Markup) else element("h3", heading)
+    return element("figure", element("figcaption", title), plot)
+
+
 def verdict_section(lines: Sequence[str]) -> Markup | None:
+    """The result in sentences; None without any."""
     if not lines:
         return None
     return section("Verdict", element("ul", [element("li", line) for line in lines]), class_="verdict")
-
-
-def losses_section(curves: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
-    plots = loss_plots(curves)
-    if not plots:
-        return None
-    return section(
-        "Loss by head",
-        plots,
-        note="Head k predicts k tokens further than the model's own head. The vertical axis is the same in all plots; "
-        "a line of many points is their moving average, with the points faint behind it.",
-    )
-
-
-def agreement_section(agreement: Mapping[str, Any]) -> Markup | None:
-    if not agreement.get("heads"):
-        return None
-    return section(
-        "Agreement of the distilled heads",
-        agreement_plots(agreement),
-        note="Share of held-out positions where a head's likeliest token is the model's own greedy one, as many tokens "
-        "ahead. The line across each bar: the same head before distillation, a bare copy of the last layer.",
-    )
 
 
 def data_section(name: str, value: Any) -> Markup:
@@ -74,6 +75,7 @@ def data_section(name: str, value: Any) -> Markup:
 
 
 def facts_section(facts: Mapping[str, Any]) -> Markup | None:
+    """How the results were made, a row for each fact; None without any."""
     rows = []
     for name, value in facts.items():
         shown = ", ".join(f"{k} {words(v)}" for k, v in value.items()) if isinstance(value, Mapping) else words(value)

@@ -1,6 +1,7 @@
 """Plots as inline SVG, drawn by hand: their colours are the page's own (style.css), so both themes and paper fit.
 
-Text is 12 units high at a width of 440 or 300, so it stays readable where a phone shrinks the plot.
+Text is 12 units high at a width of 440 or 300, so it stays readable where a phone shrinks the plot. Colours are given
+as names of CSS variables ("--model-1").
 """
 
 from __future__ import annotations
@@ -12,22 +13,13 @@ from dataclasses import dataclass
 from graftlm.report.markup import Markup, element, join
 
 SMOOTH_FROM = 40  # from so many points on, a line is its moving average, and the points stand behind it
-HEAD_SHADES = 8  # --head-1 to --head-8 in style.css
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """`colour`: name of a CSS variable; `tag`: what stands at the line's end."""
-
-    label: str
-    tag: str
-    colour: str
-    points: Sequence[tuple[float, float]]
+SHADES = 8  # --head-1 to --head-8 in style.css
+LARGE, SMALL = 440, 300  # widths of plots
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Maps x in 0..x_top and y in y_bottom..y_top to a plot's inside."""
+    """The inside of a plot, to which x in x_low..x_top and y in y_low..y_top are mapped."""
 
     x_top: float
     y_top: float
@@ -35,57 +27,101 @@ class Frame:
     top: float
     width: float
     height: float
-    y_bottom: float = 0.0
+    x_low: float = 0.0
+    y_low: float = 0.0
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
 
     def x(self, value: float) -> float:
-        return round(self.left + self.width * value / self.x_top, 1)
+        return round(self.left + self.width * (value - self.x_low) / (self.x_top - self.x_low), 1)
 
     def y(self, value: float) -> float:
-        return round(self.top + self.height * (self.y_top - value) / (self.y_top - self.y_bottom), 1)
+        return round(self.top + self.height * (self.y_top - value) / (self.y_top - self.y_low), 1)
+
+    def row(self, value: float, class_: str = "grid") -> Markup:
+        """A line across at y = `value`."""
+        y = self.y(value)
+        return element("line", x1=self.left, x2=self.left + self.width, y1=y, y2=y, class_=class_)
+
+    def column(self, value: float, class_: str = "grid") -> Markup:
+        """A line from top to bottom at x = `value`."""
+        x = self.x(value)
+        return element("line", x1=x, x2=x, y1=self.top, y2=self.bottom, class_=class_)
+
+    def row_label(self, value: float, *, percent: bool = False) -> Markup:
+        return text_at(number(value, percent=percent), self.left - 6, self.y(value) + 4, anchor="end")
+
+    def column_label(self, value: float, *, percent: bool = False) -> Markup:
+        return text_at(number(value, percent=percent), self.x(value), self.bottom + 16, anchor="middle")
+
+    def axis_labels(self, x_label: str, y_label: str) -> Markup:
+        middle = self.top + self.height / 2
+        turn = f"rotate(-90 11 {middle:g})"
+        return join(
+            text_at(x_label, self.left + self.width / 2, self.bottom + 38, anchor="middle", class_="axis"),
+            text_at(y_label, 11, middle, anchor="middle", transform=turn, class_="axis"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """`tag`: what stands at the line's end."""
+
+    label: str
+    tag: str
+    colour: str
+    points: Sequence[tuple[float, float]]
 
 
 def line_plot(
     title: str,
-    description: str,
     lines: Sequence[Line],
     *,
-    x_top: float,
-    y_top: float,
     x_label: str,
     y_label: str,
-    y_bottom: float = 0.0,
+    description: str | None = None,
+    x_top: float | None = None,
+    y_top: float | None = None,
 ) -> Markup:
-    """Lines over a common frame, each with its tag at its end; `y_bottom` is 0 or below."""
-    step = ticks(y_top - y_bottom)[1]
-    bottom = step * math.floor(y_bottom / step + 1e-9)
-    frame = Frame(x_top=x_top, y_top=y_top, y_bottom=bottom, left=56, top=14, width=340, height=212)
+    """Lines over a common frame, each with its tag at its end; lines without points are left out.
+
+    The axes begin at 0, the upright one below it where a value is negative, and end at `x_top` and `y_top`, or else
+    where the lines do. The description is by default each line's first and last value.
+    """
+    lines = [line for line in lines if line.points]
+    values = [y for line in lines for _, y in line.points]
+    x_top = x_top or max((x for line in lines for x, _ in line.points), default=0) or 1.0
+    y_top = y_top or round_up(max(values, default=0))
+    step = ticks(y_top - min([0.0, *values]))[1]
+    low = step * math.floor(min([0.0, *values]) / step + 1e-9)
+    frame = Frame(x_top=x_top, y_top=y_top, y_low=low, left=56, top=14, width=340, height=212)
     grid = [
-        *(_gridline(frame, step * tick) for tick in range(round(bottom / step), math.floor(y_top / step * 1.0001) + 1)),
-        *(
-            words_at(number(t), frame.x(t), frame.top + frame.height + 18, anchor="middle")
-            for t in ticks(x_top, whole=True)
-        ),
-        words_at(x_label, frame.left + frame.width / 2, 266, anchor="middle", class_="axis"),
-        element("text", y_label, x=11, y=120, text_anchor="middle", transform="rotate(-90 11 120)", class_="axis"),
+        *(join(frame.row(tick), frame.row_label(tick)) for tick in ticks_between(low, y_top * 1.0001, step)),
+        *(frame.column_label(tick) for tick in ticks(x_top, whole=True)),
+        frame.axis_labels(x_label, y_label),
     ]
-    curves = [_curve(frame, line) for line in lines if line.points]
-    ends = _apart([(frame.y(smooth(line.points)[-1][1]), line) for line in lines if line.points])
+    ends = _apart([(frame.y(smooth(line.points)[-1][1]), line) for line in lines])
     tags = [
-        words_at(line.tag, frame.x(line.points[-1][0]) + 6, y + 4, class_="tag", style=f"fill:var({line.colour})")
+        text_at(line.tag, frame.x(line.points[-1][0]) + 6, y + 4, class_="tag", style=f"fill:var({line.colour})")
         for y, line in ends
     ]
-    room = 7 * max((len(line.tag) for line in lines if line.points), default=0)
-    return figure(title, description, max(440, frame.left + frame.width + 6 + room), 274, join(grid, curves, tags))
+    room = 7 * max((len(line.tag) for line in lines), default=0)
+    described = description or "; ".join(f"{e.label}: {e.points[0][1]:.4g} to {e.points[-1][1]:.4g}" for e in lines)
+    width = max(LARGE, frame.left + frame.width + 6 + room)
+    return figure(title, described, width, 274, join(grid, [_curve(frame, line) for line in lines], tags))
 
 
 def _curve(frame: Frame, line: Line) -> Markup:
     stroke = f"var({line.colour})"
     smoothed = smooth(line.points)
-    behind = None if smoothed == list(line.points) else _path(frame, line.points, stroke, class_="raw")
-    return join(behind, _path(frame, smoothed, stroke, class_="curve own" if line.tag == "own" else "curve"))
+    behind = None if smoothed == list(line.points) else path(frame, line.points, stroke=stroke, class_="raw")
+    return join(behind, path(frame, smoothed, stroke=stroke, class_="curve own" if line.tag == "own" else "curve"))
 
 
-def _path(frame: Frame, points: Sequence[tuple[float, float]], stroke: str, *, class_: str) -> Markup:
+def path(frame: Frame, points: Sequence[tuple[float, float]], *, class_: str, stroke: str | None = None) -> Markup:
+    """The points joined by straight lines; a single one is a dot."""
     if len(points) == 1:
         return element("circle", cx=frame.x(points[0][0]), cy=frame.y(points[0][1]), r=3, fill=stroke)
     steps = " L".join(f"{frame.x(x)} {frame.y(y)}" for x, y in points)
@@ -96,22 +132,31 @@ def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Centred moving average over a twentieth of the points (fewer at the ends); few points stay as they are."""
     if len(points) < SMOOTH_FROM:
         return list(points)
-    reach = max(1, len(points) // 40)
+    half_width = max(1, len(points) // 40)
     means = []
     for place, (x, _) in enumerate(points):
-        near = min(reach, place, len(points) - 1 - place)
+        near = min(half_width, place, len(points) - 1 - place)
         window = [y for _, y in points[place - near : place + near + 1]]
         means.append((x, sum(window) / len(window)))
     return means
 
 
+def _apart(ends: Sequence[tuple[float, Line]], distance: float = 13) -> list[tuple[float, Line]]:
+    """Heights moved so far that no two tags overlap, as little as is needed from the lowest line up."""
+    placed: list[tuple[float, Line]] = []
+    for y, line in sorted(ends, key=lambda end: -end[0]):
+        limit = placed[-1][0] - distance if placed else y
+        placed.append((min(y, limit), line))
+    return placed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """One row: a mean, half the length of its 95 % interval, and which of the --model colours it has."""
+    """One row: a mean, half the width of its 95 % interval, and the number of its --model colour."""
 
     label: str
     value: float
-    reach: float | None
+    half_width: float | None
     model: int
 
 
@@ -120,38 +165,27 @@ def dot_plot(title: str, description: str, dots: Sequence[Dot], *, lines: Mappin
 
     `lines`: name -> value that is drawn across, dashed, where it lies within that range.
     """
-    row, top, left, width = 24, 18, 118, 142
-    bottom = top + row * len(dots)
-    ends = [dot.value + side * (dot.reach or 0) for dot in dots for side in (-1, 1)]
-    margin = 0.08 * (max(ends) - min(ends) or 0.1)
-    low, high = min(ends) - margin, max(ends) + margin
-
-    def x(value: float) -> float:
-        return round(left + width * (value - low) / (high - low), 1)
-
-    step = ticks(high - low, about=3)[1]
-    drawn = []
-    for tick in range(math.ceil(low / step), math.floor(high / step) + 1):
-        place = x(tick * step)
-        drawn.append(element("line", x1=place, x2=place, y1=top, y2=bottom, class_="grid"))
-        drawn.append(words_at(number(round(tick * step, 6)), place, bottom + 15, anchor="middle"))
+    low, high = padded([dot.value + side * (dot.half_width or 0) for dot in dots for side in (-1, 1)], margin=0.08)
+    height = 24 * len(dots)
+    frame = Frame(x_low=low, x_top=high, y_low=len(dots), y_top=0, left=118, top=18, width=142, height=height)
+    drawn = [join(frame.column(tick), frame.column_label(tick)) for tick in ticks_between(low, high, about=3)]
     for name, value in (lines or {}).items():
         if low <= value <= high:
-            drawn.append(element("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="floor"))
-            drawn.append(words_at(name, x(value), top - 5, anchor="middle", class_="small"))
+            drawn.append(frame.column(value, "floor"))
+            drawn.append(text_at(name, frame.x(value), frame.top - 5, anchor="middle", class_="small"))
     for place, dot in enumerate(dots):
-        y, colour = top + row * (place + 0.5), f"var(--model-{dot.model})"
-        drawn.append(words_at(dot.label, left - 8, y + 4, anchor="end", class_="name"))
-        if dot.reach:
-            ends = [x(dot.value - dot.reach), x(dot.value + dot.reach)]
-            drawn.append(element("line", x1=ends[0], x2=ends[1], y1=y, y2=y, stroke=colour, class_="whisker"))
-        drawn.append(mark(dot.model, x(dot.value), y, colour))
-        drawn.append(words_at(f"{dot.value:.3f}", left + width + 8, y + 4, class_="value"))
-    return figure(title, description, 312, bottom + 22, join(drawn))
+        y, colour = frame.y(place + 0.5), f"var(--model-{dot.model})"
+        drawn.append(text_at(dot.label, frame.left - 8, y + 4, anchor="end", class_="name"))
+        if dot.half_width:
+            x1, x2 = frame.x(dot.value - dot.half_width), frame.x(dot.value + dot.half_width)
+            drawn.append(element("line", x1=x1, x2=x2, y1=y, y2=y, stroke=colour, class_="whisker"))
+        drawn.append(mark(dot.model, frame.x(dot.value), y, colour))
+        drawn.append(text_at(f"{dot.value:.3f}", frame.left + frame.width + 8, y + 4, class_="value"))
+    return figure(title, description, 312, frame.bottom + 22, join(drawn))
 
 
 def mark(model: int, x: float, y: float, fill: str) -> Markup:
-    """Another shape for each model, for whoever sees no colours."""
+    """A dot of another shape for each model, for whoever sees no colours."""
     if model % 3 == 1:
         return element("rect", x=x - 4.5, y=y - 4.5, width=9, height=9, fill=fill)
     if model % 3 == 2:
@@ -159,36 +193,84 @@ def mark(model: int, x: float, y: float, fill: str) -> Markup:
     return element("circle", cx=x, cy=y, r=5, fill=fill)
 
 
-def bar_plot(title: str, description: str, bars: Sequence[tuple[str, float, float | None]], *, top: float) -> Markup:
-    """Upright bars (label, share, share of a copy that learnt nothing or None), the latter as a mark across the bar."""
-    frame = Frame(x_top=max(len(bars), 1), y_top=top, left=42, top=18, width=252, height=130)
-    grid = [_gridline(frame, tick, percent=True) for tick in ticks(top, about=4)]
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A share; `reference`: another one, which is drawn as a line across the bar."""
+
+    share: float
+    colour: str
+    tip: str | None = None
+    reference: float | None = None
+
+
+def bar_plot(
+    title: str, description: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, top: float, small: bool = False
+) -> Markup:
+    """Upright bars in groups (label, bars), drawn from 0 to `top`; the number above a bar says what it is."""
+    size = {"width": 252, "height": 130} if small else {"width": 380, "height": 150}
+    frame = Frame(x_top=max(len(groups), 1), y_top=top, left=42, top=20, **size)
+    drawn = [join(frame.row(tick), frame.row_label(tick, percent=True)) for tick in ticks(top, about=4)]
+    most = max((len(bars) for _, bars in groups), default=1)
+    width = round(min(frame.width / frame.x_top * 0.72 / most, 40), 1)
+    for place, (label, bars) in enumerate(groups):
+        middle = frame.x(place + 0.5)
+        drawn.append(text_at(label, middle, frame.bottom + 17, anchor="middle"))
+        for index, bar in enumerate(bars):
+            drawn.append(_bar(frame, bar, middle + (index - len(bars) / 2 + 0.5) * (width + 2), width, small=small))
+    return figure(title, description, SMALL if small else LARGE, frame.bottom + 26, join(drawn))
+
+
+def _bar(frame: Frame, bar: Bar, middle: float, width: float, *, small: bool) -> Markup:
+    y = frame.y(min(max(bar.share, 0.0), frame.y_top))
+    across = None
+    if bar.reference is not None:
+        ends = {"x1": round(middle - width * 0.7, 1), "x2": round(middle + width * 0.7, 1)}
+        across = element("line", **ends, y1=frame.y(bar.reference), y2=frame.y(bar.reference), class_="copy")
+    tip = None if bar.tip is None else element("title", bar.tip)
+    height = max(round(frame.bottom - y, 1), 0.5)
+    place = {"x": round(middle - width / 2, 1), "y": y, "width": width, "height": height}
+    words = f"{bar.share:.1%}" if small else f"{bar.share:.0%}"
+    return join(
+        element("rect", tip, **place, fill=f"var({bar.colour})"),
+        text_at(words, middle, y - 5, anchor="middle", class_="value" if small else "small"),
+        across,
+    )
+
+
+def shade(place: int, count: int) -> str:
+    """The colour of one of `count` things in an order (`place` from 1), spread over all shades."""
+    return f"--head-{round((place - 1) * (SHADES - 1) / max(count - 1, 1)) + 1}"
+
+
+def heat_map(
+    title: str,
+    description: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    unit: str,
+) -> Markup:
+    """Darker is more; a cell tells its value when pointed at. `values`: row by row, None where there is no cell;
+    `unit`: what the darkest cell's value is of."""
+    highest = max((v for line in values for v in line if v is not None), default=0.0) or 1.0
+    left, height, width = 96, 18, min(18.0, 336 / max(len(columns), 1))
     drawn = []
-    width = min(frame.width / max(len(bars), 1) * 0.56, 40)
-    for place, (name, share, copy) in enumerate(bars):
-        middle, y = frame.x(place + 0.5), frame.y(share)
-        drawn += [
-            element(
-                "rect",
-                x=round(middle - width / 2, 1),
-                y=y,
-                width=round(width, 1),
-                height=round(frame.y(0) - y, 1),
-                fill=f"var({head_colour(place + 1, len(bars))})",
-            ),
-            words_at(f"{share:.1%}", middle, y - 5, anchor="middle", class_="value"),
-            words_at(name, middle, frame.y(0) + 17, anchor="middle"),
-        ]
-        if copy is not None:
-            ends = {"x1": round(middle - width * 0.7, 1), "x2": round(middle + width * 0.7, 1)}
-            drawn.append(element("line", **ends, y1=frame.y(copy), y2=frame.y(copy), class_="copy"))
-    return figure(title, description, 300, 174, join(grid, drawn))
-
-
-def head_colour(head: int, heads: int) -> str:
-    """The CSS variable of head `head` (1-based) of `heads`: shades in order, spread over all there are."""
-    shade = round((head - 1) * (HEAD_SHADES - 1) / max(heads - 1, 1))
-    return f"--head-{shade + 1}"
+    for r, (name, line) in enumerate(zip(rows, values, strict=True)):
+        drawn.append(text_at(name, left - 8, 6 + height * r + 13, anchor="end", class_="name"))
+        for c, value in enumerate(line):
+            place = {"x": round(left + width * c, 1), "y": 6 + height * r, "width": round(width - 1, 1), "height": 17}
+            look: dict[str, str] = {"class_": "empty"}
+            if value is not None:
+                opacity = f"{0.04 + 0.96 * value / highest:.3f}"
+                look = {"class_": "cell", "fill": "var(--accent)", "fill_opacity": opacity}
+            tip = element("title", f"{columns[c]}, {name}: {'none' if value is None else f'{value:.4f}'}")
+            drawn.append(element("rect", tip, **place, **look))
+    bottom = 6 + height * len(rows)
+    for c in range(0, len(columns), max(1, -(-len(columns) // 8))):
+        drawn.append(text_at(columns[c].split()[-1], left + width * (c + 0.5), bottom + 15, anchor="middle"))
+    drawn.append(text_at(f"darkest: {highest:.3g} {unit}", left, bottom + 34, class_="axis"))
+    return figure(title, description, LARGE, bottom + 42, join(drawn))
 
 
 def figure(title: str, description: str, width: float, height: float, content: Markup) -> Markup:
@@ -205,6 +287,17 @@ def figure(title: str, description: str, width: float, height: float, content: M
     )
 
 
+def text_at(text: str, x: float, y: float, *, anchor: str | None = None, **attributes: str) -> Markup:
+    return element("text", text, x=round(x, 1), y=round(y, 1), text_anchor=anchor, **attributes)
+
+
+def number(value: float, *, percent: bool = False) -> str:
+    """A tick's label."""
+    if percent:
+        return f"{value:.0%}"
+    return f"{round(value, 6):,.10g}" if value < 1e6 else f"{value:g}"
+
+
 def ticks(top: float, *, about: int = 5, whole: bool = False) -> list[float]:
     """Round numbers from 0 to `top`, about so many."""
     rough = top / about
@@ -215,6 +308,12 @@ def ticks(top: float, *, about: int = 5, whole: bool = False) -> list[float]:
     return [step * place for place in range(math.floor(top / step * 1.0001) + 1)]
 
 
+def ticks_between(low: float, high: float, step: float | None = None, *, about: int = 5) -> list[float]:
+    """Round numbers from `low` to `high`: multiples of `step`, or about so many."""
+    step = step or ticks(high - low, about=about)[1]
+    return [place * step for place in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
 def round_up(value: float, *, about: int = 5) -> float:
     """The first tick at or above `value`, for the end of an axis."""
     if value <= 0:
@@ -223,26 +322,8 @@ def round_up(value: float, *, about: int = 5) -> float:
     return step * math.ceil(value / step - 1e-9)
 
 
-def number(value: float) -> str:
-    return f"{value:,.10g}" if value < 1e6 else f"{value:g}"
-
-
-def _gridline(frame: Frame, value: float, *, percent: bool = False) -> Markup:
-    y = frame.y(value)
-    return join(
-        element("line", x1=frame.left, x2=frame.left + frame.width, y1=y, y2=y, class_="grid"),
-        words_at(f"{value:.0%}" if percent else number(round(value, 6)), frame.left - 6, y + 4, anchor="end"),
-    )
-
-
-def words_at(text: str, x: float, y: float, *, anchor: str | None = None, **attributes: str) -> Markup:
-    return element("text", text, x=round(x, 1), y=round(y, 1), text_anchor=anchor, **attributes)
-
-
-def _apart(ends: Sequence[tuple[float, Line]], distance: float = 13) -> list[tuple[float, Line]]:
-    """Heights moved so far that no two tags overlap, as little as is needed from the lowest line up."""
-    placed: list[tuple[float, Line]] = []
-    for y, line in sorted(ends, key=lambda end: -end[0]):
-        limit = placed[-1][0] - distance if placed else y
-        placed.append((min(y, limit), line))
-    return placed
+def padded(values: Sequence[float], *, margin: float = 0.1) -> tuple[float, float]:
+    """From the lowest value to the highest, with a share of the range as margin on both sides."""
+    low, high = min(values), max(values)
+    pad = margin * (high - low or 0.1)
+    return low - pad, high + pad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from graftlm.auditing.intervals import bootstrap_change
 from graftlm.auditing.page import write_audit_report
 from graftlm.auditing.result import AuditResult, Diversity, LayerDrift, Restored, TunedAudit, TunedPair, WeightChange
 from graftlm.auditing.retention import facts_changed, retention
+from graftlm.auditing.summary import audit_table
 from graftlm.auditing.verdict import audit_verdict
 from graftlm.tasks import TaskResult
 from graftlm.tasks.facts import GREEDY
@@ -136,6 +139,13 @@ def test_a_trivial_answer_that_does_as_well_is_said(result: AuditResult) -> None
         audited.results["molecules"] = dataclasses.replace(audited.results["molecules"], floors={NLL.name: 3.0})
     lines = [line for line in audit_verdict(result) if "trivial" in line]
     assert lines == ["same does not beat a trivial answer on molecules: NLL per token 4.244, floor 3.000."]
+
+
+def test_a_steered_model_has_no_layers_to_restore_in_the_table(result: AuditResult) -> None:
+    text = io.StringIO()
+    Console(file=text, width=200).print(audit_table(result))
+    [line] = [line for line in text.getvalue().splitlines() if "layers 0–4 restored" in line]
+    assert line.split()[-4:] == ["40%", "/", "102%", "-"]
 
 
 def test_models_whose_folders_are_called_alike_keep_their_whole_names(result: AuditResult) -> None:

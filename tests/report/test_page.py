@@ -1,30 +1,24 @@
-"""The frame of every report, and the sections on a training."""
+"""The frame of every report, its tables and its plots."""
 
 from __future__ import annotations
 
-import re
 from xml.etree import ElementTree
 
 import pytest
 
-from graftlm.report.charts import head_losses
-from graftlm.report.page import agreement_section, facts_section, losses_section, page, verdict_section
-from graftlm.report.tables import common_part_cut
+from graftlm.report.page import facts_section, page, section, verdict_section
+from graftlm.report.plots import Bar, Line, bar_plot, line_plot
+from graftlm.report.scatter import Point, scatter_plot
+from graftlm.report.tables import table, without_common_parts
 from graftlm.runs.console import signed
-
-CURVES = {
-    name: [{"step": s, "next_token_loss": 3.0 / s, "head_1_loss": 5.0 / s} for s in range(1, 9)]
-    for name in ("next-token", "multi-token")
-}
-AGREEMENT = {"heads": {"domain": [0.3, 0.2]}, "undistilled_copies": {"domain": [0.02, 0.03]}}
 
 
 @pytest.fixture
 def html() -> str:
     sections = [
         verdict_section(["<b>no</b> & more"]),
-        losses_section(CURVES),
-        agreement_section(AGREEMENT),
+        section("Shares", bar_plot("Shares", "", [("a", [Bar(share=0.3, colour="--model-1")])], top=1.0)),
+        None,
         facts_section({"seed": 0, "settings": {"rank": 16}}),
     ]
     return page("<script>alert(1)</script>", sections)
@@ -37,12 +31,7 @@ def test_the_page_is_whole_and_asks_for_nothing_else(html: str) -> None:
     assert "@import" not in html and "url(http" not in html
     [policy] = [e.attrib["content"] for e in root.iter("meta") if "http-equiv" in e.attrib]
     assert policy.startswith("default-src 'none'")
-
-
-def test_it_shows_losses_agreement_and_facts(html: str) -> None:
-    for part in ("Loss by head", "head 1 (2 tokens ahead)", "30.0%", "rank 16"):
-        assert part in html, part
-    assert html.count("<svg") == 2 + 1
+    assert "rank 16" in html and html.count("<svg") == 1
 
 
 def test_what_is_given_is_shown_as_text_not_as_markup(html: str) -> None:
@@ -51,27 +40,42 @@ def test_what_is_given_is_shown_as_text_not_as_markup(html: str) -> None:
 
 
 def test_a_section_without_content_is_left_out() -> None:
-    assert losses_section({}) is None and agreement_section({}) is None
     assert verdict_section([]) is None and facts_section({}) is None
 
 
-def test_losses_of_tuning_and_of_distillation_are_both_read() -> None:
-    tuning = [{"step": 1, "loss": 9.0, "next_token_loss": 3.0, "head_2_loss": 5.0}, {"step": 2, "eval_loss": 1.0}]
-    assert head_losses(tuning) == {0: [(1.0, 3.0)], 2: [(1.0, 5.0)]}
-    assert head_losses([{"step": 10, "loss_1": 4.0}]) == {1: [(10.0, 4.0)]}
-    assert head_losses([{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]) == {0: [(1.0, 2.0)]}
+def test_a_table_shows_each_cell_below_its_heading() -> None:
+    root = ElementTree.fromstring(table("", ["model", "loss", "rows", "note"], [("base", [0.12345, None, "<i>"])]))
+    cells = [(cell.attrib["data-label"], cell.text) for cell in root.iter("td")]
+    assert cells == [("loss", "0.123"), ("rows", "–"), ("note", "<i>")]
+    with pytest.raises(ValueError, match="zip"):
+        table("", ["model", "loss"], [("base", [])])
 
 
-def test_every_colour_that_is_used_is_defined_for_light_and_dark(html: str) -> None:
-    used = set(re.findall(r"var\((--[\w-]+)\)", html))
-    assert used <= set(re.findall(r"(--[\w-]+)\s*:", html))
-    assert "prefers-color-scheme: dark" in html
+def test_the_axes_of_a_line_plot_hold_all_of_its_points() -> None:
+    points = [(0.0, -0.7), (3.0, 0.2), (8.0, 1.3)]
+    plot = line_plot("t", [Line(label="a", tag="a", colour="--own", points=points)], x_label="x", y_label="y")
+    root = ElementTree.fromstring(plot)
+    [curve] = [e.attrib["d"] for e in root.iter() if e.attrib.get("class") == "curve"]
+    heights = [float(pair.split()[1]) for pair in curve.removeprefix("M").split(" L")]
+    assert min(heights) >= 14 and max(heights) <= 14 + 212
+    labels = {e.text for e in root.iter() if e.tag.endswith("text")}
+    assert {"-1", "0", "1", "8"} <= labels and "a: -0.7 to 1.3" in plot
+
+
+def test_labels_of_neighbours_in_a_scatter_plot_do_not_overlap() -> None:
+    points = [Point(label=f"model {n}", x=0.9, y=1 + 0.001 * n, low=None, high=None, model=n) for n in range(4)]
+    root = ElementTree.fromstring(scatter_plot("t", "d", points, x_label="x", y_label="y"))
+    names = [e for e in root.iter() if (e.text or "").startswith("model")]
+    places = [(float(e.attrib["x"]), float(e.attrib["y"])) for e in names]
+    assert len(places) == 4
+    for place, (x, y) in enumerate(places):
+        assert all(abs(x - other) >= 49 or abs(y - height) >= 12 for other, height in places[:place])
 
 
 def test_prompts_are_shown_without_what_all_have_in_common() -> None:
     prompts = ["The capital of Mali is", "The capital of Peru is"]
-    assert list(common_part_cut(prompts).values()) == ["Mali", "Peru"]
-    assert common_part_cut(["same", "same"]) == {"same": "same"}
+    assert list(without_common_parts(prompts).values()) == ["Mali", "Peru"]
+    assert without_common_parts(["same", "same"]) == {"same": "same"}
 
 
 def test_a_number_has_its_sign_and_nothing_has_none() -> None:
