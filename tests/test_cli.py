@@ -144,7 +144,7 @@ def test_an_interrupt_says_how_to_continue_and_is_status_130(
     tune_with(interrupt_once)
     assert call("tune", "--heads", "cold", "--output", str(tmp_path / "run")) == 130
     line = capsys.readouterr().err
-    command = f"tune {tmp_path / 'run' / 'run.yaml'} --resume"
+    command = f"tune --config {tmp_path / 'run' / 'run.yaml'} --resume"
     assert line == f"graftlm: interrupted; continue with: graftlm {command}\n"
     assert call(*command.split()) == 0
     assert calls == [False, True]

@@ -16,11 +16,12 @@ from graftlm.errors import InputError
 from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.features import ChainFeatures, chain_features
-from graftlm.pruning.partial import partial_file, refuse_other
+from graftlm.pruning.partial import partial_file
 from graftlm.pruning.rows import COLUMN, Cut, Ranker, Ranking, prune_rows, read_rows, what_rows_depend_on
 from graftlm.pruning.surrogate import CONFIG_FILE, RankedChain, Surrogate, fit_surrogate
 from graftlm.runs.console import Report, prefixed
 from graftlm.runs.files import WRITING, dump_json, plain, read_json_lines, remove, write_text
+from graftlm.runs.resumable import check_same
 
 FINISHED_FILE = "finished.json"
 """What each finished file of exact ranks was made with."""
@@ -69,7 +70,7 @@ def fit(
         depends_on = plain(what_rows_depend_on(ranking, cut, answer_start, read_rows(source, limit=count)))
         known = json.loads(finished.read_text("utf-8")) if finished.exists() else {}
         if resume and path.exists() and name in known:
-            refuse_other(path, depends_on, known[name], "--overwrite alone")
+            check_same(path, depends_on, known[name], "--overwrite alone")
             remove(partial_file(path))  # which a kill may have come before
             return read_json_lines(path)
         return prune_rows(

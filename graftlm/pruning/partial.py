@@ -8,44 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.errors import InputError
-from graftlm.runs.files import append_line, drop_partial_line, dump_json, plain, read_json_lines, remove, write_text
+from graftlm.runs.files import dump_json, write_text
 
 ENDINGS = (".jsonl", ".parquet")
-
-
-class Partial:
-    """`OUTPUT.partial`: a line of what the rows depend on, then one for each row done, in their order (`lines`)."""
-
-    def __init__(self, output: Path, depends_on: Mapping[str, Any], *, resume: bool) -> None:
-        """InputError where rows are to be resumed that depend on something else; it names the first difference."""
-        self.path, self.lines = partial_file(output), list[dict[str, Any]]()
-        self._head, self._begun = plain(depends_on), False
-        if not resume or not self.path.exists():
-            return
-        drop_partial_line(self.path)
-        try:
-            found = read_json_lines(self.path)
-        except ValueError as error:
-            raise InputError(f"{self.path} is damaged ({error}); --overwrite starts anew") from error
-        for head, *lines in filter(None, [found]):
-            refuse_other(self.path, self._head, head)
-            self.lines, self._begun = lines, True
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        if not self._begun:
-            write_text(self.path, dump_json(self._head) + "\n")
-            self._begun = True
-        append_line(self.path, dump_json(line))
-        self.lines.append(plain(line))
-
-    def remove(self) -> None:
-        remove(self.path)
-
-
-def refuse_other(path: Path, now: Mapping[str, Any], before: Mapping[str, Any], otherwise: str = "--overwrite") -> None:
-    """InputError where what a file depends on was another when it was made; it names what differs."""
-    if differing := [name for name in now if now[name] != before.get(name)]:
-        raise InputError(f"{path} was made with another {', '.join(differing)}; give the same to go on, or {otherwise}")
 
 
 def check_output_file(output: Path, *, resume: bool, overwrite: bool) -> None:

@@ -21,13 +21,14 @@ from graftlm.pruning.agreement import rank_agreement
 from graftlm.pruning.choices import Granularity, Mode, Objective, check_choice
 from graftlm.pruning.encoding import check_patterns, encode_chain
 from graftlm.pruning.importance import importance
-from graftlm.pruning.partial import Partial, check_output_file, companions, write_rows
+from graftlm.pruning.partial import check_output_file, companions, partial_file, write_rows
 from graftlm.pruning.pruned_chain import kept_text
 from graftlm.pruning.pruner import prune_chain
 from graftlm.pruning.solutions import Solution, solution_of
 from graftlm.pruning.surrogate import Surrogate, load_surrogate
 from graftlm.runs.console import Report
 from graftlm.runs.files import claimed, dump_json, plain, remove, write_text
+from graftlm.runs.resumable import DoneItems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,7 +145,7 @@ def prune_rows(
             row_pattern("--answer-start", answer_start)
         source = read_rows(data, split, limit)
         depends_on = what_rows_depend_on(ranking, cut, answer_start, source)
-        partial = Partial(output, depends_on, resume=resume)
+        partial = DoneItems(partial_file(output), depends_on, resume=resume)
         ranker = Ranker.load(ranking, batch_tokens, trust_remote_code) if load_ranker is None else load_ranker()
         jobs = [Job.of(place, row, ranker.tokenizer, answer_start) for place, row in source]
         draw = random.Random(cut.seed)

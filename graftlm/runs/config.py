@@ -1,17 +1,20 @@
 """Run configs: one frozen dataclass field is the YAML key, the command-line flag, its help and its default.
 
 `load_config` merges defaults, a file and flags into one checked instance (graftlm/cli/flags.py makes the flags).
-It takes any frozen dataclass whose fields are str, int, float, bool, a Literal of words, one of these or
-None, dict[str, Any], or dict[str, str]; a field's help is `metadata["help"]`, its range `metadata["range"]`.
+It takes any frozen dataclass whose fields are str, int, float, bool, a Literal of words, one of these or None,
+list[str], list[float], list[int], dict[str, Any], or dict[str, str]. `option` declares a field.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
+import os
 import reprlib
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, field, fields
+from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,6 +25,7 @@ from graftlm.runs.ranges import Range
 from graftlm.runs.yaml_text import YAMLError, parse_yaml
 
 Config = TypeVar("Config")
+REQUIRED = MISSING
 RUN_FILE = "run.yaml"
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 120
@@ -29,12 +33,38 @@ LARGEST_WHOLE = 2**63 - 1  # of torch's and Arrow's integers
 EXPECTED = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
-def option(default: Any, help: str, **bounds: float) -> Any:
-    """A config field: its default, the line that `--help` and the documentation show, and the bounds of its Range
-    (above=, at_least=, below=, at_most=), which `check_ranges` holds it to."""
-    metadata = {"help": help, "range": Range(**bounds) if bounds else None}
+def option(
+    default: Any,
+    help: str,
+    *,
+    argument: str | None = None,
+    flag: str | None = None,
+    formerly: str | None = None,
+    variable: str | None = None,
+    resumable: bool = True,
+    files: tuple[str, ...] = (),
+    **bounds: float,
+) -> Any:
+    """A config field.
+
+    Args:
+        default: REQUIRED where there is none.
+        help: the line that `--help` and the documentation show.
+        argument: the name under which the command line takes the field by position, such as "MODEL" or "[TUNED]...",
+            instead of a flag.
+        flag: another flag than the field's own name, such as "--task" for the field `tasks`, which is repeated.
+        formerly: an earlier name of the field, still taken with a FutureWarning.
+        variable: the environment variable that gives the flag's value.
+        resumable, files: of the field `output`: whether its command takes --resume, and the endings that make it one
+            file instead of a folder.
+        bounds: above=, at_least=, below= and at_most= of its Range, which `check_ranges` holds it to.
+    """
+    metadata = {
+        "help": help, "argument": argument, "flag": flag, "formerly": formerly, "variable": variable,
+        "resumable": resumable, "files": files, "range": Range(**bounds) if bounds else None,
+    }  # fmt: skip
     if isinstance(default, (dict, list)):
-        return field(default_factory=type(default), metadata=metadata)
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -46,55 +76,77 @@ def require(condition: bool, flag: str, value: Any, rule: str) -> None:
 
 
 def load_config(
-    cls: type[Config], file: Path | None, flags: Mapping[str, Any], *, command: str | None = None
+    cls: type[Config],
+    file: Path | None,
+    given: Mapping[str, Any],
+    *,
+    command: str | None = None,
+    source: str = "flag",
 ) -> tuple[Config, dict[str, str]]:
-    """The config that defaults, `file` and `flags` make, the later overriding the earlier.
+    """The config that defaults, `file` and `given` make, the later overriding the earlier.
 
     Args:
         file: YAML of `cls`'s fields, the name of a recipe, or the run.yaml (or folder) of an earlier run, whose
             config is repeated.
-        flags: field name -> value or its text; None means not given.
+        given: field name -> value or a flag's text.
         command: the command that runs; a run.yaml of another one is refused.
+        source: what `given` comes from.
 
     Returns:
-        The instance, and for each field where its value came from: "default", "config file" or "flag".
+        The instance, and for each field where its value came from: "default", "config file" or `source`.
 
     Raises:
-        InputError: unknown key (the nearest is named), wrong type, unreadable file, or `cls`'s own checks.
+        InputError: unknown key (the nearest is named), wrong type, a value that is missing, unreadable file, or
+            `cls`'s own checks.
     """
-    types = field_types(cls)
-    written = read_config_file(file, command) if file is not None else {}
-    unknown = [key for key in written if key not in types]
-    if unknown:
-        raise InputError(f"{file}: unknown key {describe_unknown(unknown[0], types)}")
+    known = {field.name: (field, annotation) for field, annotation in typed_fields(cls)}
     values: dict[str, Any] = {}
-    sources = dict.fromkeys(types, "default")
-    for name, value in written.items():
-        values[name] = coerce(value, types[name], f"{file}: {name}")
+    sources = dict.fromkeys(known, "default")
+    written = read_config_file(file, command) if file is not None else {}
+    for name, value in current_names(written, known, f"{file}: unknown key").items():
+        values[name] = coerce(value, known[name][1], f"{file}: {name}")
         sources[name] = "config file"
-    for name, value in flags.items():
-        if value is None:
-            continue
-        if name not in types:
-            raise InputError(f"unknown option {describe_unknown(name, types)}")
-        given = coerce_flag(value, types[name], flag_name(name))
-        values[name] = {**values.get(name, {}), **given} if isinstance(given, dict) else given
-        sources[name] = "flag"
+    for name, value in current_names(given, known, "unknown option").items():
+        field, annotation = known[name]
+        new = coerce_flag(value, annotation, flag_name(field))
+        values[name] = {**values.get(name, {}), **new} if isinstance(new, dict) else new
+        sources[name] = source
+    for name, (field, _) in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise InputError(f"{flag_name(field)} is not given; see --help")
     return cls(**values), sources
 
 
-def flag_name(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def current_names(
+    given: Mapping[str, Any], known: Mapping[str, tuple[Field[Any], Any]], problem: str
+) -> dict[str, Any]:
+    """`given` under its fields' names of today, with a FutureWarning for an earlier one; InputError for a name that is
+    none, or that is there as both."""
+    renamed = {field.metadata.get("formerly"): name for name, (field, _) in known.items()}
+    current: dict[str, Any] = {}
+    for name, value in given.items():
+        new = name if name in known else renamed.get(name)
+        if new is None:
+            raise InputError(f"{problem} {describe_unknown(name, known)}")
+        if new in current:
+            raise InputError(f"{name} and {new} are one setting, which was renamed; give {new} alone")
+        if new != name:
+            warnings.warn(f"{name} is now {new}; the old name goes in the next release", FutureWarning, stacklevel=3)
+        current[new] = value
+    return current
+
+
+def flag_name(field: Field[Any]) -> str:
+    """What the command line calls the field: --its-name, or MODEL where it is taken by position."""
+    if argument := field.metadata.get("argument"):
+        return str(argument).strip("[].")
+    return field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
 
 
 def typed_fields(cls: type) -> list[tuple[Field[Any], Any]]:
     """Each field of the dataclass with its resolved type."""
     hints = get_type_hints(cls)
     return [(field, hints[field.name]) for field in fields(cls)]
-
-
-def field_types(cls: type) -> dict[str, Any]:
-    return {field.name: annotation for field, annotation in typed_fields(cls)}
 
 
 def read_config_file(file: Path, command: str | None) -> dict[str, Any]:
@@ -136,9 +188,15 @@ def coerce(value: Any, annotation: Any, culprit: str) -> Any:
             return value
         raise InputError(f"{culprit} is {describe(value)}, but one of {', '.join(choices)} is expected")
     if get_origin(inner) is dict:
-        if isinstance(value, dict):
-            return {str(key): item for key, item in value.items()}
-        raise InputError(f"{culprit} is {describe(value)}, but a mapping (key: value) is expected")
+        if not isinstance(value, dict):
+            raise InputError(f"{culprit} is {describe(value)}, but a mapping (key: value) is expected")
+        words = get_args(inner)[1] is str
+        return {str(key): coerce(item, str, f"{culprit} {key}") if words else item for key, item in value.items()}
+    if get_origin(inner) is list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [coerce(item, get_args(inner)[0], culprit) for item in items]
+    if inner is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if inner is float and type(value) is int:
         value = float(value) if abs(value) <= LARGEST_WHOLE else math.inf
     if type(value) is inner and not (inner is float and not math.isfinite(value)):
@@ -152,6 +210,8 @@ def coerce(value: Any, annotation: Any, culprit: str) -> Any:
 def coerce_flag(value: Any, annotation: Any, flag: str) -> Any:
     """A flag's text as the type `annotation`; a value that is no text is only checked."""
     inner, optional = split_optional(annotation)
+    if get_origin(inner) is list and get_args(inner)[0] is not str and isinstance(value, str):
+        return [coerce_flag(part.strip(), get_args(inner)[0], flag) for part in value.split(",")]
     if get_origin(inner) is dict and isinstance(value, list):
         plain = get_args(inner)[1] is str
         return dict(parse_assignment(text, flag, plain=plain) for text in value)

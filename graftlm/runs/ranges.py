@@ -35,9 +35,12 @@ class Range:
         given = [(each.name.replace("_", " "), getattr(self, each.name)) for each in fields(self)]
         return " and ".join(f"{name} {bound}" for name, bound in given if bound is not None)
 
-    def check(self, name: str, value: float | None) -> None:
+    def check(self, name: str, value: float | list[float] | None) -> None:
         """InputError that names the setting, its value and the rule; None, a setting not given, is in range."""
-        if value is not None and value not in self:
+        if isinstance(value, list):
+            for each in value:
+                self.check(name, each)
+        elif value is not None and value not in self:
             finite = "" if isinstance(value, int) or math.isfinite(value) else "a finite number "
             raise InputError(f"{name} is {value!r}, but it must be {finite}{self.rule}")
 

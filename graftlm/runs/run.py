@@ -1,111 +1,104 @@
-"""The run folder: what ran, with what, and what came out, to be repeated and resumed (DESIGN 9, 10).
+"""The run: what ran, with what, and what came out, to be repeated and resumed.
 
     run.yaml        command, resolved config with each value's source, versions, git commit, facts
     metrics.jsonl   one JSON object a line, as logged
-    .lock           held while a process works here
-    .previous/      what --overwrite replaces, kept until the new run has logged or made something
 
+They lie in the output folder; of a run that makes one file, NAME.run.yaml lies beside it (graftlm/runs/output.py).
 Under torchrun only rank 0 checks, locks and writes; on the other ranks the writing methods do nothing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import Any, TypeVar
 
 from graftlm.errors import InputError
-from graftlm.runs.config import RUN_FILE
-from graftlm.runs.files import (
-    append_line,
-    drop_partial_line,
-    dump_json,
-    plain,
-    read_json_lines,
-    remove,
-    temporary,
-    write_text,
-)
+from graftlm.runs.config import load_config
+from graftlm.runs.files import append_line, drop_partial_line, dump_json, plain, read_json_lines, write_text
+from graftlm.runs.output import Output, read_document
 from graftlm.runs.provenance import command_line, git_commit, now, versions
-from graftlm.runs.yaml_text import YAMLError, dump_yaml, parse_yaml
+from graftlm.runs.yaml_text import dump_yaml
 
 METRICS_FILE = "metrics.jsonl"
-LOCK_FILE = ".lock"
-PREVIOUS = ".previous"
 SUMMARY = "train_loss"
 """In the line that transformers logs when a training ends."""
-NOT_COMPARED = {"output"}  # a moved folder is still the same run
+Result = TypeVar("Result")
 
 
 class Run:
-    """An open run folder; made by `Run.create`, best used in a `with` statement.
+    """An open run; made by `Run.create`, best used in a `with` statement.
 
     Left by InputError before anything was logged or kept, it undoes itself: what --overwrite replaced is back.
 
     Attributes:
-        folder: the run folder.
-        is_main: whether this process writes; False on every rank but the first.
+        folder: the folder that it writes to.
+        file: the name of the file that it makes there; None where it fills the folder.
+        is_main: whether this process writes; False on every rank but the first, and for a run without an output.
         resumed: whether an earlier run is continued here.
     """
 
-    def __init__(self, folder: Path, document: dict[str, Any], lock: FileLock | None, *, resumed: bool) -> None:
-        self.folder = folder
-        self.is_main = lock is not None
+    def __init__(self, output: Output | None, document: dict[str, Any], *, is_main: bool, resumed: bool) -> None:
+        self.folder = Path() if output is None else output.folder
+        self.file = output.path.name if output is not None and output.is_file else None
+        self.is_main = is_main
         self.resumed = resumed
+        self._output = output
         self._document = document
-        self._lock = lock
         self._kept = False
 
     @classmethod
     def create(
         cls,
-        folder: str | Path,
+        output: str | Path | None,
         command: str,
         config: Any,
         sources: Mapping[str, str],
         resume: bool = False,
         overwrite: bool = False,
     ) -> Run:
-        """Open `folder` for `command` with the dataclass `config` and write its run.yaml.
+        """Open `output` for `command` with the dataclass `config` and write run.yaml; None: a run that leaves nothing.
 
         Raises:
-            InputError: the folder is not empty and neither `resume` nor `overwrite` is given, is no run
-                folder, is in use by another process, or (`resume`) holds a run of another command or config.
+            InputError: `output` holds a run and neither `resume` nor `overwrite` is given, it holds other things, is in
+                use by another process, or (`resume`) holds a run of another command or config.
         """
-        folder = Path(folder)
         document = new_document(command, config, sources)
+        if output is None:
+            return cls(None, document, is_main=False, resumed=False)
+        place = Output(output, config)
         if not is_main_process():
-            return cls(folder, document, None, resumed=resume)
-        check_usable(folder)
-        lock = lock_folder(folder)
+            return cls(place, document, is_main=False, resumed=resume)
+        place.check_kind()
+        place.acquire()
         try:
-            restore(folder)
-            check_folder(folder, command, config, resume=resume, overwrite=overwrite)
-            resumed = resume and is_run_folder(folder)
+            place.put_back()
+            place.check(command, config, resume=resume, overwrite=overwrite)
+            resumed = resume and place.document.is_file()
             if resumed:
-                document = read_document(folder)
+                document = read_document(place.document)
                 again = {"at": now(), "command_line": command_line(), "versions": versions()}
                 document["resumed"] = [*document.get("resumed", []), again]
                 document.pop("finished", None)
-                drop_partial_line(folder / METRICS_FILE)
+                drop_partial_line(place.folder / METRICS_FILE)
             elif overwrite:
-                set_aside(folder)
-            run = cls(folder, document, lock, resumed=resumed)
+                place.set_aside()
+            run = cls(place, document, is_main=True, resumed=resumed)
             run._write_document()
         except BaseException:
-            lock.release()
+            place.release()
             raise
         return run
 
     @property
-    def resume_command(self) -> str:
-        """The command that continues this run."""
-        return f"graftlm {self._document['command']} {self.folder / RUN_FILE} --resume"
+    def resume_command(self) -> str | None:
+        """The command that continues this run; None where there is nothing to continue."""
+        if self._output is None or not self._output.resumable or not self._output.document.is_file():
+            return None
+        return f"graftlm {self._document['command']} --config {self._output.document} --resume"
 
     def record(self, **facts: Any) -> None:
         """Add facts found while running (data fingerprint, number of parameters...) to run.yaml."""
@@ -122,8 +115,10 @@ class Run:
     def keep(self) -> None:
         """From here on there is something that took work: no error undoes this run any more."""
         if self.is_main and not self._kept:
-            remove_previous(self.folder)
+            assert self._output is not None
+            self._output.remove_previous()
             self._kept = True
+            self._write_document()
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged lines; one that a kill cut short is left out."""
@@ -147,16 +142,15 @@ class Run:
     def finish(self) -> None:
         """Mark the run as finished and close it."""
         if self.is_main:
+            self.keep()
             self._document["finished"] = now()
             self._write_document()
-            remove_previous(self.folder)
         self.close()
 
     def close(self) -> None:
-        """Let another process use the folder; closing twice does no harm."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Let another process use the output; closing twice does no harm."""
+        if self.is_main and self._output is not None:
+            self._output.release()
 
     def __enter__(self) -> Run:
         return self
@@ -168,49 +162,35 @@ class Run:
             self.finish()
             return
         if isinstance(error, InputError) and self.is_main and not self.resumed and not self._kept:
-            undo(self.folder)
+            assert self._output is not None
+            self._output.undo()
         self.close()
 
     def _write_document(self) -> None:
-        self.write_text(RUN_FILE, dump_yaml(self._document))
+        """Write run.yaml; beside a file not before something was kept, so that a refused run leaves nothing."""
+        if self.is_main and self._output is not None and (not self._output.is_file or self._kept or self.resumed):
+            write_text(self._output.document, dump_yaml(self._document))
 
 
-def check_folder(folder: Path, command: str, config: Any, *, resume: bool, overwrite: bool) -> None:
-    """Raise InputError where a run may not use `folder`; touches nothing."""
-    if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other; give one")
-    check_usable(folder)
-    if not visible_content(folder):
-        return
-    if not resume and not overwrite:
-        raise InputError(f"output folder {folder} holds a run; give --resume, --overwrite or another folder")
-    if resume:
-        check_same_run(folder, command, config)
+def call_verb(
+    command: str,
+    config_class: type,
+    run: Callable[..., Result],
+    settings: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    **given: Any,
+) -> Result:
+    """Run a command from Python: make its config of `settings`, open its run, and call `run(config, run, **given)`.
 
-
-def check_usable(folder: Path) -> None:
-    """Raise InputError where `folder` is a file or holds anything but a run."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output folder {folder} is a file; give another --output")
-    content = sorted(path.name for path in visible_content(folder))
-    if content and not is_run_folder(folder) and not is_run_folder(folder / PREVIOUS):
-        shown = ", ".join(content[:3])
-        raise InputError(f"output folder {folder} holds other things ({shown}); give another --output")
-
-
-def check_same_run(folder: Path, command: str, config: Any) -> None:
-    """Raise InputError that names what differs from the run in `folder`."""
-    document = read_document(folder)
-    if (other := document.get("command")) != command:
-        raise InputError(f"{folder} holds a `graftlm {other}` run, not one of `graftlm {command}`")
-    then = document.get("config", {})
-    differing = [
-        f"{key} ({then[key]!r} then, {value!r} now)"
-        for key, value in plain(asdict(config)).items()
-        if key not in NOT_COMPARED and key in then and then[key] != value
-    ]
-    if differing:
-        raise InputError(f"{folder} cannot be resumed with another config: {', '.join(differing)}")
+    Raises InputError as the command does.
+    """
+    config: Any
+    config, sources = load_config(config_class, None, settings, source="argument")
+    output = getattr(config, "output", None)
+    with Run.create(output, command, config, sources, resume, overwrite) as opened:
+        return run(config, opened, **given)
 
 
 def new_document(command: str, config: Any, sources: Mapping[str, str]) -> dict[str, Any]:
@@ -227,85 +207,6 @@ def new_document(command: str, config: Any, sources: Mapping[str, str]) -> dict[
     }
 
 
-def read_document(folder: Path) -> dict[str, Any]:
-    """run.yaml of a run folder."""
-    path = folder / RUN_FILE
-    try:
-        document = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path} is not the run.yaml of a graftlm run")
-    return document
-
-
 def is_main_process() -> bool:
     """True but for the further processes that torchrun or accelerate start."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def is_run_folder(folder: Path) -> bool:
-    return (folder / RUN_FILE).is_file()
-
-
-def visible_content(folder: Path) -> list[Path]:
-    """What lies in the folder beside our own lock, what was set aside and a run.yaml that a kill left half written."""
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if path.name not in (LOCK_FILE, PREVIOUS, temporary(RUN_FILE))]
-
-
-def lock_folder(folder: Path) -> FileLock:
-    """Make the folder and keep other processes out of it until the lock is released or this process dies."""
-    lock = FileLock(folder / LOCK_FILE, timeout=0, thread_local=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"output folder {folder} is in use by another process") from None
-    except OSError as error:
-        raise InputError(f"output folder {folder} cannot be written: {error.strerror}") from error
-    return lock
-
-
-def set_aside(folder: Path) -> None:
-    """Move an earlier run into .previous/, run.yaml first: without it the folder is half moved."""
-    previous = folder / PREVIOUS
-    if is_run_folder(previous):  # what lies in the folder never logged anything
-        for path in visible_content(folder):
-            remove(path)
-        return
-    remove(previous)  # what a kill left of one
-    previous.mkdir()
-    for path in sorted(visible_content(folder), key=lambda path: path.name != RUN_FILE):
-        os.replace(path, previous / path.name)
-
-
-def restore(folder: Path) -> None:
-    """Move .previous/ back where an overwriting run stopped before it wrote its own run.yaml."""
-    previous = folder / PREVIOUS
-    if is_run_folder(folder) or not is_run_folder(previous):
-        return
-    for path in sorted(previous.iterdir(), key=lambda path: path.name == RUN_FILE):
-        remove(folder / path.name)
-        os.replace(path, folder / path.name)
-    previous.rmdir()
-
-
-def remove_previous(folder: Path) -> None:
-    """Delete what was set aside, run.yaml first: without it the rest is no run any more."""
-    (folder / PREVIOUS / RUN_FILE).unlink(missing_ok=True)
-    remove(folder / PREVIOUS)
-
-
-def undo(folder: Path) -> None:
-    """Take back a run that did nothing: restore what it replaced, or leave no trace of it."""
-    if is_run_folder(folder / PREVIOUS):
-        (folder / RUN_FILE).unlink(missing_ok=True)
-        for path in visible_content(folder):
-            remove(path)
-        restore(folder)
-    elif [path.name for path in visible_content(folder)] == [RUN_FILE]:
-        (folder / RUN_FILE).unlink()
-        (folder / LOCK_FILE).unlink(missing_ok=True)
-        folder.rmdir()

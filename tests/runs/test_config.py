@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from graftlm.cli.flags import config_command
+from graftlm.cli.verb import verb
 from graftlm.errors import InputError
 from graftlm.heads.config import DistillConfig
 from graftlm.reinforce.config import ReinforceConfig
-from graftlm.runs.config import load_config
+from graftlm.runs.config import REQUIRED, load_config, option
 from graftlm.runs.yaml_text import YAMLError, dump_yaml, parse_yaml
 from graftlm.tuning.config import TuneConfig
 
@@ -30,6 +30,9 @@ class Recipe:
     heads: str | None = field(default=None, metadata={"help": "Folder."})
     method: Literal["lora", "full"] = field(default="lora", metadata={"help": "What is trained."})
     trainer: dict[str, Any] = field(default_factory=dict, metadata={"help": "Anything else."})
+    foods: list[str] = option([], "Foods.", flag="--food")
+    shares: list[float] = option([1.0], "Shares.", above=0)
+    key: str | None = field(default="secret", repr=False, metadata={"help": "Of the kitchen."})
 
 
 def write(folder: Path, text: str) -> Path:
@@ -40,7 +43,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_flag_overrides_the_file_and_the_file_the_default(tmp_path: Path) -> None:
     file = write(tmp_path, "rank: 4\nmodel: large\n")
-    config, sources = load_config(Recipe, file, {"rank": "2", "pack": None})
+    config, sources = load_config(Recipe, file, {"rank": "2"})
     assert config == Recipe(rank=2, model="large")
     assert (sources["rank"], sources["model"], sources["pack"]) == ("flag", "config file", "default")
     assert list(sources) == [field.name for field in fields(Recipe)]
@@ -81,6 +84,8 @@ def test_an_unknown_key_like_none_is_refused_too(tmp_path: Path) -> None:
         ("model: 7", r"model is 7, but text is expected \(quote it to make it text\)"),
         ("method: half", "method is 'half', but one of lora, full is expected"),
         ("trainer: 3", "trainer is 3, but a mapping"),
+        ("foods: [rice, 3]", "foods is 3, but text is expected"),
+        ("shares: [0.5, no]", "shares is False, but a finite number"),
         ("- 1", "must hold `key: value` lines"),
         ("rank: [", "is not valid YAML"),
         ("rank: 1\nrank: 2", "key 'rank' is given twice"),
@@ -111,6 +116,7 @@ def test_a_wrong_value_in_the_file_names_key_value_and_expectation(tmp_path: Pat
         ({"learning_rate": "inf"}, "--learning-rate is inf, but a finite number is expected"),
         ({"method": "half"}, "--method is 'half', but one of lora, full is expected"),
         ({"trainer": ["weight_decay"]}, "--trainer is 'weight_decay', but key=value is expected"),
+        ({"shares": "1,x"}, "--shares is 'x', but a finite number is expected"),
         ({"trainer": ["a=["]}, "--trainer a is '\\[', which is not valid YAML"),
     ],
 )
@@ -195,18 +201,16 @@ def test_words_that_look_like_numbers_survive_yaml() -> None:
 
 
 def cook(arguments: list[str]) -> tuple[Any, Any]:
-    """The (config, sources, twice) that a command got, and typer's result."""
+    """What the function that runs a command got, and typer's result."""
     got: list[Any] = []
     app = typer.Typer(rich_markup_mode=None)
 
-    @app.command()
-    @config_command(Recipe, "cook")
-    def command(config: Recipe, sources: dict[str, str], *, twice: bool = False) -> None:
+    @verb(Recipe, lambda config, run: got.append((config, run)), to=app)
+    def command(config: Recipe, result: None) -> None:
         """Cook it."""
-        got.append((config, sources, twice))
 
     result = CliRunner().invoke(app, arguments)
-    return (got[0] if got else None), result
+    return (got[0][0] if got else None), result
 
 
 def test_the_command_has_a_flag_for_every_field_with_help_and_real_default() -> None:
@@ -214,7 +218,7 @@ def test_the_command_has_a_flag_for_every_field_with_help_and_real_default() -> 
     shown = " ".join(result.output.split())
     assert "Cook it." in shown
     for entry in fields(Recipe):
-        assert f"--{entry.name.replace('_', '-')}" in shown
+        assert f"--{entry.name.replace('_', '-')}" in shown or entry.name == "foods"
         assert entry.metadata["help"] in shown
     assert re.search(r"--learning-rate NUMBER Heat\. \[default: 0\.001\]", shown)
     assert "--pack / --no-pack Pack rows. [default: false]" in shown
@@ -222,17 +226,71 @@ def test_the_command_has_a_flag_for_every_field_with_help_and_real_default() -> 
     assert "--candidates INTEGER|null" in shown
 
 
-def test_only_given_flags_override_and_the_function_keeps_its_own(tmp_path: Path) -> None:
+def test_only_given_flags_override(tmp_path: Path) -> None:
     file = write(tmp_path, "pack: true\nrank: 4")
-    (config, sources, twice), _ = cook([str(file), "--learning-rate", "2e-3", "--trainer", "a=1", "--twice"])
-    assert config == Recipe(pack=True, rank=4, learning_rate=2e-3, trainer={"a": 1})
-    assert sources["pack"] == "config file" and sources["trainer"] == "flag" and sources["heads"] == "default"
-    assert twice
-    (config, _, _), _ = cook(["--config", str(file), "--no-pack"])
-    assert config == Recipe(rank=4)
+    config, _ = cook([str(file), "--learning-rate", "2e-3", "--trainer", "a=1", "--food", "rice", "--food", "beans"])
+    assert config == Recipe(pack=True, rank=4, learning_rate=2e-3, trainer={"a": 1}, foods=["rice", "beans"])
+    config, _ = cook(["--config", str(file), "--no-pack", "--shares", "0.5, 1"])
+    assert config == Recipe(rank=4, shares=[0.5, 1.0])
+
+
+def test_a_dry_run_tells_the_source_of_each_value(tmp_path: Path) -> None:
+    _, result = cook([str(write(tmp_path, "pack: true")), "--trainer", "a=1", "--dry-run"])
+    assert "pack: true  # config file" in result.output and "heads: null  # default" in result.output
+    assert "trainer:\n  a: 1  # flag" in result.output and "secret" not in result.output
 
 
 def test_two_config_files_are_refused(tmp_path: Path) -> None:
     file = str(write(tmp_path, "rank: 4"))
     _, result = cook([file, "--config", file])
     assert isinstance(result.exception, InputError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    kitchen: str = option("small", "Kitchen.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course(Serving):
+    dish: str = option(REQUIRED, "Dish.", argument="DISH")
+    sides: list[str] = option([], "Sides.", argument="[SIDE]...")
+    guests: int = option(REQUIRED, "Guests.", at_least=1)
+    plates: str | None = option(None, "Plates.", formerly="china")
+
+
+def course(arguments: list[str]) -> tuple[Any, Any]:
+    got: list[Any] = []
+    app = typer.Typer(rich_markup_mode=None)
+    verb(Course, lambda config, run: config, to=app)(lambda config, result: got.append(config))
+    result = CliRunner().invoke(app, arguments)
+    return (got[0] if got else None), result
+
+
+def test_arguments_come_by_position_or_from_the_file(tmp_path: Path) -> None:
+    config, _ = course(["stew", "rice", "beans", "--guests", "2"])
+    assert config == Course(dish="stew", sides=["rice", "beans"], guests=2)
+    file = write(tmp_path, "dish: stew\nsides: rice\nguests: 3\n")
+    assert course(["--config", str(file)])[0] == Course(dish="stew", sides=["rice"], guests=3)
+    assert course(["soup", "--config", str(file), "--guests", "1"])[0] == Course(dish="soup", sides=["rice"], guests=1)
+    shown = " ".join(course(["--help"])[1].output.split())
+    assert "[SIDE]..." in shown and "--guests INTEGER Guests. [required; at least 1]" in shown
+    assert shown.index("--guests") < shown.index("--kitchen") and "--china" not in shown
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--guests", "2"], "DISH is not given; see --help"),
+    (["stew"], "--guests is not given; see --help"),
+])  # fmt: skip
+def test_a_value_that_is_needed_is_named(arguments: list[str], message: str) -> None:
+    assert str(course(arguments)[1].exception) == message
+
+
+def test_an_earlier_name_is_taken_and_told(tmp_path: Path) -> None:
+    config, result = course(["stew", "--guests", "2", "--china", "white"])
+    assert config.plates == "white"
+    assert result.stderr == "graftlm: china is now plates; the old name goes in the next release\n"
+    with pytest.warns(FutureWarning, match="china is now plates"):
+        assert load_config(Course, write(tmp_path, "dish: a\nguests: 1\nchina: blue"), {})[0].plates == "blue"
+    with pytest.raises(InputError, match="china and plates are one setting"):
+        load_config(Course, None, {"plates": "a", "china": "b"})

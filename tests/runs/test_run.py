@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from graftlm.errors import InputError
+from graftlm.runs.config import option
 from graftlm.runs.files import append_line, dump_json, read_json_lines
 from graftlm.runs.files import write_text as write_file
-from graftlm.runs.run import Run, check_folder
+from graftlm.runs.output import Output
+from graftlm.runs.run import Run, call_verb
 from graftlm.runs.yaml_text import parse_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +71,7 @@ def test_metrics_come_back_as_they_were_logged(tmp_path: Path) -> None:
 def test_a_non_empty_folder_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(InputError, match="holds a run; give --resume, --overwrite or another folder"):
+    with pytest.raises(InputError, match="holds a run; give --resume, --overwrite or another --output"):
         create(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -195,7 +197,7 @@ def test_resume_with_another_config_names_what_differs(tmp_path: Path) -> None:
     other = Settings(rank=16, seed=6, output="elsewhere")
     with pytest.raises(InputError, match=r"rank \(8 then, 16 now\), seed \(5 then, 6 now\)$"):
         create(folder, config=other, resume=True)
-    with pytest.raises(InputError, match="holds a `graftlm tune` run, not one of `graftlm distill`"):
+    with pytest.raises(InputError, match="is of a `graftlm tune` run, not of `graftlm distill`"):
         create(folder, command="distill", resume=True)
     with pytest.raises(InputError, match="exclude each other"):
         create(folder, resume=True, overwrite=True)
@@ -229,8 +231,58 @@ def test_only_the_first_rank_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_check_touches_nothing(tmp_path: Path) -> None:
-    check_folder(tmp_path / "run", "tune", Settings(), resume=False, overwrite=False)
+    Output(tmp_path / "run", Settings()).check("tune", Settings(), resume=False, overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    model: str = "small"
+    output: str | None = option("table", "Folder, or file.", files=(".json",), resumable=False)
+
+
+def make_table(config: Table, run: Run) -> str:
+    run.write_json(run.file or "results.json", {"model": config.model})
+    return config.model
+
+
+def test_a_run_of_one_file_leaves_its_run_yaml_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "made" / "table.json"
+    settings = {"output": file, "model": "large"}
+    assert call_verb("table", Table, make_table, settings) == "large"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["table.json", "table.run.yaml"]
+    document = parse_yaml((tmp_path / "made" / "table.run.yaml").read_text())
+    assert document["config"] == {"model": "large", "output": str(file)} and document["sources"]["model"] == "argument"
+    with pytest.raises(InputError, match=r"table\.json holds a run; give --overwrite or another --output"):
+        call_verb("table", Table, make_table, settings)
+    assert call_verb("table", Table, make_table, {**settings, "model": "other"}, overwrite=True) == "other"
+    assert json.loads(file.read_text()) == {"model": "other"}
+
+
+def test_bad_input_leaves_nothing_of_a_run_of_one_file(tmp_path: Path) -> None:
+    def fail(config: Table, run: Run) -> None:
+        raise InputError("unknown model")
+
+    with pytest.raises(InputError, match="unknown model"):
+        call_verb("table", Table, fail, {"output": tmp_path / "new" / "table.json"})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "table.json").mkdir()
+    with pytest.raises(InputError, match="is a folder; give a file"):
+        call_verb("table", Table, fail, {"output": tmp_path / "table.json"})
+
+
+def test_a_run_without_an_output_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call_verb("table", Table, make_table, {"output": None}) == "small"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_new_run_reads_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    call_verb("table", Table, make_table, {"output": folder})
+    with pytest.raises(InputError, match=r"results\.json, which is read; give another --output"):
+        call_verb("table", Table, make_table, {"output": folder, "model": folder / "results.json"}, overwrite=True)
+    assert (folder / "results.json").exists()
 
 
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path) -> None:
