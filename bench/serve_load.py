@@ -37,6 +37,7 @@ from openai import AsyncOpenAI, OpenAIError
 
 from graftlm import load_model
 from graftlm.data.load import general_prompts, load_rows
+from graftlm.models.decoder import end_tokens
 from graftlm.runs.console import reported_progress
 from graftlm.runs.provenance import command_line, git_commit, now, versions
 
@@ -60,8 +61,7 @@ class Offline:
         self.model, self.tokenizer = load_model(name)
         self.max_tokens = max_tokens
         self.tokenizer.padding_side = "left"
-        ends = self.model.generation_config.eos_token_id
-        self.ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self.ends = set(end_tokens(self.model, self.tokenizer))
 
     def encode(self, prompt: str) -> list[int]:
         return list(self.tokenizer(prompt)["input_ids"])

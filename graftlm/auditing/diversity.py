@@ -14,6 +14,7 @@ from graftlm.auditing.result import Diversity
 from graftlm.data.encoding import encode_prompt
 from graftlm.decoding.batches import logits_at
 from graftlm.errors import InputError
+from graftlm.models.decoder import end_tokens
 from graftlm.reinforce.formats import OTHER, Format, format_of
 
 Pattern = str | Callable[[str], bool]
@@ -81,12 +82,10 @@ def _sample(
     pad = tokenizer.eos_token_id if pad is None else pad
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=model.device)
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
     config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, no_repeat_ngram_size=0,
         num_beams=1, num_return_sequences=samples, max_new_tokens=max_new_tokens, min_new_tokens=0, use_cache=True,
-        return_dict_in_generate=False, pad_token_id=pad, eos_token_id=sorted(ends) or None,
+        return_dict_in_generate=False, pad_token_id=pad, eos_token_id=end_tokens(model, tokenizer) or None,
     )  # fmt: skip
     written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return [text.strip() for text in tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)]

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from graftlm.data.encoding import encode_text
 from graftlm.errors import InputError
+from graftlm.models.decoder import end_tokens
 from graftlm.runs.files import append_text, drop_partial_line
 
 TEXT_FILE = "text.jsonl"
@@ -147,15 +148,9 @@ def _continue(
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
     )
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     texts = []
     for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
         end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
         texts.append(WrittenText(kind, len(prompt), prompt + row[:end]))
     return texts
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = configured if isinstance(configured, list) else [configured]
-    return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}

@@ -173,9 +173,11 @@ def _prompt_batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> 
 
 
 def _check_lengths(model: PreTrainedModel | PeftModel, lengths: Sequence[int]) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    from graftlm.models.decoder import context_length
+
+    limit = context_length(model)
     longest = max(lengths, default=0)
-    if isinstance(limit, int) and longest > limit:
+    if limit is not None and longest > limit:
         raise InputError(f"an example of {longest} tokens exceeds the model's {limit} positions: use fewer shots")
 
 
@@ -193,8 +195,8 @@ def _greedy_config(
     """Plain greedy search. Values left out would be taken from the model's own generation config."""
     from transformers import GenerationConfig
 
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    from graftlm.models.decoder import end_tokens
+
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=0,
@@ -209,7 +211,7 @@ def _greedy_config(
         use_cache=True,
         return_dict_in_generate=False,
         pad_token_id=pad_id,
-        eos_token_id=sorted(ends) or None,
+        eos_token_id=end_tokens(model, tokenizer) or None,
     )
 
 

@@ -40,6 +40,8 @@ def stream_completion(
     import torch
     from transformers import TextStreamer
 
+    from graftlm.models.decoder import end_tokens
+
     class Streamer(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             write(text)
@@ -49,7 +51,7 @@ def stream_completion(
     inputs = torch.tensor([ids], device=model.device)
     config = copy.deepcopy(model.generation_config)
     config.update(max_new_tokens=max_new_tokens, do_sample=temperature > 0, pad_token_id=tokenizer.pad_token_id)
-    config.update(max_length=None, temperature=temperature or None)
+    config.update(max_length=None, temperature=temperature or None, eos_token_id=end_tokens(model, tokenizer) or None)
     if temperature == 0:
         config.update(top_k=None, top_p=None)
     streamer = Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -87,7 +89,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool | Non
 
 def check_length(model: PreTrainedModel | PeftModel, prompt_tokens: int, max_new_tokens: int) -> None:
     """Raise InputError where prompt and answer do not fit the model."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    from graftlm.models.decoder import context_length
+
+    limit = context_length(model)
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens is {max_new_tokens}, but at least 1 is needed")
     if limit is not None and prompt_tokens + max_new_tokens > limit:

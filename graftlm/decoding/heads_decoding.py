@@ -236,7 +236,7 @@ class Decoding:
             positions = _places_in_text(position_ids.to(input_ids.device), visible.bool())
         self.prompt, self.prompt_positions = input_ids[:, first:], positions.expand_as(input_ids)[:, first:]
         self.prompt_mask, self.visible = visible[:, first:].bool(), visible[:, :0].bool()
-        self.limit = getattr(self.decoder.config, "max_position_embeddings", None)
+        self.limit = self.decoder.context_length
         self.drafted = self.accepted = self.rounds = 0
 
     def finish(self) -> None:

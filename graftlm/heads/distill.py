@@ -258,9 +258,7 @@ def candidate_cross_entropy(
     bias = getattr(decoder.unembedding, "bias", None)
     weight = decoder.unembedding.weight[ids].to(rows.dtype)
     logits = nn.functional.linear(rows, weight, None if bias is None else bias[ids].to(rows.dtype))
-    logits = logits.float() * decoder.logit_scale
-    if decoder.logit_softcap is not None:
-        logits = decoder.logit_softcap * torch.tanh(logits / decoder.logit_softcap)
+    logits = decoder.scaled(logits.float())
     normaliser = torch.logsumexp(logits + words.log_multiplicity.to(rows.device), dim=1, keepdim=True)
     named = logits.gather(1, torch.searchsorted(ids, targets)) - normaliser
     loss = -(weights * named).sum(1)

@@ -137,6 +137,4 @@ def _fill(
 
 def _next_token_probabilities(decoder: Decoder, normed_rows: Tensor) -> Tensor:
     """Softmax [rows, vocabulary] of rows that have been through the final norm."""
-    logits = decoder.unembedding(normed_rows).float() * decoder.logit_scale
-    cap = decoder.logit_softcap
-    return torch.softmax(logits if cap is None else cap * torch.tanh(logits / cap), dim=-1)
+    return torch.softmax(decoder.scaled(decoder.unembedding(normed_rows).float()), dim=-1)

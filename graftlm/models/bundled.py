@@ -150,6 +150,8 @@ def convert(gguf: Path, temporary: Path, bundled: BundledModel, step: Callable[[
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from graftlm.models.decoder import context_length
+
     target = temporary / "model"
     step("checking the file")
     check_hash(gguf, bundled)
@@ -166,7 +168,7 @@ def convert(gguf: Path, temporary: Path, bundled: BundledModel, step: Callable[[
             )
             step("writing safetensors")
             split_digits(tokenizer)
-            tokenizer.model_max_length = model.config.max_position_embeddings
+            tokenizer.model_max_length = context_length(model)
             tokenizer.save_pretrained(target)
             model.save_pretrained(target)
     except SafetensorError as error:  # such as a full disk

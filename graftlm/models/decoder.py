@@ -1,8 +1,11 @@
-"""Finding the parts of a Hugging Face causal LM that heads are grown from.
+"""The parts of a Hugging Face causal LM, and the facts that each family of models states in its own way.
 
 A causal LM is embedding -> decoder layers -> final norm -> unembedding (-> scale -> soft cap). transformers has a
-public accessor for the unembedding only, so the others are found by structure, and the find is proved by running
-them once (`Decoder.verify`).
+public accessor for the unembedding only. `Decoder` finds the other parts by structure, and `Decoder.verify` runs them
+once to prove that they compose to the model.
+
+A new family of models needs a change in this file alone. `context_length`, `end_tokens`, `logit_scale` and
+`logit_softcap` read nothing but configs, so they also answer for models that no `Decoder` can be built of.
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ from graftlm.errors import InputError
 
 @dataclass
 class LayerCall:
-    """What a decoder layer was called with in one forward pass, and without hidden states the layers after it
-    (whose masks and rotary embeddings are others where sliding and full attention alternate)."""
+    """The arguments of a decoder layer in one forward pass.
+
+    `following`: those of the layers after it, without hidden states. Their masks and rotary embeddings differ where
+    sliding and full attention alternate.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -38,8 +44,8 @@ class LayerCall:
         return self.args[0] if self.args else self.kwargs["hidden_states"]
 
     def apply(self, layer: nn.Module, hidden_states: Tensor, cache: Cache | None = None) -> Tensor:
-        """Call `layer` with the same arguments but for the hidden states, and for the cache where there was one;
-        [batch, time, hidden]."""
+        """Output [batch, time, hidden] of `layer`, called with the same arguments but these hidden states, and with
+        `cache` where there was one."""
         kwargs = {name: value for name, value in self.kwargs.items() if name not in ("hidden_states", *_CACHES)}
         args = [cache if isinstance(value, Cache) else value for value in self.args[1:]]
         if cache is not None:
@@ -48,7 +54,7 @@ class LayerCall:
         return output[0] if isinstance(output, tuple) else output
 
     def through(self, layers: Iterable[nn.Module], hidden_states: Tensor, cache: Cache | None = None) -> Tensor:
-        """Call `layers` one after another in the place of this layer and those after it; [batch, time, hidden]."""
+        """Output [batch, time, hidden] of `layers`, called in the place of this layer and those after it."""
         for layer, call in zip(layers, (self, *self.following), strict=False):
             hidden_states = call.apply(layer, hidden_states, cache)
         return hidden_states
@@ -61,6 +67,68 @@ class LayerCall:
 # A head keeps no cache while it is trained, and one of its own while it drafts.
 _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_position", "use_cache")
 
+# Names in the configs of transformers 5.23. GPT-2, DBRX, RWKV and others map their own name to the first one.
+_CONTEXT_LENGTHS = ("max_position_embeddings", "max_seq_len")  # the second: MPT
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")  # Granite and MiniCPM3, Inkling
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+
+
+def text_config(model: Any) -> Any:
+    """The config of the model that reads text, which a model of pictures and text nests in its own."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def context_length(model: Any) -> int | None:
+    """The most tokens that `model` reads at once; None where nothing limits them (ALiBi, state-space models).
+
+    A sliding window is no limit. The virtual tokens of prompt or prefix tuning take up positions, too.
+    """
+    length = _first(text_config(model), _CONTEXT_LENGTHS)
+    if not isinstance(length, int):
+        return None
+    adapter: Any = getattr(model, "active_peft_config", None)
+    return length - (adapter.num_virtual_tokens or 0) if getattr(adapter, "is_prompt_learning", False) else length
+
+
+def end_tokens(model: Any, tokenizer: Any = None) -> list[int]:
+    """The tokens that end a text, each once.
+
+    First come those of the model's generation config, in its order (those of its config where that names none), then
+    the tokenizer's. A chat model may name several; a model that was tuned with another chat template has the new one in
+    its tokenizer only.
+    """
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if named is None:
+        named = getattr(text_config(model), "eos_token_id", None)
+    own = getattr(tokenizer, "eos_token_id", None)
+    tokens = [*(named if isinstance(named, (list, tuple)) else [named]), own]
+    return list(dict.fromkeys(token for token in tokens if token is not None))
+
+
+def logit_scale(config: Any) -> float:
+    """The factor between the unembedding's products and the logits of a model with this text config."""
+    if config.model_type == "mpt":  # whose logit_scale transformers does not read
+        return 1.0
+    if (factor := _first(config, _FACTORS)) is not None:
+        return float(factor)
+    scaling = _first(config, _DIVISORS)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+
+
+def logit_softcap(config: Any) -> float | None:
+    """c where the logits of a model with this text config are c · tanh(logits / c)."""
+    cap = _first(config, _SOFT_CAPS)
+    return None if cap is None else float(cap)
+
+
+def _first(config: Any, names: Iterable[str]) -> Any:
+    """The first of these settings that the config has; None without any."""
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside `model`, which may be a PEFT model (whose adapters stay in place)."""
@@ -69,10 +137,10 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal LM, or of the one inside a PEFT model; InputError where there is no list of
+    """The decoder layers of a causal LM, or of the one inside a PEFT model. InputError where it has no list of
     them."""
     plain = plain_model(model)
-    count = getattr(plain.config.get_text_config(), "num_hidden_layers", None)
+    count = getattr(text_config(plain), "num_hidden_layers", None)
     for module in (*plain.get_decoder().modules(), *plain.modules()):  # a vision tower may have as many
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
@@ -80,7 +148,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def backbone_of(model: nn.Module) -> Any:
-    """The part of a causal LM that gives the final hidden states: all but its unembedding."""
+    """The part of a causal LM that returns the final hidden states: all but its unembedding."""
     plain = plain_model(model)
     inner: Any = plain.base_model
     if inner is plain:  # as Llama4ForCausalLM and Llama4ForConditionalGeneration call themselves
@@ -97,14 +165,18 @@ def acts_in_forward(adapter: PeftConfig) -> bool:
 
 
 class Decoder:
-    """The parts of a causal LM, by reference.
+    """The parts of a causal LM, by reference, and its facts. Build it once for a model and hand it on.
+
+    Another one is needed after an adapter was put on the model or merged into it.
 
     Raises InputError where the architecture has no decoder layers, final norm or unembedding that can be found.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = plain_model(model)
-        self.config = self.model.config.get_text_config()
+        self.config = text_config(self.model)
+        self.logit_scale, self.logit_softcap = logit_scale(self.config), logit_softcap(self.config)
+        self.context_length = context_length(model)
         self.layers = decoder_layers(self.model)
         self.trunk = backbone_of(self.model)
         self.backbone = next(m for m in self.model.modules() if any(c is self.layers for c in m.children()))
@@ -125,7 +197,10 @@ class Decoder:
 
     @cached_property
     def final_norm(self) -> nn.Module:
-        """Raises InputError where there is none. (What is there besides, such as OPT's projection, `verify` finds.)"""
+        """The normalisation before the unembedding. Raises InputError where there is none.
+
+        `verify` notices what lies there besides, such as OPT's projection.
+        """
         children = list(self.backbone.named_children())
         last = next(i for i, (_, child) in enumerate(children) if child is self.layers)
         # OPT defines it before its layers.
@@ -137,22 +212,8 @@ class Decoder:
 
     @cached_property
     def takes_positions(self) -> bool:
-        """Whether the rows of a pass can be told apart by their positions, or only by their columns."""
+        """Whether a pass takes positions, or counts the columns of its rows."""
         return "position_ids" in inspect.signature(self.trunk.forward).parameters
-
-    @property
-    def logit_scale(self) -> float:
-        """What the model multiplies its logits by (Cohere, Falcon-H1) or divides them by (Granite)."""
-        for name in ("logit_scale", "lm_head_multiplier"):
-            if getattr(self.config, name, None) is not None:
-                return float(getattr(self.config, name))
-        scaling = getattr(self.config, "logits_scaling", None)
-        return 1.0 if scaling is None else 1.0 / float(scaling)
-
-    @property
-    def logit_softcap(self) -> float | None:
-        """c where the model's logits are c · tanh(logits / c) (Gemma)."""
-        return getattr(self.config, "final_logit_softcapping", None)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """The model's logits [..., vocabulary] of last-layer outputs [..., hidden], before the final norm."""
@@ -160,13 +221,17 @@ class Decoder:
 
     def logits_of_normed(self, hidden_states: Tensor) -> Tensor:
         """The model's logits [..., vocabulary] of final hidden states [..., hidden]."""
-        logits = self.unembedding(hidden_states) * self.logit_scale
+        return self.scaled(self.unembedding(hidden_states))
+
+    def scaled(self, products: Tensor) -> Tensor:
+        """The logits [..., words] of products [..., words] of hidden states and rows of the unembedding."""
+        logits = products if self.logit_scale == 1 else products * self.logit_scale
         cap = self.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @contextmanager
     def capture(self, layer: int) -> Iterator[list[LayerCall]]:
-        """Collect what `layers[layer]` and those after it are called with (recomputation aside)."""
+        """Collect the calls of `layers[layer]` and those after it (recomputation aside)."""
         calls: list[LayerCall] = []
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -180,7 +245,7 @@ class Decoder:
                 handle.remove()
 
     def run(self, layer: int, cache: Cache | None = None, **inputs: Any) -> tuple[Tensor, LayerCall]:
-        """One pass through the backbone, without the unembedding; `cache` grows by what it reads.
+        """Run one pass through the backbone, without the unembedding; `cache` grows by the new tokens.
 
         Returns the final (normed) hidden states [batch, time, hidden] and the call of `layers[layer]`.
         """
@@ -190,7 +255,8 @@ class Decoder:
         return output.last_hidden_state, replace(first, following=tuple(c.without_hidden_states() for c in others))
 
     def run_with_routers(self, model: nn.Module, layer: int, **inputs: Any) -> tuple[Tensor, LayerCall, Tensor]:
-        """`run` through `model` itself, a mixture of experts, and its routers' balancing loss; it unembeds one row."""
+        """Results of `run` through `model` itself, a mixture of experts, and its routers' balancing loss; unembeds one
+        row."""
         outputs: list[Any] = []
         handle = self.trunk.register_forward_hook(lambda _, __, output: outputs.append(output))
         try:
@@ -212,8 +278,9 @@ class Decoder:
         try:
             with self.capture(-1) as calls:
                 expected = self.model(input_ids=tokens, use_cache=False).logits
-            found = self.logits(calls[0].apply(self.layers[-1], calls[0].hidden_states))
+            composed = self.logits(calls[0].apply(self.layers[-1], calls[0].hidden_states))
         finally:
             self.model.train(was_training)
-        if not torch.allclose(found, expected.to(found.dtype), rtol=1e-3, atol=1e-3):
+        expected = expected.to(composed.dtype)
+        if composed.shape != expected.shape or not torch.allclose(composed, expected, rtol=1e-3, atol=1e-3):
             raise self._unsupported("does something between its last layer and its logits that graftlm does not know")

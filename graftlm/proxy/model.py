@@ -40,6 +40,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from graftlm.decoding.generation import named_arguments, setting
 from graftlm.errors import InputError
 from graftlm.models.caches import new_cache
+from graftlm.models.decoder import context_length, end_tokens, text_config
 from graftlm.models.load import load_model
 from graftlm.proxy.alpha import Alpha, check_alpha
 from graftlm.proxy.cache import ProxyCache, columns
@@ -48,7 +49,6 @@ from graftlm.proxy.opening import Parts, open_parts
 
 LEAST = -1e30
 """A logit that gives no chance."""
-LENGTH = "max_position_embeddings"
 COPIED = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
           "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
 OUTPUTS = ("output_attentions", "output_hidden_states")
@@ -123,10 +123,8 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
         self.tokenizer, self.expert_tokenizer = parts.tokenizer, parts.expert_tokenizer
         self.generation_config = GenerationConfig(**parts.base.generation_config.to_diff_dict())
         if self.experts is not None:  # a chat expert ends its turn with a token of its own
-            own, further = (end_tokens(part) for part in (self.base, self.experts.expert_model))
-            if self.expert_tokenizer is not None and self.expert_tokenizer.eos_token_id is not None:
-                further.append(self.expert_tokenizer.eos_token_id)  # an adapter has no generation config of its own
-            if extra := [token for token in dict.fromkeys(further) if token not in own]:
+            own, further = end_tokens(self.base), end_tokens(self.experts.expert_model, self.expert_tokenizer)
+            if extra := [token for token in further if token not in own]:
                 self.generation_config.eos_token_id = [*own, *extra]
         self.loss_type = "ForCausalLM"
         self.requires_grad_(False)
@@ -316,11 +314,6 @@ def is_composition(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
-def end_tokens(model: Any) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
 def _options(config: Any, given: Mapping[str, Any]) -> dict[str, bool]:
     """What the base model is to give besides logits. InputError for arguments that nothing here makes use of."""
     for name, value in given.items():
@@ -343,12 +336,12 @@ def _last_only(logits_to_keep: int | Tensor, labels: Tensor | None, cache: Proxy
 
 
 def _config(parts: Parts, alpha: Alpha) -> ProxyTunedConfig:
-    of_base = parts.base.config.get_text_config()
+    of_base = text_config(parts.base)
     shared = {name: getattr(of_base, name) for name in COPIED if getattr(of_base, name, None) is not None}
     experts = [] if parts.experts is None else [model for _, model in parts.experts.models()]
-    lengths = [getattr(model.config.get_text_config(), LENGTH, None) for model in (parts.base, *experts)]
+    lengths = [context_length(model) for model in (parts.base, *experts)]
     if known := [length for length in lengths if length is not None]:
-        shared[LENGTH] = min(known)  # all of them read the text
+        shared["max_position_embeddings"] = min(known)  # all of them read the text
     names = dict(zip(("base", "expert", "antiexpert"), parts.names, strict=True))
     revisions = dict(zip(("base_revision", "expert_revision", "antiexpert_revision"), parts.revisions, strict=True))
     return ProxyTunedConfig(**names, **revisions, alpha=None if callable(alpha) else alpha, **shared)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import InputError
+from graftlm.models.decoder import context_length
 from graftlm.pruning import baselines
 from graftlm.pruning.choices import Granularity, Mode, Objective, check_choice
 from graftlm.pruning.encoding import Encoding, Question, encode_chain, protected_tokens, word_units
@@ -152,7 +153,6 @@ def _log_likelihoods(model: Any, make_scorer: Callable[[Any], Scorer], order: Se
 
 
 def _check_length(model: Any, length: int) -> None:
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, int) and length > limit:
+    limit = context_length(model)
+    if limit is not None and length > limit:
         raise InputError(f"question, chain and answer have {length} tokens, the model {limit} positions: shorten them")

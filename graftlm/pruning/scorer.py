@@ -274,13 +274,9 @@ class Scorer:
     def _log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """log P(target) [rows] in nats; float64, on the CPU."""
         found = [torch.zeros(0, dtype=torch.float64)]
-        scale, cap = self.decoder.logit_scale, self.decoder.logit_softcap
         count = chunk_rows(hidden.device)
         for rows, words in zip(hidden.split(count), targets.split(count), strict=True):
-            logits = self.decoder.unembedding(rows)
-            logits = logits if scale == 1 else logits * scale
-            logits = logits if cap is None else cap * torch.tanh(logits / cap)
-            found.append(target_log_probs(logits, words).cpu().double())
+            found.append(target_log_probs(self.decoder.logits_of_normed(rows), words).cpu().double())
         return torch.cat(found)
 
 

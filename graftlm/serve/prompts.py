@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from graftlm.data.encoding import TEMPLATE_ERRORS, encode_text, left_out
+from graftlm.models.decoder import context_length, end_tokens, text_config
 from graftlm.serve.own_settings import stop_strings
 from graftlm.serve.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from graftlm.serve.refusal import refuse
@@ -28,12 +29,11 @@ class Prompts:
         self.tokenizer = tokenizer
         self.settings = settings
         self.device = model.device
-        config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.context = context_length(model)
         longest = max(map(len, tokenizer.get_vocab()), default=1)  # a byte counts as a character there
         self.most_characters = None if self.context is None else self.context * longest
-        self.vocabulary: int = getattr(config, "vocab_size", None) or len(tokenizer)
-        self.ends = end_tokens(model.generation_config, tokenizer)
+        self.vocabulary: int = getattr(text_config(model), "vocab_size", None) or len(tokenizer)
+        self.ends = frozenset(end_tokens(model, tokenizer))
         self.stop_strings = stop_strings(model.generation_config)
         self.special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
@@ -152,13 +152,3 @@ class Prompts:
 def is_several(prompt: str | list[str] | list[int] | list[list[int]]) -> bool:
     """Whether it is a list of prompts."""
     return not isinstance(prompt, str) and not isinstance(prompt[0], int)
-
-
-def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
-    """What ends a text: the model's own end-of-sequence tokens, or the tokenizer's where it names none."""
-    ends = generation_config.eos_token_id
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    if ends is None:
-        return frozenset()
-    return frozenset([ends] if isinstance(ends, int) else ends)
