@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graftlm.data.named import Rows, add_named_data
 from graftlm.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from graftlm.auditing.audit import audit
     from graftlm.errors import InputError
     from graftlm.heads.distill import distill_heads
@@ -83,6 +86,15 @@ __getattr__ = lazy_attributes(
         "prune_chain": "graftlm.pruning",
     },
 )
+
+
+def _task_rows() -> Mapping[str, Rows]:
+    from graftlm.tasks import TASKS
+
+    return {name: task().rows for name, task in TASKS.items()}
+
+
+add_named_data(_task_rows)  # here, since graftlm.data may not know graftlm.tasks
 
 
 def __dir__() -> list[str]:

@@ -31,8 +31,6 @@ ROOMS = [
 DEPRECATED = {"multitoken", "datasets", "adapters"}
 ALLOWED = {
     ("graftlm.heads.loss", "graftlm.tuning.config"),
-    ("graftlm.data.load", "graftlm.tasks"),
-    ("graftlm.runs.console", "graftlm.tasks"),
 }
 """Arrows up that still stand; none may be added."""
 

@@ -23,7 +23,7 @@ from graftlm.cli.options import (
     seed_option,
 )
 from graftlm.errors import InputError
-from graftlm.runs.console import evaluation_table, prefixed, print_findings, print_table, reported_progress, say
+from graftlm.runs.console import prefixed, print_findings, print_table, reported_progress, say
 from graftlm.runs.files import claimed, dump_json, write_text
 
 
@@ -86,6 +86,8 @@ def evaluate(
     if as_json:
         print(dump_json(results_document(results, settings), indent=2))
     else:
+        from graftlm.tasks.evaluation import evaluation_table
+
         print_table(evaluation_table(results))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftlm.data.encoding import beginning, encode_messages, encode_text
 from graftlm.data.forms import Row, canonical_rows, describe
+from graftlm.data.named import named_data
 from graftlm.data.readers import READERS, PlacedRow, ending, names_split, read_file, select_files
 from graftlm.errors import InputError
 from graftlm.models.hub import hub_reachable
@@ -58,8 +59,8 @@ def load_rows(source: str | os.PathLike[str], split: str = "train", *, limit: in
 def read_source(name: str, split: str) -> Iterator[PlacedRow]:
     """The raw rows of a task, file, folder or hub id."""
     path = Path(name).expanduser()
-    if is_task(name):
-        return read_task(name, split)
+    if rows := named_data().get(name):
+        return ((f"row {i} of task {name}", row) for i, row in enumerate(rows(split), start=1))
     if path.is_dir():
         return itertools.chain.from_iterable(read_file(file) for file in select_files(path, split))
     if path.exists():
@@ -71,26 +72,13 @@ def read_source(name: str, split: str) -> Iterator[PlacedRow]:
     return read_hub(name, split)
 
 
-def is_task(name: str) -> bool:
-    from graftlm.tasks import TASKS
-
-    return name in TASKS
-
-
-def read_task(name: str, split: str) -> Iterator[PlacedRow]:
-    from graftlm.tasks import get_task
-
-    rows: Any = get_task(name).rows(split)  # type: ignore[arg-type]  # the task checks it
-    return ((f"row {i} of task {name}", row) for i, row in enumerate(rows, start=1))
-
-
 def read_hub(name: str, split: str) -> Iterator[PlacedRow]:
     import datasets
 
     offline = bool(datasets.config.HF_HUB_OFFLINE)
     if not offline and not hub_reachable():
         raise InputError(
-            f"data {name!r} is no file, folder or {describe_tasks()}, and the hub is out of reach; "
+            f"data {name!r} is no file, folder or task ({', '.join(named_data())}), and the hub is out of reach; "
             "set HF_HUB_OFFLINE=1 to use an earlier download"
         )
     hub_id, _, configuration = name.partition(":")
@@ -99,15 +87,9 @@ def read_hub(name: str, split: str) -> Iterator[PlacedRow]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"data {name!r} is no file, folder or {describe_tasks()}, and not on the hub: {reason}"
+            f"data {name!r} is no file, folder or task ({', '.join(named_data())}), and not on the hub: {reason}"
         ) from error
     return ((f"row {i} of {name}", row) for i, row in enumerate(rows, start=1))
-
-
-def describe_tasks() -> str:
-    from graftlm.tasks import TASKS
-
-    return f"task ({', '.join(TASKS)})"
 
 
 def build_dataset(rows: Iterator[Row]) -> Dataset | None:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from graftlm.tasks import TaskResult
-
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, how much of it is done, how much there is)."""
 
@@ -98,24 +96,6 @@ def print_findings(table: Table, verdict: Iterable[str]) -> None:
     print()
     for line in verdict:
         print(printable(line))
-
-
-def evaluation_table(results: Mapping[str, Mapping[str, TaskResult]]) -> Table:
-    """Rows task and metric, columns the trivial floor and each model; `results` by model and task."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("task", "metric", "floor", *results):
-        table.add_column(Text(heading), justify="left" if heading in ("task", "metric") else "right")
-    models = list(results.values())
-    for task, first in models[0].items():
-        label = f"{task} ({first.count})"
-        for metric in first.metrics:
-            values = [model[task].metrics.get(metric) for model in models]
-            table.add_row(label, metric, number(first.floors.get(metric)), *(number(value) for value in values))
-            label = ""
-    return table
 
 
 def environment_table(facts: Mapping[str, Any]) -> Table:

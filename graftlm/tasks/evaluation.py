@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graftlm.errors import InputError
+from graftlm.runs.console import number
 from graftlm.tasks import Task, TaskResult, get_task
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from rich.table import Table
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -56,6 +58,24 @@ def evaluate(
                 progress=_named(progress, task.name),
             )
     return results
+
+
+def evaluation_table(results: Mapping[str, Mapping[str, TaskResult]]) -> Table:
+    """Rows task and metric, columns the trivial floor and each model; `results` by model and task."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("task", "metric", "floor", *results):
+        table.add_column(Text(heading), justify="left" if heading in ("task", "metric") else "right")
+    models = list(results.values())
+    for task, first in models[0].items():
+        label = f"{task} ({first.count})"
+        for metric in first.declared:
+            values = [number(model[task].metrics.get(metric.name)) for model in models]
+            table.add_row(label, metric.name, number(metric.floor), *values)
+            label = ""
+    return table
 
 
 def _resolve(tasks: Sequence[str | Task]) -> list[Task]:
