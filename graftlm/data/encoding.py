@@ -1,4 +1,4 @@
-"""Text -> token ids as a model is to read them: one place for prompts, alone or with their completions.
+"""Turns text into the token ids that a model is to read: prompts, alone or with their completions.
 
 Two things that tokenizers add are left out: the end token after each text (`add_eos_token`, or a post-processor of that
 effect), which would end a prompt before the model answers; and a second beginning where the text spells its own.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
-"""What a chat template raises that does not take some messages."""
+"""Exceptions of a chat template that refuses some messages."""
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -99,8 +99,8 @@ def left_out(messages: Sequence[Mapping[str, Any]], render: Callable[[list[dict[
     marked = [dict(message) for message in messages]
     for place, (number, key) in enumerate(fields):
         marked[number][key] = f"{run}{place:09d}"
-    there = set(map(int, re.findall(rf"{run}(\d{{9}})", render(marked))))
-    lost = [f"messages.{number}.{key}" for place, (number, key) in enumerate(fields) if place not in there]
+    rendered = set(map(int, re.findall(rf"{run}(\d{{9}})", render(marked))))
+    lost = [f"messages.{number}.{key}" for place, (number, key) in enumerate(fields) if place not in rendered]
     return lost[0] if lost else None
 
 
@@ -126,8 +126,7 @@ def without_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def check_no_end(tokenizer: PreTrainedTokenizerBase) -> None:
-    """InputError where the tokenizer ends each text: of what a library has encoded, prompts have an end, and answers
-    two."""
+    """InputError where the tokenizer ends each text: a library that encodes with it ends prompts, and answers twice."""
     if ends_texts(tokenizer):
         raise InputError(
             f"tokenizer {tokenizer.name_or_path!r} ends each text, prompts too: give the trainer "
@@ -136,7 +135,7 @@ def check_no_end(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the tokenizer puts before each text, spelled out."""
+    """The text that the tokenizer puts before each text (its beginning-of-sequence token), or ""."""
     sample = _sample(tokenizer)
     count = _added(tokenizer, sample).index(0)
     return str(tokenizer.decode(tokenizer(sample)["input_ids"][:count])) if count else ""

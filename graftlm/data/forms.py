@@ -1,4 +1,4 @@
-"""Rows of any supported form -> prompt+completion or text, each checked, with errors that name the row.
+"""Bring rows of any supported form to prompt+completion or text; each is checked, and errors name the row.
 
 | form | columns | becomes |
 |---|---|---|
@@ -208,7 +208,10 @@ def plain_text(content: Any) -> str | None:
 
 
 def trained(turn: Mapping[str, Any], place: str) -> bool | None:
-    """What a message says of itself: 1 or true, 0 or false, or nothing. InputError for any other value, or two."""
+    """Read whether a message asks to be trained on: True, False, or None where it says nothing.
+
+    Raises InputError for a value that is neither 0 nor 1, and for two keys that contradict each other.
+    """
     given = {name: turn[name] for name in TRAINED_KEYS if turn.get(name) is not None}
     for name, value in given.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):

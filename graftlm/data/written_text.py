@@ -74,23 +74,23 @@ def write_texts(
     encoded = [encode_text(tokenizer, p) if isinstance(p, str) else p for p in prompts]
     texts: list[WrittenText] = []
     stream = _shuffled(encoded, seed)
-    there = _left_there(path, kind)
-    if sum(t.written for t in there) >= tokens:
-        return there
+    finished = _read_finished(path, kind)
+    if sum(t.written for t in finished) >= tokens:
+        return finished
     done = 0
     model.eval()
     while done < tokens:
         # Each text may be cut at max_new_tokens: no more prompts than that many tokens can need.
         size = min(batch_size, -(-(tokens - done) // max_new_tokens))
-        if len(there) >= len(texts) + size:  # a whole batch
-            new = there[len(texts) : len(texts) + size]
+        if len(finished) >= len(texts) + size:  # a whole batch
+            new = finished[len(texts) : len(texts) + size]
             texts += new
             done += sum(t.written for t in new)
             list(itertools.islice(stream, size))
             continue
-        if path is not None and len(there) > len(texts):
-            _cut(path, len(there) - len(texts))
-            there = texts
+        if path is not None and len(finished) > len(texts):
+            _cut(path, len(finished) - len(texts))
+            finished = texts
         # Similar lengths need the least padding within a batch; the order within it does not matter.
         batch = sorted(itertools.islice(stream, size), key=len)
         set_seed(seed + len(texts))
@@ -104,8 +104,8 @@ def write_texts(
     return texts
 
 
-def _left_there(path: Path | None, kind: str) -> list[WrittenText]:
-    """What an interrupted call left of `kind`; a last line that was cut short is removed."""
+def _read_finished(path: Path | None, kind: str) -> list[WrittenText]:
+    """Read the texts of `kind` that an interrupted call has finished; remove a last line that was cut short."""
     if path is None or not path.exists():
         return []
     drop_partial_line(path)
