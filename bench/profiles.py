@@ -35,7 +35,7 @@ from graftlm import (
 )
 from graftlm.data.load import general_prompts
 from graftlm.decoding.heads_decoding import HeadsDecoding
-from graftlm.models.few_rows import quicken
+from graftlm.models.few_rows import use_fast_cpu_products
 from graftlm.runs.console import say
 from graftlm.runs.files import write_text
 
@@ -96,8 +96,8 @@ def reinforcement(arguments: argparse.Namespace) -> tuple[str, Callable[[], obje
 def drafting(arguments: argparse.Namespace) -> tuple[str, Callable[[], object]]:
     model, tokenizer = load_model(BASE)
     decoding = HeadsDecoding.load(model, arguments.heads)
-    quicken(model)
-    quicken(decoding.heads)
+    use_fast_cpu_products(model)
+    use_fast_cpu_products(decoding.heads)
     prompts = prompts_of(tokenizer)
 
     def write() -> None:

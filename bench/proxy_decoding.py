@@ -11,8 +11,8 @@
 - the limit: what one forward of the base model and one of the small model without an adapter on twice
   the rows take, prompt and tokens fed in as the others have them.
 
-ProxyTunedModel multiplies a few rows by a weight in another way than `nn.Linear` (graftlm/models/few_rows.py), on
-this kind of machine faster. So the others are measured twice: as transformers has them, and `quick`, with the same
+`proxy` multiplies a few rows by a weight in another way than `nn.Linear` (graftlm/models/few_rows.py), which is faster
+on some machines. So the others are measured twice: as transformers has them, and `quick`, with the same
 products.
 
 All write the same number of greedy tokens after the same prompts. The fastest round of each counts, since whatever
@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from graftlm import ProxyTunedModel, load_model
-from graftlm.models.few_rows import quicken
+from graftlm.models.few_rows import use_fast_cpu_products
 from graftlm.runs.console import say
 from graftlm.runs.files import dump_json, write_text
 from graftlm.runs.provenance import versions
@@ -191,8 +191,8 @@ def main() -> None:
     say(f"weights {(held['base_bytes'] + held['small with adapter_bytes']) / 2**20:.0f} MiB, "
         f"process grew by {held['resident_bytes'] / 2**20:.0f} MiB")  # fmt: skip
     apart = [separate_models(arguments) for _ in range(2)]
-    for part in apart[1]:
-        quicken(part)
+    for part in (model, *apart[1]):
+        use_fast_cpu_products(part)
     prompts = get_task("molecules").rows("test")["prompt"]
     plain = []
     for rows in arguments.batch_sizes:

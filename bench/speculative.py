@@ -33,7 +33,7 @@ from graftlm import load_model
 from graftlm.data.load import general_text
 from graftlm.decoding.heads_decoding import HeadsDecoding
 from graftlm.heads.heads import MultiTokenHeads
-from graftlm.models.few_rows import FewRowsLinear, quicken
+from graftlm.models.few_rows import transposed_is_faster, use_fast_cpu_products
 from graftlm.runs.console import say
 from graftlm.runs.files import dump_json, write_text
 from graftlm.runs.provenance import versions
@@ -81,25 +81,21 @@ def held_out_prompts(folder: Path, kind: str, tokenizer: Any, count: int) -> lis
 
 
 def peers(model: Any, heads: MultiTokenHeads) -> dict[str, Callable[..., Any]]:
-    """Functions that write; off a CPU just two, since nothing is quickened."""
+    """Functions that write; two where our products are not used."""
     decoding = HeadsDecoding(model, heads)
-    quicken(model)
-    quicken(decoding.heads)
-    quick = [module for part in (model, decoding.heads) for module in part.modules() if type(module) is FewRowsLinear]
 
-    def with_products(quickly: bool, generate: Callable[..., Any]) -> Callable[..., Any]:
+    def with_products(generate: Callable[..., Any]) -> Callable[..., Any]:
         def run(**inputs: Any) -> Any:
-            for module in quick:
-                module.__class__ = FewRowsLinear if quickly else torch.nn.Linear
-            return generate(**inputs)
+            with use_fast_cpu_products(model), use_fast_cpu_products(decoding.heads):
+                return generate(**inputs)
 
         return run
 
-    found = {"generate": with_products(False, model.generate), "heads": with_products(True, decoding.generate)}
-    if quick:
-        found["quick"] = with_products(True, model.generate)
-        found["heads, plain products"] = with_products(False, HeadsDecoding(model, heads).generate)
-    return found
+    writers = {"generate": model.generate, "heads": with_products(decoding.generate)}
+    if model.device.type == "cpu" and transposed_is_faster():
+        writers["quick"] = with_products(model.generate)
+        writers["heads, plain products"] = HeadsDecoding(model, heads).generate
+    return writers
 
 
 @torch.no_grad()

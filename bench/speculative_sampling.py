@@ -20,7 +20,7 @@ from speculative import tuned_model
 
 from graftlm.decoding.batches import completion_log_likelihoods
 from graftlm.decoding.heads_decoding import HeadsDecoding
-from graftlm.models.few_rows import quicken
+from graftlm.models.few_rows import use_fast_cpu_products
 from graftlm.runs.console import say
 from graftlm.runs.files import dump_json, write_text
 from graftlm.runs.provenance import versions
@@ -69,8 +69,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model, heads, tokenizer = tuned_model(arguments.folder)
     decoding = HeadsDecoding(model, heads, draft_tokens=heads.num_heads)
-    quicken(model)
-    quicken(decoding.heads)
+    use_fast_cpu_products(model)
+    use_fast_cpu_products(decoding.heads)
     rows = get_task("molecules").rows("test")
     questions, references = rows["prompt"][: arguments.questions], rows["completion"][: arguments.questions]
     writers = {"without drafts": model.generate, "with drafts": decoding.generate}

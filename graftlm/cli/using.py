@@ -60,14 +60,12 @@ def generate(
     from transformers import set_seed
 
     from graftlm.decoding.generation import stream_completion
-    from graftlm.models.few_rows import quicken
     from graftlm.proxy.model import steered
 
     check_draft(draft, expert)
     if compare and draft is None:
         raise InputError("--compare needs --draft FOLDER: there is nothing to compare")
     loaded, tokenizer = steered(model, expert, antiexpert, alpha)
-    quicken(loaded)
     writer = loaded if draft is None else drafted(loaded, draft)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "chat": chat}
     if compare:  # what is measured once in a process, and first calls of kernels, count for neither
@@ -143,7 +141,6 @@ def serve(
         grace_seconds=grace_seconds,
     )
     try:
-        from graftlm.models.few_rows import quicken
         from graftlm.serve.server import serve as serve_model
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: pip install 'graftlm[serve]'") from error
@@ -152,7 +149,6 @@ def serve(
 
     def load() -> tuple[Any, Any]:
         loaded, tokenizer = steered(model, expert, antiexpert, alpha)
-        quicken(loaded)
         return (loaded if draft is None else drafted(loaded, draft)), tokenizer
 
     serve_model(load, model, settings)
@@ -215,14 +211,11 @@ def check_draft(draft: str | None, expert: str | None) -> None:
 def drafted(model: Any, folder: str) -> Any:
     """The model with the heads in `folder`, which write what it writes."""
     from graftlm.decoding.heads_decoding import HeadsDecoding
-    from graftlm.models.few_rows import quicken
     from graftlm.proxy.model import ProxyTunedModel
 
     if isinstance(model, ProxyTunedModel):
         raise InputError("--draft: heads know one model, and this is a base model with its expert")
-    decoding = HeadsDecoding.load(model, folder)
-    quicken(decoding.heads)
-    return decoding
+    return HeadsDecoding.load(model, folder)
 
 
 def compared(drafted: Written, plain: Written) -> str:

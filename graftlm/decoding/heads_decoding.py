@@ -44,6 +44,7 @@ from graftlm.decoding.speculation import (
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.models.decoder import Decoder, LayerCall, plain_model
+from graftlm.models.few_rows import use_fast_cpu_products
 
 WASTE = 0.25
 """Share of a batch's cache that may be hidden before it is taken out."""
@@ -101,7 +102,9 @@ class HeadsDecoding:
     @classmethod
     def load(cls, model: Any, folder: str) -> HeadsDecoding:
         """With the heads in `folder`. InputError where there are none, or those of another model."""
-        return cls(model, MultiTokenHeads.from_pretrained(folder, model))
+        decoding = cls(model, MultiTokenHeads.from_pretrained(folder, model))
+        use_fast_cpu_products(decoding.heads)
+        return decoding
 
     @property
     def device(self) -> torch.device:

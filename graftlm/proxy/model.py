@@ -41,11 +41,10 @@ from graftlm.decoding.generation import named_arguments, setting
 from graftlm.errors import InputError
 from graftlm.models.caches import new_cache
 from graftlm.models.decoder import context_length, end_tokens, text_config
-from graftlm.models.load import load_model
 from graftlm.proxy.alpha import Alpha, check_alpha
 from graftlm.proxy.cache import ProxyCache, columns
 from graftlm.proxy.experts import Inputs, of_width, run, with_own_prompt
-from graftlm.proxy.opening import Parts, open_parts
+from graftlm.proxy.opening import Parts, load_part, open_parts
 
 LEAST = -1e30
 """A logit that gives no chance."""
@@ -361,7 +360,7 @@ def steered(
         model = ProxyTunedModel.from_pretrained(base, **({} if alpha is None else {"alpha": alpha}))
     else:
         _check_no_alpha(alpha)
-        return load_model(base)
+        return load_part(base, None)
     assert model.tokenizer is not None  # it was loaded by name
     return model, model.tokenizer
 

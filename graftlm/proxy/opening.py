@@ -1,4 +1,4 @@
-"""Open base, expert and anti-expert, each once, and hold their vocabularies against each other."""
+"""Load base, expert and anti-expert, each once, and compare their vocabularies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
-from graftlm.models.few_rows import quicken
+from graftlm.models.few_rows import use_fast_cpu_products
 from graftlm.models.load import adapter_on, load_model
 from graftlm.proxy.experts import Experts, SeparateExperts, SharedExperts
 from graftlm.proxy.vocabulary import check_tokens, check_widths
@@ -44,7 +44,7 @@ def open_parts(
     revision, expert_revision, antiexpert_revision = revisions
     if wanted and expert is None:
         raise InputError("no expert is given: proxy-tuning needs one (or alpha = 0)")
-    model, own_tokenizer = opened(base, revision)
+    model, own_tokenizer = _part(base, revision)
     tokenizer = tokenizer or own_tokenizer
     experts: Experts | None = None
     expert_tokenizer = None
@@ -66,11 +66,16 @@ def open_parts(
     )
 
 
-def opened(given: Given, revision: str | None) -> tuple[Any, PreTrainedTokenizerBase | None]:
-    """The model, loaded if it is a name and quickened, and its tokenizer where that is known."""
-    loaded = load_model(given, revision=revision) if isinstance(given, (str, os.PathLike)) else (given, None)
-    quicken(loaded[0])
-    return loaded
+def load_part(name: str | os.PathLike[str], revision: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer, for decoding only: nobody else holds the model, so its fast products stay."""
+    model, tokenizer = load_model(name, revision=revision)
+    use_fast_cpu_products(model)
+    return model, tokenizer
+
+
+def _part(given: Given, revision: str | None) -> tuple[Any, PreTrainedTokenizerBase | None]:
+    """The model, loaded if it is a name, and its tokenizer where that is known."""
+    return load_part(given, revision) if isinstance(given, (str, os.PathLike)) else (given, None)
 
 
 def _open_experts(
@@ -78,17 +83,17 @@ def _open_experts(
 ) -> tuple[Experts, list[PreTrainedTokenizerBase | None]]:
     """The experts and the tokenizers of expert and anti-expert."""
     if antiexpert is None:
-        model, tokenizer = opened(expert, revision)
+        model, tokenizer = _part(expert, revision)
         if not isinstance(model, PeftModel):
             raise InputError("no anti-expert is given: it is needed unless the expert is an adapter on it")
         return SharedExperts(model), [tokenizer]
-    small, small_tokenizer = opened(antiexpert, antiexpert_revision)
+    small, small_tokenizer = _part(antiexpert, antiexpert_revision)
     if isinstance(expert, (str, os.PathLike)) and isinstance(antiexpert, (str, os.PathLike)) and revision is None:
         assert small_tokenizer is not None  # it was loaded by name
         adapted = adapter_on(small, small_tokenizer, os.fspath(antiexpert), os.fspath(expert))
         if adapted is not None:
             return SharedExperts(adapted[0]), [adapted[1]]
-    model, tokenizer = opened(expert, revision)
+    model, tokenizer = _part(expert, revision)
     if isinstance(model, PeftModel) and model.get_base_model() is small:
         return SharedExperts(model), [tokenizer]
     return SeparateExperts(model, small), [tokenizer, small_tokenizer]

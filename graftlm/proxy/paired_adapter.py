@@ -24,11 +24,17 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graftlm.models.few_rows import use_fast_cpu_products
+
 LINEAR = 0.01  # of the largest difference: rounding stays below it, another scale does not
 
 
 class PairedAdapter:
-    """`model`: the small model without its adapter, by reference: no weight is copied."""
+    """A small model that has its adapter in some rows only.
+
+    `model`: a second tree of modules without the adapter, whose weights are those of the model given; that one is left
+    as it is.
+    """
 
     def __init__(self, adapted: PeftModel) -> None:
         """ValueError unless `fits(adapted)`."""
@@ -37,12 +43,13 @@ class PairedAdapter:
         plain: Any = adapted.get_base_model()
         self._rows, self._of = 0, 1
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())}
-        for module in plain.modules():
-            if isinstance(module, LoraLinear):
-                self._hook(module, adapted.active_adapter)
-                shared[id(module)] = module.get_base_layer()
-        # Of what the memo names, deepcopy takes what it finds there: the tree is new, the weights are not.
+        layers = [module for module in plain.modules() if isinstance(module, LoraLinear)]
+        for layer in layers:
+            # Of what the memo names, deepcopy takes what it finds there: the modules are new, the weights are not.
+            shared[id(layer)] = copy.deepcopy(layer.get_base_layer(), shared)
+            self._hook(shared[id(layer)], layer, adapted.active_adapter)
         self.model: Any = copy.deepcopy(plain, shared)
+        use_fast_cpu_products(self.model)
 
     @contextmanager
     def adapted(self, rows: int, of: int) -> Iterator[None]:
@@ -85,7 +92,8 @@ class PairedAdapter:
             _is_plain(each, adapted.active_adapter) for each in layers
         )
 
-    def _hook(self, layer: Any, adapter: str) -> None:
+    def _hook(self, linear: nn.Module, layer: Any, adapter: str) -> None:
+        """Let `linear` add the adapter of `layer`."""
         if adapter not in layer.lora_A:
             return
         first, second, scaling = layer.lora_A[adapter], layer.lora_B[adapter], layer.scaling[adapter]
@@ -100,7 +108,7 @@ class PairedAdapter:
             output[:count].add_(change, alpha=scaling)
             return output
 
-        layer.get_base_layer().register_forward_hook(add)
+        linear.register_forward_hook(add)
 
 
 def uses_dora(adapted: PeftModel) -> bool:

@@ -45,8 +45,10 @@ def evaluate(
         tokenizer = tokenizer or own_tokenizer
     if tokenizer is None:
         raise InputError("evaluate needs the model's tokenizer: pass it as the second argument")
+    from graftlm.models.few_rows import use_fast_cpu_products
+
     results = {}
-    with _eval_mode(model), _padding_side_kept(tokenizer):
+    with use_fast_cpu_products(model), _eval_mode(model), _padding_side_kept(tokenizer):
         for task in chosen:
             results[task.name] = task.evaluate(
                 model,
