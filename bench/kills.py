@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 LONGEST = 300.0
 """Seconds of one run; one that takes longer hangs."""
-OF_TIME = ("seconds", "runtime", "per_second", "step_time", "forward_share", "Time", "started", "finished", "at",
+OF_TIME = ("seconds", "runtime", "per_second", "step_time", "Time", "started", "finished", "at",
            "resumed", "versions", "command_line", "git_commit")  # fmt: skip
 
 

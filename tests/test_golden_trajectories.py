@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 """Relative; of numbers below 1 absolute."""
 STEPS = 10
 WORDS = ["alpha", "be", "gamma delta", "epsilon", "zeta eta theta", "iota", "kappa lambda mu nu"]
-OF_TIME = ("runtime", "seconds", "per_second", "step_time", "forward_share")
+OF_TIME = ("runtime", "seconds", "per_second", "step_time")
 
 
 class Place:

@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase
 
 from graftlm.auditing.result import LayerDrift
 from graftlm.data.encoding import encode_text
+from graftlm.decoding.batches import logits_at
 from graftlm.errors import InputError
-from graftlm.models.decoder import backbone_of, decoder_layers, plain_model
+from graftlm.models.decoder import decoder_layers, plain_model
 from graftlm.models.pair import ModelPair
 
 POSITIONS = 512  # at most so many of a batch go into the Gram matrices, spread evenly
@@ -87,12 +88,11 @@ def _batches(
 
 
 def _outputs(model: nn.Module, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """The output of each decoder layer [batch, time, hidden]; the unembedding is not run."""
+    """The output of each decoder layer [batch, time, hidden]; one position is unembedded."""
     plain: Any = plain_model(model)
+    last = torch.tensor([-1], device=plain.device)
     with _collected(decoder_layers(plain)) as outputs:
-        backbone_of(plain)(
-            input_ids=ids.to(plain.device), attention_mask=mask.to(plain.device), use_cache=False
-        )  # fmt: skip
+        logits_at(model, last, input_ids=ids.to(plain.device), attention_mask=mask.to(plain.device), use_cache=False)
     return outputs
 
 

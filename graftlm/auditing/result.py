@@ -167,8 +167,7 @@ class AuditResult:
     """An audit of one or several models tuned from one base model.
 
     `tasks`: what was tuned for. `probes`: what should have been left alone. `between`: each tuned model against the one
-    before it, in the order given. `seconds`: wall-clock time by part; `forward_share`: the share of all that the
-    models' forward passes took. `settings`: what the audit was asked for.
+    before it, in the order given. `seconds`: wall-clock time by part. `settings`: what the audit was asked for.
     """
 
     base: str
@@ -179,7 +178,6 @@ class AuditResult:
     tuned: dict[str, TunedAudit]
     between: list[TunedPair] = field(default_factory=list)
     seconds: dict[str, float]
-    forward_share: float
     settings: dict[str, Any]
 
     @property

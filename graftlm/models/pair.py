@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from graftlm.errors import InputError
 from graftlm.models.adapters import lasting_alteration
-from graftlm.models.decoder import decoder_layers
+from graftlm.models.decoder import acts_in_forward, decoder_layers
 from graftlm.models.finite import not_finite
 
 
@@ -65,26 +65,16 @@ class ModelPair(ABC):
             inner = inner.split(".", 1)[1]
         return inner.removesuffix(".weight")
 
-    @property
-    @abstractmethod
-    def one_model(self) -> bool:
-        """Whether both are one module, an adapter switched on and off."""
-
     same_weights = False
     """Whether the tuned model leaves every weight of the base model as it is."""
 
-    @property
     @abstractmethod
-    def tuned_model(self) -> nn.Module:
-        """The module of the tuned model."""
+    def base(self) -> AbstractContextManager[Any]:
+        """The base model."""
 
     @abstractmethod
-    def base(self) -> Any:
-        """Context manager: the base model."""
-
-    @abstractmethod
-    def tuned(self, restored: Collection[str] = ()) -> Any:
-        """Context manager: the tuned model, with the base model's weights in the groups `restored`."""
+    def tuned(self, restored: Collection[str] = ()) -> AbstractContextManager[Any]:
+        """The tuned model, with the base model's weights in the groups `restored`."""
 
     @abstractmethod
     def weights(self) -> Iterator[WeightPair]:
@@ -92,10 +82,7 @@ class ModelPair(ABC):
 
 
 class WholePair(ModelPair):
-    """Two whole models in memory.
-
-    Raises InputError where their parameters do not have the same names and shapes, or a tuned one is not finite.
-    """
+    """Two whole models in memory. Raises InputError where their parameters differ in names or shapes."""
 
     def __init__(self, base: PreTrainedModel, tuned: PreTrainedModel) -> None:
         super().__init__(base)
@@ -113,14 +100,7 @@ class WholePair(ModelPair):
             if parameter.shape != theirs[name].shape:
                 shapes = f"{tuple(parameter.shape)} and {tuple(theirs[name].shape)}"
                 raise InputError(f"the models are of different size: {name} is {shapes}")
-        check_finite(theirs.items())
         self._parameters = [(name, parameter, theirs[name]) for name, parameter in ours.items()]
-
-    one_model = False
-
-    @property
-    def tuned_model(self) -> nn.Module:
-        return self._tuned
 
     @contextmanager
     def base(self) -> Iterator[PreTrainedModel]:
@@ -128,13 +108,15 @@ class WholePair(ModelPair):
 
     @contextmanager
     def tuned(self, restored: Collection[str] = ()) -> Iterator[PreTrainedModel]:
-        kept = [(theirs, theirs.data, ours) for name, ours, theirs in self._parameters if self.group(name) in restored]
+        replaced = [
+            (theirs, theirs.data, ours) for name, ours, theirs in self._parameters if self.group(name) in restored
+        ]
         try:
-            for theirs, _, ours in kept:
+            for theirs, _, ours in replaced:
                 theirs.data = ours.data
             yield self._tuned
         finally:
-            for theirs, data, _ in kept:
+            for theirs, data, _ in replaced:
                 theirs.data = data
 
     def weights(self) -> Iterator[WeightPair]:
@@ -145,13 +127,16 @@ class WholePair(ModelPair):
 class AdapterPair(ModelPair):
     """A PEFT model: tuned with its adapter, the base model without.
 
-    Raises InputError where a tensor of the adapter is not finite, it is one that changes no weights (prompt tuning), or
-    one that leaves something of itself when it is switched off.
+    Raises InputError for a tensor of the adapter that is not finite, and for an adapter that acts elsewhere than in the
+    base model's weights (prompt tuning), or that leaves something of itself when it is switched off.
     """
 
     def __init__(self, model: PeftModel) -> None:
-        if model.active_peft_config.is_prompt_learning:
-            raise InputError("the adapter puts tokens before the prompt and changes no weights: it cannot be audited")
+        if acts_in_forward(model.active_peft_config):
+            acting: Any = model.active_peft_config.peft_type
+            raise InputError(
+                f"the adapter is {acting.value} and does not act by changing weights: it cannot be audited"
+            )
         if (altered := lasting_alteration(model)) is not None:
             raise InputError(f"the adapter has {altered}, which switching it off does not undo: give two models")
         self._model = model
@@ -171,12 +156,6 @@ class AdapterPair(ModelPair):
         except NotImplementedError as error:
             raise InputError(f"the adapter cannot be audited: {error}") from error
         first.close()
-
-    one_model = True
-
-    @property
-    def tuned_model(self) -> nn.Module:
-        return self._model
 
     @contextmanager
     def base(self) -> Iterator[PeftModel]:
@@ -222,16 +201,11 @@ class AdapterPair(ModelPair):
 class SteeredPair(ModelPair):
     """The base model, and a model that steers it while decoding (ProxyTunedModel) and changes no weight of it."""
 
-    one_model = False
     same_weights = True
 
     def __init__(self, base: PreTrainedModel, steered: PreTrainedModel) -> None:
         super().__init__(base)
         self._base, self._steered = base, steered
-
-    @property
-    def tuned_model(self) -> nn.Module:
-        return self._steered
 
     @contextmanager
     def base(self) -> Iterator[PreTrainedModel]:

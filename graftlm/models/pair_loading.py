@@ -1,4 +1,4 @@
-"""Open the models of an audit, each of them once, and hold them comparable."""
+"""Load the models of an audit, each of them once, and check that they can be compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
@@ -16,31 +18,59 @@ from graftlm.models.load import adapter_on, fingerprint, load_model
 from graftlm.models.pair import AdapterPair, ModelPair, WholePair
 
 
-@contextmanager
-def opened_pair(base: Any, tokenizer: PreTrainedTokenizerBase, base_name: str, tuned_name: str) -> Iterator[ModelPair]:
-    """The pair of `base` (loaded from `base_name`) and the model of `tuned_name`.
+def loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model and its tokenizer: loaded where `model` is a name. InputError for a loaded model without a tokenizer."""
+    if isinstance(model, str):
+        model, own_tokenizer = load_model(model)
+        return model, tokenizer or own_tokenizer
+    if tokenizer is None:
+        raise InputError("the model is given loaded and without its tokenizer: pass tokenizer=")
+    return model, tokenizer
 
-    An adapter on this base is put on it and taken off at the end; any other model is loaded whole beside it, merged
-    where it is an adapter on another base, or one that leaves something of itself when it is switched off. Raises
-    InputError where the two cannot be compared.
+
+@contextmanager
+def opened_pair(base: Any, tokenizer: PreTrainedTokenizerBase, base_name: Any, tuned: Any) -> Iterator[ModelPair]:
+    """The pair of `base`, a loaded model, and `tuned`, a model's name or a loaded model.
+
+    `base_name`: the name that `base` was loaded from, where it is one. The name of an adapter on this base is put on it
+    and taken off at the end; any other model is loaded whole beside it, merged where it is an adapter on another base,
+    or one that leaves something of itself when it is switched off. A PeftModel around `base` is switched off and on.
+    Raises InputError where the two cannot be compared.
     """
-    before = _few_logits(base)
-    adapted = adapter_on(base, tokenizer, base_name, tuned_name)
-    if adapted is not None:
-        model, own_tokenizer = adapted
-        try:
-            check_vocabulary(tokenizer, own_tokenizer, tuned_name)
-            pair = AdapterPair(model)
-            with pair.base() as switched_off:
-                if not torch.allclose(_few_logits(switched_off), before):
-                    raise InputError(f"{tuned_name} cannot be switched off to the base model again: merge it first")
-            yield pair
-        finally:
-            take_off(model)
+    if not isinstance(tuned, str):
+        with at_rest(tuned):
+            yield _pair_of_loaded(base, tuned)
         return
-    loaded, own_tokenizer = load_model(tuned_name)
-    check_vocabulary(tokenizer, own_tokenizer, tuned_name)
-    yield WholePair(base, merged(loaded))
+    before = _few_logits(base)
+    adapted = adapter_on(base, tokenizer, base_name if isinstance(base_name, str) else base.name_or_path, tuned)
+    if adapted is None:
+        model, own_tokenizer = load_model(tuned)
+        check_vocabulary(tokenizer, own_tokenizer, tuned)
+        yield WholePair(base, merged(model))
+        return
+    model, own_tokenizer = adapted
+    try:
+        check_vocabulary(tokenizer, own_tokenizer, tuned)
+        pair = AdapterPair(model)
+        _check_switched_off(pair, before, tuned)
+        yield pair
+    finally:
+        take_off(model)
+
+
+def _pair_of_loaded(base: Any, tuned: Any) -> ModelPair:
+    if not isinstance(tuned, PeftModel):
+        return WholePair(base, tuned)
+    pair = AdapterPair(tuned)
+    if tuned.get_base_model() is not base:
+        _check_switched_off(pair, _few_logits(base), "the adapter")
+    return pair
+
+
+def _check_switched_off(pair: ModelPair, before: Tensor, name: str) -> None:
+    with pair.base() as model:
+        if not torch.allclose(_few_logits(model), before):
+            raise InputError(f"{name} cannot be switched off to the base model again: merge it first")
 
 
 @torch.no_grad()
@@ -49,8 +79,34 @@ def _few_logits(model: Any) -> Tensor:
     return logits
 
 
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode; afterwards modules have their modes and parameters their `requires_grad`."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+def check_base(base: Any, tuned: Any) -> None:
+    """Raise InputError where a loaded `base` has an adapter in its layers and `tuned` is not that adapter's model: it
+    would run with the adapter switched on."""
+    if isinstance(base, str) or not any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+        return
+    if not isinstance(tuned, PeftModel) or tuned.get_base_model() is not base:
+        raise InputError(
+            "the base model has an adapter in its layers: audit that adapter alone, or name the base model"
+        )
+
+
 def check_vocabulary(base: PreTrainedTokenizerBase, tuned: PreTrainedTokenizerBase, name: str) -> None:
-    """InputError that shows the first token whose id differs."""
+    """Raise InputError that shows the first token whose id differs."""
     if fingerprint(base) == fingerprint(tuned):
         return
     ours, theirs = base.get_vocab(), tuned.get_vocab()

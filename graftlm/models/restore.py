@@ -16,49 +16,64 @@ from typing import Any
 import torch
 from peft import PeftModel, PeftType
 from peft.utils import AuxiliaryTrainingWrapper
+from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
 from graftlm.models.adapters import lasting_alteration
 from graftlm.models.load import load_model
 from graftlm.models.pair import AdapterPair, WholePair
 from graftlm.models.pair_loading import check_vocabulary
+from graftlm.runs.config import require
 from graftlm.runs.files import claimed, written_folder
 
 SPAN = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 
 
 def restore(
-    tuned: str, output: Path, *, layers: str, scale: float = 0.0, base: str | None = None, overwrite: bool = False
+    tuned: Any,
+    output: Path | str | None = None,
+    *,
+    layers: str,
+    scale: float = 0.0,
+    base: Any = None,
+    overwrite: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> int:
-    """Write to `output` the model `tuned` with only `scale` of its change left in `layers` ("0-14", "0-4,9").
+    """Leave only `scale` of the tuning's change in some layers of a tuned model.
 
-    A LoRA adapter stays an adapter; a whole model needs `base`, the name of the model it was tuned from. The folder is
-    complete or not there. Returns the number of weights changed.
+    Args:
+        tuned: the model's name, or the model itself (PreTrainedModel or PeftModel), which is then changed in place. A
+            LoRA adapter stays an adapter.
+        output: folder for the model, complete or not there; may be left out where `tuned` is loaded.
+        layers: which layers, such as "0-14" or "0-4,9".
+        scale: share of the change that is left, from 0 (all undone) to 1 (nothing undone).
+        base: the model that a whole `tuned` was tuned from, by name or loaded; an adapter knows its own.
+        overwrite: replace a model's folder at `output`.
+        tokenizer: that of a loaded `tuned`, which is saved with it.
 
-    Raises InputError for layers that the model lacks, a scale outside [0, 1], another kind of adapter, models that do
-    not fit together, or an output folder in use.
+    Returns the number of weights changed. Raises InputError for layers that the model lacks, a scale outside [0, 1],
+    another kind of adapter, models that do not fit together, or an output folder in use.
     """
-    if not 0 <= scale <= 1:
-        raise InputError(f"--scale is {scale}, but a share from 0 (all undone) to 1 (nothing undone) is expected")
+    require(0 <= scale <= 1, "scale", scale, "a share from 0 (all undone) to 1 (nothing undone) is expected")
     chosen = parse_layers(layers)
-    check_output(output, [tuned, *([base] if base else [])], overwrite=overwrite)
+    if output is None:
+        if isinstance(tuned, str):
+            raise InputError(f"no output folder is given for {tuned}; give one, or pass the loaded model")
+        return _scale(tuned, tokenizer, chosen, scale, base)
+    output = Path(output)
+    check_output(output, [name for name in (tuned, base) if isinstance(name, str)], overwrite=overwrite)
     with claimed(output):
-        return _restored(tuned, output, chosen, scale, base, overwrite=overwrite)
-
-
-def _restored(tuned: str, output: Path, chosen: set[int], scale: float, base: str | None, *, overwrite: bool) -> int:
-    model, tokenizer = load_model(tuned)
-    if isinstance(model, PeftModel) and (under := model.active_peft_config.base_model_name_or_path):
-        check_output(output, [under], overwrite=overwrite)
-    with torch.no_grad():
-        changed = (
-            _scale_adapter(model, chosen, scale)
-            if isinstance(model, PeftModel)
-            else _scale_whole(model, tokenizer, tuned, base, chosen, scale)
-        )
-    with written_folder(output) as scratch:
-        model.save_pretrained(str(scratch))
-        tokenizer.save_pretrained(str(scratch))
+        if isinstance(tuned, str):
+            model, tokenizer = load_model(tuned)
+            if isinstance(model, PeftModel) and (under := model.active_peft_config.base_model_name_or_path):
+                check_output(output, [under], overwrite=overwrite)
+        else:
+            model = tuned
+        changed = _scale(model, tokenizer, chosen, scale, base)
+        with written_folder(output) as scratch:
+            model.save_pretrained(str(scratch))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(scratch))
     return changed
 
 
@@ -77,20 +92,27 @@ def check_output(output: Path, models: Sequence[str], *, overwrite: bool) -> Non
 
 def parse_layers(text: str) -> set[int]:
     """ "0-2,5" -> {0, 1, 2, 5}; InputError for anything else."""
-    found: set[int] = set()
+    chosen: set[int] = set()
     for part in text.split(","):
         match = SPAN.fullmatch(part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise InputError(f"--layers is {text!r}, but layers such as 0-14 or 0-4,9 are expected")
-        found.update(range(first, last + 1))
-    return found
+        chosen.update(range(first, last + 1))
+    return chosen
 
 
 def _check_layers(chosen: Collection[int], count: int) -> set[str]:
     if (highest := max(chosen)) >= count:
         raise InputError(f"--layers names layer {highest}, but the model's layers are 0 to {count - 1}")
     return {f"layer {index}" for index in chosen}
+
+
+@torch.no_grad()
+def _scale(model: Any, tokenizer: PreTrainedTokenizerBase | None, chosen: set[int], scale: float, base: Any) -> int:
+    if isinstance(model, PeftModel):
+        return _scale_adapter(model, chosen, scale)
+    return _scale_whole(model, tokenizer, chosen, scale, base)
 
 
 def _scale_adapter(model: Any, chosen: set[int], scale: float) -> int:
@@ -117,12 +139,16 @@ def _scale_adapter(model: Any, chosen: set[int], scale: float) -> int:
     return changed
 
 
-def _scale_whole(model: Any, tokenizer: Any, tuned: str, base: str | None, chosen: set[int], scale: float) -> int:
+def _scale_whole(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, chosen: set[int], scale: float, base: Any
+) -> int:
     if base is None:
-        raise InputError(f"{tuned} is a whole model: give --base, the model that it was tuned from")
-    original, own_tokenizer = load_model(base)
-    check_vocabulary(own_tokenizer, tokenizer, tuned)
-    pair = WholePair(original, model)
+        raise InputError(f"{model.name_or_path} is a whole model: give --base, the model that it was tuned from")
+    if isinstance(base, str):
+        base, base_tokenizer = load_model(base)
+        if tokenizer is not None:
+            check_vocabulary(base_tokenizer, tokenizer, model.name_or_path)
+    pair = WholePair(base, model)
     groups, changed = _check_layers(chosen, pair.layers), 0
     for weight in pair.weights():
         if pair.group(weight.name) in groups:

@@ -16,6 +16,7 @@ from graftlm.auditing.audit import audit
 from graftlm.auditing.condition import check_conditions, failures, parse_condition
 from graftlm.cli import main
 from graftlm.errors import InputError
+from graftlm.models.load import load_model
 from graftlm.tasks import Capitals, Metric, get_task
 from tests.auditing.models import adapted, noisy
 from tests.conftest import tiny_model
@@ -57,7 +58,7 @@ def test_a_model_against_itself_shows_zero_everywhere(save: Any, probe: str) -> 
     assert all(drift.cka == pytest.approx(1, abs=1e-9) for drift in found.drift)
     assert all(each.task_share is None and each.probe_share is None for each in found.restoration)
     assert found.diversity == result.base_diversity
-    assert 0 < result.forward_share <= 1 and result.seconds["restoration"] > 0
+    assert result.seconds["restoration"] > 0 and result.seconds["weights"] > 0
 
 
 @pytest.mark.slow
@@ -91,6 +92,42 @@ def test_two_adapters_and_a_whole_model_are_audited_over_one_base(save: Any, pro
         assert result.tuned[name].restoration == again.tuned[name].restoration
     assert len({found.divergence for found in result.tuned.values()}) == 3
     assert result.base_diversity is None  # there is no task to answer
+
+
+@pytest.mark.slow
+def test_loaded_models_are_audited_as_named_ones_are_and_stay_as_they_were(
+    save: Any, probe: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base = save(tiny_model(layers=2), "base")
+    model, _ = load_model(base)
+    peft = adapted(model)
+    peft.save_pretrained(tmp_path / "adapter")
+    peft.train().requires_grad_(True)
+    peft.model.lm_head.eval()
+    modes, weights = [module.training for module in peft.modules()], copy.deepcopy(peft.state_dict())
+    options: dict[str, Any] = {"probes": [probe], "limit": 4, "layer_groups": 2}
+    found = [
+        audit(base, {"one": str(tmp_path / "adapter")}, **options),
+        audit(base, {"one": peft}, **options),
+        audit(peft.get_base_model(), {"one": peft}, tokenizer=tokenizer, **options),
+    ]
+    for each in found[1:]:
+        assert each.tuned["one"].divergence == found[0].tuned["one"].divergence
+        assert each.tuned["one"].weights == found[0].tuned["one"].weights
+        assert each.base_results["colours"].metrics == found[0].base_results["colours"].metrics
+    assert [module.training for module in peft.modules()] == modes
+    assert all(parameter.requires_grad for parameter in peft.parameters())
+    assert all(torch.equal(weight, weights[name]) for name, weight in peft.state_dict().items())
+
+
+def test_a_base_model_with_an_adapter_in_it_is_not_taken_for_a_plain_one(
+    probe: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base = adapted(tiny_model(layers=2)).get_base_model()
+    with pytest.raises(InputError, match="the base model has an adapter in its layers"):
+        audit(base, tiny_model(layers=2), tokenizer=tokenizer, probes=[probe])
+    with pytest.raises(InputError, match="without its tokenizer: pass tokenizer="):
+        audit(tiny_model(layers=2), tiny_model(layers=2), probes=[probe])
 
 
 def run(*arguments: str) -> int:
@@ -144,7 +181,9 @@ def test_models_that_do_not_compare_are_one_clear_line_before_anything_is_measur
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("graftlm.auditing.audit.evaluate", lambda *_, **__: pytest.fail("the base model was measured"))
+    monkeypatch.setattr(
+        "graftlm.auditing.measurement.evaluate", lambda *_, **__: pytest.fail("the base model was measured")
+    )
     base = save(tiny_model(layers=2), "base")
     other = save(tiny_model("qwen3", layers=2), "other")
     broken = tiny_model(layers=2)

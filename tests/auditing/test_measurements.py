@@ -59,6 +59,14 @@ def test_the_relative_change_is_that_of_frobenius_norms() -> None:
     assert found.relative == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    base, tuned = tiny_model(), tiny_model()
+    with torch.no_grad():
+        tuned.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(InputError, match=r"NaN or an infinity in model\.layers\.1\.mlp\.up_proj\.weight"):
+        weight_changes(WholePair(base, tuned))
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
 def test_an_adapter_is_measured_as_the_merged_model_is(
     settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast

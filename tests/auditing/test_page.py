@@ -94,7 +94,6 @@ def result() -> AuditResult:
         tuned={"runs/multi-token/model": full, "same": same},
         between=[TunedPair(first="runs/multi-token/model", second="same", changes=between)],  # type: ignore[arg-type]
         seconds={"loading": 1.0, "restoration": 40.0},
-        forward_share=0.9,
         settings={"limit": 40, "seed": 0},
     )
 

@@ -124,6 +124,18 @@ def test_an_earlier_result_is_replaced_on_request(base: str, whole: str, tmp_pat
     assert (tmp_path / "out" / "model.safetensors").exists() and not (tmp_path / "out" / "old").exists()
 
 
+def test_a_loaded_model_is_changed_in_place(base: str, whole: str) -> None:
+    models = load_model(base)[0], load_model(whole)[0]
+    untouched = models[1].model.layers[2].mlp.up_proj.weight.clone()
+    assert restore(models[1], layers="0-1", base=models[0]) == 18
+    for layer in (0, 1):
+        ours, theirs = (dict(each.model.layers[layer].named_parameters()) for each in models)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert torch.equal(models[1].model.layers[2].mlp.up_proj.weight, untouched)
+    with pytest.raises(InputError, match="no output folder is given"):
+        restore(whole, layers="0", base=base)
+
+
 def test_dora_is_refused_by_name(base: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="DoRA"):
         restore(adapter(base, tmp_path / "dora", use_dora=True), tmp_path / "out", layers="0")

@@ -90,9 +90,9 @@ def rows_of(page: Path) -> dict[str, str]:
 def test_an_error_rate_that_rises_is_worse_in_the_audit_its_condition_and_its_page(
     known: None, save: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graftlm.auditing.audit.WRITTEN_TOKENS", 20)
-    monkeypatch.setattr("graftlm.auditing.audit.general_text", lambda: ["A few words.", "And a few more."])
-    monkeypatch.setattr("graftlm.auditing.audit.Measurement.diversity", lambda *_: None)
+    monkeypatch.setattr("graftlm.auditing.measurement.WRITTEN_TOKENS", 20)
+    monkeypatch.setattr("graftlm.auditing.measurement.general_text", lambda: ["A few words.", "And a few more."])
+    monkeypatch.setattr("graftlm.auditing.measurement.Measurement.diversity", lambda *_: None)
     base, models, out = save(0.2, "base"), [save(0.3, "worse"), save(0.1, "better"), save(1.1, "awful")], tmp_path / "o"
     options = ["--task", "dictation", "--probe", "recital", "--limit", "4", "--layer-groups", "1", "--output", str(out)]
     assert run("audit", base, *models, *options, "--fail-if", "dictation.wer>0.25", "--fail-if", "retention<0.9") == 1

@@ -1,0 +1,138 @@
+"""What an audit measures of a base model and of each model tuned from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from graftlm.auditing.comparison import compare_results
+from graftlm.auditing.divergence import base_written_divergence, write_base_texts
+from graftlm.auditing.diversity import FORMATS, Pattern, measure_diversity
+from graftlm.auditing.representations import layer_drift
+from graftlm.auditing.restoration import reference_pairs, restore_each
+from graftlm.auditing.result import Diversity, LayerDrift, Restored, TunedAudit, WeightChange
+from graftlm.auditing.weights import weight_changes
+from graftlm.data.load import general_prompts, general_text
+from graftlm.data.written_text import WrittenText
+from graftlm.models.pair import ModelPair
+from graftlm.runs.console import Report, prefixed
+from graftlm.tasks import FileProbe, Task, TaskResult
+from graftlm.tasks.evaluation import evaluate
+from graftlm.tasks.facts import FactProbe
+
+WRITTEN_TOKENS = 1500  # of text that the base model writes for the divergence
+REFERENCES = 40  # of each task and probe, measured at each restoration
+SAMPLED_PROMPTS = 16  # for the diversity
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Add the wall-clock time of the block to `seconds[part]`."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begun
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is measured on the base model once, for all tuned ones."""
+
+    results: dict[str, TaskResult]
+    diversity: Diversity | None
+    texts: list[WrittenText]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """All measurements of an audit; `seconds`: wall-clock time by part, which they add to. The other fields are the
+    arguments of `graftlm.audit`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    tasks: Sequence[Task]
+    probes: Sequence[Task]
+    limit: int | None
+    layer_groups: int
+    formats: Mapping[str, Pattern] | None
+    batch_size: int
+    seed: int
+    progress: Report | None
+    seconds: dict[str, float]
+
+    def reference(self, pair: ModelPair) -> Reference:
+        """Measure the base model."""
+        with pair.base() as model:
+            results = self.evaluate(model, "base")
+            with timed(self.seconds, "divergence"):
+                texts = write_base_texts(
+                    model, self.tokenizer, general_prompts(), tokens=WRITTEN_TOKENS, seed=self.seed,
+                    progress=self.step("base: writing text"),
+                )  # fmt: skip
+            return Reference(results=results, diversity=self.diversity(model), texts=texts)
+
+    def compare(self, pair: ModelPair, reference: Reference, weights: list[WeightChange], name: str) -> TunedAudit:
+        """Measure the tuned model and compare it with the base model."""
+        with pair.tuned() as model:
+            results = self.evaluate(model, name)
+            diversity = self.diversity(model)
+        drift = [] if pair.same_weights else self.drift(pair, name)
+        with timed(self.seconds, "divergence"):
+            step = self.step(f"{name}: divergence")
+            divergence, error = base_written_divergence(pair, self.tokenizer, reference.texts, progress=step)
+        return replace(
+            compare_results(reference.results, results, [probe.name for probe in self.probes], self.seed),
+            divergence=divergence,
+            divergence_error=error,
+            weights=weights,
+            drift=drift,
+            restoration=[] if pair.same_weights else self.restoration(pair, name),
+            diversity=diversity,
+        )
+
+    def weights(self, pair: ModelPair) -> list[WeightChange]:
+        with timed(self.seconds, "weights"):
+            return weight_changes(pair)
+
+    def evaluate(self, model: Any, name: str) -> dict[str, TaskResult]:
+        with timed(self.seconds, "tasks and probes"):
+            return evaluate(
+                model, self.tokenizer, [*self.tasks, *self.probes], limit=self.limit, batch_size=self.batch_size,
+                seed=self.seed, progress=None if self.progress is None else prefixed(self.progress, name),
+            )  # fmt: skip
+
+    def diversity(self, model: Any) -> Diversity | None:
+        """Diversity of the answers to prompts of the first task; without one there is nothing to answer."""
+        if not self.tasks:
+            return None
+        prompts = [prompt for prompt, _ in reference_pairs(self.tasks[0], SAMPLED_PROMPTS)]
+        formats = FORMATS if self.formats is None else self.formats
+        with timed(self.seconds, "diversity"):
+            return measure_diversity(model, self.tokenizer, prompts, formats=formats, seed=self.seed)
+
+    def drift(self, pair: ModelPair, name: str) -> list[LayerDrift]:
+        with timed(self.seconds, "drift"):
+            return layer_drift(pair, self.tokenizer, general_text(), progress=self.step(f"{name}: drift"))
+
+    def restoration(self, pair: ModelPair, name: str) -> list[Restored]:
+        """Restore layers, measured on the probes that ask facts, where there are any: likelihood of running text costs
+        more and says less."""
+        limit = min(self.limit or REFERENCES, REFERENCES)
+        facts = [probe for probe in self.probes if isinstance(probe, (FactProbe, FileProbe))]
+        kinds = (self.tasks, facts or self.probes)
+        tasks, probes = ({task.name: reference_pairs(task, limit) for task in kind} for kind in kinds)
+        with timed(self.seconds, "restoration"):
+            return restore_each(
+                pair, self.tokenizer, tasks, probes, groups=self.layer_groups, batch_size=self.batch_size,
+                progress=self.step(f"{name}: restoration"),
+            )  # fmt: skip
+
+    def step(self, what: str) -> Callable[[int, int], None] | None:
+        """A callback that reports how much of `what` is done."""
+        report = self.progress
+        return None if report is None else lambda done, total: report(what, done, total)
