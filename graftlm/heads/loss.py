@@ -1,56 +1,19 @@
-"""The multi-token loss.
+"""Losses of heads: targets, and the negative log-likelihood through the model's unembedding.
 
-    L = L_0 + c · s(t) · Σ_{k=1..K} d^k · L_k
-    L_k = 1/N · Σ_i w_i · NLL(token i, predicted by head k from k + 1 tokens before)
-
-s(t) falls or rises over the T optimizer steps; N is the number of supervised tokens in the whole optimizer step, over
-all devices and accumulated batches, for every head alike. Source: CAFT (arXiv 2506.07833), section 3; c = 0.01,
-d = 0.8 and s = "rsine" are its code's defaults.
-
-Where this differs from the authors' code:
-1. L_k is a sum divided once by N; theirs is a mean per batch, so that accumulation changes the gradient.
-2. A head without a target (all masked, or a row shorter than k + 2) contributes zero; theirs gives NaN.
-3. A head never predicts across the end of a packed row, nor from a padding position.
-4. The auxiliary terms' tokens may be weighted (w); L_0 never is, so that c = 0 is plain supervised fine-tuning.
+A head without a target (all masked, or a row shorter than k + 2) has loss 0. A head never predicts across the end of a
+packed row, nor from a padding position. What is trained with heads is in graftlm/tuning/terms/multi_token.py.
 """
 
 from __future__ import annotations
 
-import math
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 
-from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.models.decoder import Decoder
-from graftlm.models.forking import forking_token_mask
 from graftlm.models.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
-from graftlm.tuning.config import Schedule, Weighting
 
 IGNORE = -100
-
-
-def schedule_factor(schedule: Schedule, step: int, total_steps: int) -> float:
-    """s(t) in [0, 1] at optimizer step `step` of `total_steps`.
-
-    rsine = sin((T − t)/T · π/2), sine = sin(t/T · π/2), linear = t/T, constant = 1.
-    """
-    if schedule not in get_args(Schedule):
-        raise InputError(f"unknown schedule {schedule!r}; known: {', '.join(get_args(Schedule))}")
-    progress = min(max(step / max(total_steps, 1), 0.0), 1.0)
-    return {
-        "rsine": math.sin((1 - progress) * math.pi / 2),
-        "sine": math.sin(progress * math.pi / 2),
-        "linear": progress,
-        "constant": 1.0,
-    }[schedule]
-
-
-def head_coefficients(num_heads: int, coefficient: float, decay: float, factor: float = 1.0) -> list[float]:
-    """[1, c·s·d, c·s·d², ...]: the weight of L_0 to L_K."""
-    return [1.0, *(coefficient * factor * decay**k for k in range(1, num_heads + 1))]
 
 
 def shifted_targets(
@@ -78,19 +41,6 @@ def shifted_targets(
 def document_ids(position_ids: Tensor | None) -> Tensor | None:
     """Number [batch, time] the documents of packed rows, whose positions start again at 0 in each."""
     return None if position_ids is None else (position_ids == 0).cumsum(-1)
-
-
-def self_weights(weighting: Weighting, own: LinearCrossEntropy, forking_fraction: float) -> Tensor:
-    """Weights [rows] of the supervised tokens, from the model's own predictions of them (detached).
-
-    entropy: 1/fraction for the forking tokens, else 0. surprisal: the token's own NLL in nats.
-    """
-    if weighting == "entropy":
-        kept = forking_token_mask(own.entropy, torch.ones_like(own.correct), forking_fraction)
-        return kept.to(own.nll.dtype) / forking_fraction
-    if weighting == "surprisal":
-        return own.nll.detach()
-    return torch.ones_like(own.nll)
 
 
 def rows_loss(

@@ -11,9 +11,7 @@ from typing import Any, Literal
 from graftlm.heads.config import MOST_HEADS
 from graftlm.runs.config import option, require
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
-
-Schedule = Literal["rsine", "sine", "linear", "constant"]
-Weighting = Literal["uniform", "entropy", "surprisal", "importance"]
+from graftlm.tuning.terms.settings import Schedule, Weighting
 
 
 @dataclass(frozen=True, kw_only=True)

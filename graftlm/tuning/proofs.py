@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from graftlm.errors import InputError
 from graftlm.heads.loss import IGNORE
 from graftlm.models.decoder import Decoder, plain_model
-from graftlm.tuning.model import MultiTokenModel
+from graftlm.tuning.model import TermsModel
+from graftlm.tuning.terms.base import Step
+from graftlm.tuning.terms.next_token import NextToken
 
 TOKENS = 8
 CACHED = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
@@ -37,7 +39,7 @@ def why_not_by_parts(plain: nn.Module, *, sharded: bool = False, checkpointing: 
     if sharded:
         return reason
     trained = [p for p in plain.parameters() if p.requires_grad] if isinstance(plain, PeftModel) else []
-    model = MultiTokenModel(plain, None)
+    model = TermsModel(plain, [NextToken()])
     found: list[list[Tensor]] = []
     try:
         with evaluating(plain):
@@ -46,7 +48,7 @@ def why_not_by_parts(plain: nn.Module, *, sharded: bool = False, checkpointing: 
             labels[:, 0] = IGNORE  # only a virtual token predicts it
             for model.own_forward in (False, True) if reason is None else (True,):
                 with torch.set_grad_enabled(bool(trained)):
-                    loss = model(tokens, labels=labels, coefficients=[1.0]).loss
+                    loss = model(tokens, labels=labels, step=Step()).loss
                 gradients = [torch.zeros_like(parameter) for parameter in trained]
                 if loss.requires_grad:
                     gradients = list(torch.autograd.grad(loss, trained, materialize_grads=True))

@@ -20,15 +20,25 @@ from trl import SFTConfig, SFTTrainer
 from graftlm.data.encoding import check_no_end
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
-from graftlm.heads.loss import IGNORE, head_coefficients, schedule_factor
+from graftlm.heads.loss import IGNORE
 from graftlm.models.decoder import Decoder, decoder_layers, plain_model
 from graftlm.runs.config import option
 from graftlm.runs.ranges import check_ranges
-from graftlm.tuning.anchor import Anchor
-from graftlm.tuning.config import Schedule, Weighting
-from graftlm.tuning.model import MultiTokenModel, MultiTokenOutput
+from graftlm.tuning.model import TermsModel, TermsOutput
 from graftlm.tuning.proofs import check_packing, why_not_by_parts
 from graftlm.tuning.resuming import ResumableTrainer
+from graftlm.tuning.terms.base import Step, StepCounter, Term
+from graftlm.tuning.terms.kl_anchor import KLAnchor
+from graftlm.tuning.terms.multi_token import MultiToken
+from graftlm.tuning.terms.next_token import NEXT_TOKEN_LOSS, NextToken, Routers
+from graftlm.tuning.terms.settings import (
+    KLAnchorSettings,
+    MultiTokenSettings,
+    Schedule,
+    TermSettings,
+    Weighting,
+    schedule_factor,
+)
 from graftlm.tuning.token_weights import TokenWeightsCollator, align_token_weights
 from graftlm.tuning.training import arguments_as
 
@@ -37,7 +47,7 @@ HEADS_FOLDER = "heads"
 
 @dataclass
 class MultiTokenConfig(SFTConfig):
-    """`trl.SFTConfig` and the settings of the multi-token loss (see `graftlm.heads.loss`).
+    """`trl.SFTConfig` and the settings of the multi-token loss (see `graftlm.tuning.terms.multi_token`).
 
     Unlike in TRL, bf16 is off by default where there is no GPU: CPUs run it many times slower than float32.
     """
@@ -79,6 +89,7 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         args: a MultiTokenConfig, or TRL's or transformers' arguments, completed with MultiTokenConfig's defaults.
         heads: heads grown on `model`, or a folder of them. None trains next-token only.
         anchor_texts: general text for the KL anchor; needed where `anchor_weight` > 0.
+        terms: further terms of the loss (graftlm/tuning/terms).
 
     Raises InputError for heads of another model and for settings that contradict each other.
     """
@@ -96,55 +107,87 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         *trainer_args: Any,
         heads: MultiTokenHeads | str | os.PathLike[str] | None = None,
         anchor_texts: Sequence[str] | None = None,
+        terms: Sequence[Term] = (),
         **trainer_kwargs: Any,
     ) -> None:
         args = MultiTokenConfig("multi-token") if args is None else arguments_as(MultiTokenConfig, args)
         if args.weights == "importance":
             args.remove_unused_columns = False  # TRL would drop the weights
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
-        if self.compute_loss_func is not None:
-            raise InputError("compute_loss_func is not supported: the multi-token loss is this trainer's own")
+        self._check_arguments(with_heads=heads is not None)
         self.model_accepts_loss_kwargs = True  # the loss is normalised here, whatever the model's own forward takes
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        check_no_end(tokenizer)
-        plain = self.model
         if args.weights == "importance":
             self._attach_token_weights()
-        reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-        if reentrant and heads is not None:
-            raise InputError("gradient_checkpointing_kwargs use_reentrant=True cuts the heads off: leave it unset")
-        if heads is not None and not isinstance(heads, MultiTokenHeads):
-            heads = MultiTokenHeads.from_pretrained(heads, plain)
+        plain = self.model
+        own_terms = [*self._next_token_terms(), *self._multi_token_terms(plain, heads), *self._anchors(anchor_texts)]
         freeze(plain, share=args.protect_layers, unembedding=args.freeze_unembedding)
-        if heads is not None:
-            weight = Decoder(plain).unembedding.weight
-            heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(args.train_heads)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        reason = why_not_by_parts(plain, sharded=sharded, checkpointing=args.gradient_checkpointing)
-        if reason is not None and (heads is not None or args.anchor_weight > 0):
-            raise InputError(f"neither heads nor an anchor can be used: {reason}; next-token training goes without")
-        if args.anchor_weight > 0 and not anchor_texts:
-            raise InputError("anchor_weight is set, but there are no anchor_texts to hold the model to")
-        self.anchor = Anchor(plain, tokenizer, anchor_texts or []) if args.anchor_weight > 0 else None
-        self.model = self.model_wrapped = MultiTokenModel(
-            plain,
-            heads,
-            weights=args.weights,  # type: ignore[arg-type]
-            forking_fraction=args.forking_fraction,
-            sharded=sharded,
-            routers=self.aux_loss_enabled,
-            own_forward=reason is not None,
-        )
+        self.model = self.model_wrapped = self._with_terms(plain, [*own_terms, *terms])
         # Every trainable parameter has a gradient in each backward pass.
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
-        if args.eval_packing and not self.padding_free and args.packing_strategy != "wrapped":
-            raise InputError("eval_packing without packing: the rows in one line would see each other; set both")
         self._packing_is_unproved = self.padding_free
-        if not sharded:
+        if not self.model.sharded:
             self._prove_packing(self.model)
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
-        self._anchored = (-1, 0)  # the last step with an anchor, and how many of its micro-batches had one
+        self._steps = StepCounter(self)
+
+    @property
+    def _text_tokenizer(self) -> Any:
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+    def _check_arguments(self, *, with_heads: bool) -> None:
+        """InputError for what TRL takes and this trainer does not."""
+        args = self.args
+        if self.compute_loss_func is not None:
+            raise InputError("compute_loss_func is not supported: the multi-token loss is this trainer's own")
+        check_no_end(self._text_tokenizer)
+        reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        if reentrant and with_heads:
+            raise InputError("gradient_checkpointing_kwargs use_reentrant=True cuts the heads off: leave it unset")
+        if args.eval_packing and not self.padding_free and args.packing_strategy != "wrapped":
+            raise InputError("eval_packing without packing: the rows in one line would see each other; set both")
+
+    def _next_token_terms(self) -> list[Term]:
+        routers = [Routers(TermSettings(weight=self.router_aux_loss_coef))] if self.aux_loss_enabled else []
+        return [NextToken(), *routers]
+
+    def _multi_token_terms(
+        self, plain: nn.Module, heads: MultiTokenHeads | str | os.PathLike[str] | None
+    ) -> list[Term]:
+        if heads is None:
+            return []
+        if not isinstance(heads, MultiTokenHeads):
+            heads = MultiTokenHeads.from_pretrained(heads, plain)
+        weight = Decoder(plain).unembedding.weight
+        heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(self.args.train_heads)
+        args: Any = self.args
+        settings = MultiTokenSettings(
+            weight=args.coefficient,
+            decay=args.decay,
+            schedule=args.schedule,
+            token_weights=args.weights,
+            forking_fraction=args.forking_fraction,
+        )
+        return [MultiToken(settings, heads)]
+
+    def _anchors(self, texts: Sequence[str] | None) -> list[Term]:
+        if self.args.anchor_weight == 0:
+            return []
+        if not texts:
+            raise InputError("anchor_weight is set, but there are no anchor_texts to hold the model to")
+        return [KLAnchor(KLAnchorSettings(weight=self.args.anchor_weight), texts)]
+
+    def _with_terms(self, plain: nn.Module, terms: Sequence[Term]) -> TermsModel:
+        """The model with its terms, made ready. InputError for a term that this model or its sharding excludes."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        reason = why_not_by_parts(plain, sharded=sharded, checkpointing=self.args.gradient_checkpointing)
+        for term in terms:
+            if term.needs_decoder and reason is not None:
+                raise InputError(f"{term.name} cannot be used: {reason}; next-token training goes without")
+            if sharded and not term.when_sharded:
+                raise InputError(f"{term.name} cannot be used where the weights are divided over devices: leave it out")
+            term.prepare(plain, self._text_tokenizer)
+        return TermsModel(plain, terms, sharded=sharded, own_forward=reason is not None)
 
     def _attach_token_weights(self) -> None:
         """`token_weights` in the rows and in each batch, from the rows' column `weights` or `importance`."""
@@ -170,7 +213,7 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Σ_k coefficient_k · L_k of a batch in training; L_0 in evaluation, so that eval_loss is the plain NLL."""
+        """The sum of the terms in training; the next-token loss in evaluation, so that eval_loss is the plain NLL."""
         self._prove_packing(model)
         training = self.model.training
         if not training:
@@ -179,79 +222,46 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         if normaliser is None:
             normaliser = (inputs["labels"][:, 1:] != IGNORE).sum()
         normaliser = torch.as_tensor(normaliser, device=inputs["labels"].device).clamp(min=1)
-        anchor = self.anchor.batch(self._anchor_index()) if self.anchor is not None and training else None
-        # Set by the training loop; the last accumulation of an epoch may be shorter.
-        steps = getattr(self, "current_gradient_accumulation_steps", 1) if training else 1
-        # The anchor is a mean over its own positions: once an optimizer step, whatever the accumulation and devices.
-        outputs: MultiTokenOutput = model(
-            **{name: value for name, value in inputs.items() if name != "num_items_in_batch"},
-            normaliser=normaliser,
-            coefficients=self._coefficients(training),
-            anchor=anchor,
-            anchor_weight=self.args.anchor_weight / steps / self._devices(num_items_in_batch),
-        )
+        shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        devices = self.accelerator.num_processes if shared else 1
+        step = self._steps.next(normaliser=normaliser, devices=devices) if training else Step(normaliser=normaliser)
+        given = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
+        outputs: TermsOutput = model(**given, step=step)
+        self._record("train" if training else "eval", outputs.log)
+        if training:
+            self._check_finite(outputs.loss, inputs)
+            self._count_tokens(inputs)
         # In evaluation a model with virtual tokens may have more targets than labels tell.
-        loss = outputs.loss if training else outputs.loss_sums[0] / outputs.target_counts[0].clamp(min=1)
-        if training and not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; its batch begins with the tokens "
-                f"{inputs['input_ids'][0, :12].tolist()}; the last checkpoint is unharmed: lower the learning rate"
-            )
-        self._record("train" if training else "eval", outputs)
-        if training and self.args.include_num_input_tokens_seen == "no":  # else the training loop counts them
-            mask = inputs.get("attention_mask")
-            count = torch.as_tensor(inputs["input_ids"].numel() if mask is None else mask.sum(), device=loss.device)
-            self.state.num_input_tokens_seen += int(self.accelerator.reduce(count, "sum"))
+        total, count = outputs.log[NEXT_TOKEN_LOSS]
+        loss = outputs.loss if training else (total / count.clamp(min=1)).to(outputs.loss.dtype)
         # As in TRL: the normaliser counts all devices' tokens, and DDP averages the gradients over devices.
-        loss = loss * self._devices(num_items_in_batch)
-        if outputs.router_loss is not None and training:  # a mean over the micro-batch, which DDP averages
-            loss = loss + self.router_aux_loss_coef * outputs.router_loss / steps
+        loss = loss * devices
         if return_outputs:
             with torch.no_grad():
                 plain = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "position_ids")}
                 return loss, self.accelerator.unwrap_model(model).model(**plain)
         return loss
 
-    def _devices(self, num_items_in_batch: Any) -> int:
-        shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
-        return self.accelerator.num_processes if shared else 1
+    def _check_finite(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; its batch begins with the tokens "
+                f"{inputs['input_ids'][0, :12].tolist()}; the last checkpoint is unharmed: lower the learning rate"
+            )
 
-    def _coefficients(self, training: bool) -> list[float]:
-        heads = self.model.heads
-        if heads is None:
-            return [1.0]
-        # In evaluation the heads are run for their losses alone.
-        factor = 1.0
-        if training:
-            total = self.state.max_steps or 1
-            factor = schedule_factor(self.args.schedule, self.state.global_step, total)  # type: ignore[arg-type]
-        coefficient = self.args.coefficient if training else 1.0
-        return head_coefficients(heads.num_heads, coefficient, self.args.decay, factor)
-
-    def _anchor_index(self) -> int:
-        """A function of the step and the micro-batch in it, so that a resumed run sees the same text."""
-        step, count = self._anchored
-        micro_batch = count if step == self.state.global_step else 0
-        self._anchored = (self.state.global_step, micro_batch + 1)
-        micro_batch += self.state.global_step * self.args.gradient_accumulation_steps
-        return micro_batch * self.accelerator.num_processes + self.accelerator.process_index
+    def _count_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.args.include_num_input_tokens_seen == "no":  # else the training loop counts them
+            mask = inputs.get("attention_mask")
+            count = inputs["input_ids"].numel() if mask is None else mask.sum()
+            count = torch.as_tensor(count, device=inputs["input_ids"].device)
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(count, "sum"))
 
     # -- log ----------------------------------------------------------------------------------------------------
 
-    def _record(self, mode: str, outputs: MultiTokenOutput) -> None:
-        values = {
-            "loss_sums": outputs.loss_sums.double(),
-            "counts": outputs.target_counts.double(),
-            "correct": outputs.correct_count.double(),
-            "entropy": outputs.entropy_sum.double(),
-        }
-        if outputs.anchor_divergence is not None:
-            values["anchor"] = torch.stack([outputs.anchor_divergence.double(), torch.ones_like(values["correct"])])
-        if outputs.router_loss is not None:
-            values["routers"] = torch.stack([outputs.router_loss.detach().double(), torch.ones_like(values["correct"])])
+    def _record(self, mode: str, log: dict[str, Tensor]) -> None:
         sums = self._sums[mode]
-        for name, value in values.items():
-            sums[name] = longer_sum(sums[name], value) if name in sums else value
+        for name, entry in log.items():
+            sums[name] = sums[name] + entry if name in sums else entry
 
     def _leave_out_repeated_rows(self, labels: Tensor) -> None:
         """Take the targets from rows that stand in for missing ones, so that all processes have as many.
@@ -273,30 +283,21 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         """As Trainer's, but `eval_loss` is the mean over all tokens; Trainer's is one over batches."""
         self._sums["eval"] = {}
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        sums = self._sums["eval"]
-        if sums:
-            totals = torch.stack([sums["loss_sums"][0], sums["counts"][0]])
-            total, count = self.accelerator.reduce(totals, "sum").tolist()
+        if self._sums["eval"]:
+            total, count = self.accelerator.reduce(self._sums["eval"][NEXT_TOKEN_LOSS], "sum").tolist()
             output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each head's mean NLL (`next_token_loss`, `head_1_loss`, ...), TRL's own metrics and the anchor's KL."""
+        """Adds what the terms log: TRL's own names, each head's mean NLL (`head_1_loss`, ...), the anchor's KL."""
         mode = "train" if self.model.training else "eval"
-        sums = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums[mode].items()}
-        self._sums[mode] = {}
-        prefix = "" if mode == "train" else "eval_"
+        sums, self._sums[mode] = self._sums[mode], {}
         if sums:
-            means = (sums["loss_sums"] / sums["counts"].clamp(min=1)).tolist()
-            names = ["next_token_loss", *(f"head_{k}_loss" for k in range(1, len(means)))]
-            logs.update({prefix + name: mean for name, mean in zip(names, means, strict=True)})
-            count = sums["counts"][0].clamp(min=1)
-            logs[prefix + "mean_token_accuracy"] = float(sums["correct"] / count)
-            logs[prefix + "entropy"] = float(sums["entropy"] / count)
+            prefix = "" if mode == "train" else "eval_"
+            entries = self.accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
+            means = {name: total / max(count, 1) for name, (total, count) in zip(sums, entries, strict=True)}
+            logs.update({prefix + name: mean for name, mean in means.items()})
             logs[prefix + "num_tokens"] = self.state.num_input_tokens_seen
-        for name, means in (("anchor_divergence", "anchor"), ("aux_loss", "routers")):
-            if means in sums:
-                logs[prefix + name] = float(sums[means][0] / sums[means][1])
         super().log(logs, start_time)
 
     # -- optimizer ----------------------------------------------------------------------------------------------
@@ -366,14 +367,6 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         if self.model.heads is not None and self.args.train_heads:
             saved = MultiTokenHeads.from_pretrained(Path(checkpoint) / HEADS_FOLDER, self.model.model)
             self.model.heads.load_state_dict(saved.state_dict())
-
-
-def longer_sum(one: Tensor, other: Tensor) -> Tensor:
-    """Of two vectors, the shorter filled up with zeros: some steps of a schedule run without heads."""
-    if one.dim() and len(one) != len(other):
-        size = max(len(one), len(other))
-        one, other = (nn.functional.pad(each, (0, size - len(each))) for each in (one, other))
-    return one + other
 
 
 def freeze(model: nn.Module, *, share: float, unembedding: bool) -> None:

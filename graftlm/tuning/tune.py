@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback
 
-from graftlm.data.load import begun_once, data_fingerprint, general_text, load_rows, prompt_too_long, row_lengths
+from graftlm.data.load import begun_once, data_fingerprint, load_rows, prompt_too_long, row_lengths
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.runs.console import say
@@ -22,6 +22,7 @@ from graftlm.runs.run import Run
 from graftlm.tuning.callbacks import ConsoleCallback, InterruptCallback, RunCallback
 from graftlm.tuning.config import TuneConfig
 from graftlm.tuning.sample import describe_plan
+from graftlm.tuning.terms.kl_anchor import anchor_texts
 from graftlm.tuning.trainer import MultiTokenConfig, MultiTokenTrainer
 from graftlm.tuning.training import (
     checkpointing,
@@ -82,7 +83,7 @@ def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
             model,
             arguments,
             heads=heads,
-            anchor_texts=anchor_texts(config),
+            anchor_texts=anchor_texts(config.anchor_data) if config.anchor == "kl" else None,
             train_dataset=rows,
             eval_dataset=evaluated,
             processing_class=tokenizer,
@@ -121,17 +122,6 @@ def describe_cut(config: TuneConfig, split: str, trainer: MultiTokenTrainer) -> 
         f"{cut} of {len(lengths)} rows ({split}) are cut: they have more than --max-length {args.max_length} tokens "
         f"(the longest {max(lengths)}) and lose their {lost}; raise it, or shorten them"
     )
-
-
-def anchor_texts(config: TuneConfig) -> list[str] | None:
-    if config.anchor == "none":
-        return None
-    if config.anchor_data is None:
-        return general_text()
-    rows = load_rows(config.anchor_data)
-    if "text" not in rows.column_names:
-        raise InputError(f"--anchor-data {config.anchor_data} has no text rows (it has {', '.join(rows.column_names)})")
-    return list(rows["text"])
 
 
 def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:

@@ -27,7 +27,7 @@ from graftlm.reinforce.reinforce import build_trainer as build_reinforcement
 from graftlm.runs.run import Run
 from graftlm.serve.prompts import Prompts
 from graftlm.serve.settings import ServeSettings
-from graftlm.tuning.anchor import Anchor
+from graftlm.tuning.terms.kl_anchor import KLAnchor
 from graftlm.tuning.tune import build_trainer
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.reinforce import test_reinforce
@@ -61,6 +61,12 @@ def streamed(tokenizer: Any) -> list[int]:
     return stream_completion(tiny_model(), tokenizer, TEXT, lambda piece: None, max_new_tokens=6, chat=False).ids
 
 
+def anchor_ids(tokenizer: Any) -> Any:
+    anchor = KLAnchor(texts=[TEXT])
+    anchor.prepare(tiny_model(), tokenizer)
+    return anchor.batch(0).input_ids.tolist()
+
+
 READERS: dict[str, Callable[[Any], Any]] = {
     "prompt": lambda tokenizer: encode_prompt(tokenizer, TEXT),
     "pair": lambda tokenizer: encode_pair(tokenizer, TEXT, " and more"),
@@ -71,7 +77,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "serve": lambda tokenizer: Prompts(tiny_model(), tokenizer, ServeSettings()).encode_prompt(TEXT),
     "text of heads": lambda tokenizer: write_texts(tiny_model(), tokenizer, [TEXT], tokens=6, max_new_tokens=6),
     "general prompts": lambda tokenizer: general(DistillConfig(model="m", output="o"), tokenizer),
-    "anchor": lambda tokenizer: [each.input_ids.tolist() for each in Anchor(tiny_model(), tokenizer, [TEXT]).batches],
+    "anchor": anchor_ids,
     "drift": lambda tokenizer: [ids.tolist() for ids, _ in _batches(tokenizer, [TEXT, "b"], 1, 128)],
     "pruning": lambda tokenizer: encode_chain(tokenizer, TEXT, " so it is", " 5").ids,
     "importance": lambda tokenizer: importance(tokenizer, {"prompt": TEXT, "completion": " so 5"}, [(0, 3)], [1]),

@@ -17,7 +17,7 @@ from graftlm.models.load import adapter_on, load_model
 from graftlm.models.pair_loading import opened_pair
 from graftlm.models.restore import restore
 from graftlm.proxy.experts import not_switchable
-from graftlm.tuning.anchor import Anchor
+from graftlm.tuning.terms.kl_anchor import KLAnchor
 from graftlm.tuning.training import trained_part
 from tests.conftest import byte_tokenizer, tiny_model
 
@@ -166,7 +166,7 @@ def test_what_stays_when_an_adapter_is_off_is_known_and_no_anchor_or_expert_take
     if not undone:
         assert not_switchable(model) is not None
         with pytest.raises(InputError, match="the anchor does not know the base model"):
-            Anchor(model, tokenizer, ["a text"])
+            KLAnchor(texts=["a text"]).prepare(model, tokenizer)
 
 
 def test_biases_that_no_layer_has_are_no_reason_to_load_a_second_model(tmp_path: Path) -> None:

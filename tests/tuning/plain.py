@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graftlm.heads.heads import MultiTokenHeads
+from graftlm.tuning.model import TermsModel
+from graftlm.tuning.terms.multi_token import MultiToken
+from graftlm.tuning.terms.next_token import NextToken
+from graftlm.tuning.terms.settings import MultiTokenSettings
 
 # PEFT 0.21 and TRL 1.16 use names that transformers 5.23 has replaced.
 PEFT_WARNING = "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
@@ -24,6 +29,15 @@ def last_layers(model: nn.Module) -> nn.ModuleList:
         if hasattr(backbone, name):
             return getattr(backbone, name)
     raise AssertionError(f"{type(plain).__name__} has no layers")
+
+
+def terms_model(
+    model: nn.Module, heads: MultiTokenHeads, *, weight: float = 0.3, decay: float = 0.8, sharded: bool = False,
+    **settings: Any,
+) -> TermsModel:  # fmt: skip
+    """The next-token loss and that of heads, whose weight does not change over the steps unless asked to."""
+    given = MultiTokenSettings(**{"weight": weight, "decay": decay, "schedule": "constant", **settings})
+    return TermsModel(model, [NextToken(), MultiToken(given, heads)], sharded=sharded)
 
 
 @contextmanager

@@ -18,13 +18,13 @@ from torch.distributed.fsdp import fully_shard
 
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.models.decoder import Decoder
-from graftlm.tuning.model import MultiTokenModel
+from graftlm.tuning.model import TermsModel
+from graftlm.tuning.terms.base import Step
+from tests.tuning.plain import terms_model
 from tests.tuning.training import lora, model_and_heads
 
-COEFFICIENTS = (1.0, 0.3, 0.2)
 
-
-def made(*, tied: bool, adapted: bool, train_heads: bool, sharded: bool) -> MultiTokenModel:
+def made(*, tied: bool, adapted: bool, train_heads: bool, sharded: bool) -> TermsModel:
     model, heads = model_and_heads(tie_word_embeddings=tied)
     heads.requires_grad_(train_heads)
     torch.manual_seed(2)
@@ -32,7 +32,7 @@ def made(*, tied: bool, adapted: bool, train_heads: bool, sharded: bool) -> Mult
     for name, parameter in whole.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    return MultiTokenModel(whole, heads, sharded=sharded)
+    return terms_model(whole, heads, sharded=sharded)
 
 
 def batch(number: int) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def batch(number: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def shard(whole: MultiTokenModel) -> None:
+def shard(whole: TermsModel) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     decoder = Decoder(whole.model)
     assert isinstance(whole.heads, MultiTokenHeads)
@@ -62,13 +62,13 @@ def compare(**kind: bool) -> None:
     count = dist.get_world_size()
     plain = made(**kind, sharded=False)
     for number in range(count):
-        (plain(**batch(number), coefficients=COEFFICIENTS).loss / count).backward()
+        (plain(**batch(number), step=Step()).loss / count).backward()
     expected = {name: each.grad for name, each in plain.named_parameters() if each.grad is not None}
     sharded = made(**kind, sharded=True)
     shard(sharded)
     for _ in range(2):  # what the first pass left is no hindrance to the second
         sharded.zero_grad()
-        sharded(**batch(dist.get_rank()), coefficients=COEFFICIENTS).loss.backward()
+        sharded(**batch(dist.get_rank()), step=Step()).loss.backward()
     found = {name: each.grad.full_tensor() for name, each in sharded.named_parameters() if each.grad is not None}
     assert found.keys() == expected.keys() and len(found) > 10, kind
     for name, gradient in expected.items():

@@ -13,14 +13,16 @@ from transformers import DynamicCache
 
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
-from graftlm.heads.loss import head_coefficients
-from graftlm.tuning.anchor import Anchor
-from graftlm.tuning.model import MultiTokenModel
+from graftlm.tuning.model import MultiTokenModel, TermsModel
+from graftlm.tuning.terms.base import Step
+from graftlm.tuning.terms.kl_anchor import KLAnchor
+from graftlm.tuning.terms.multi_token import MultiToken
+from graftlm.tuning.terms.next_token import NextToken
+from graftlm.tuning.terms.settings import KLAnchorSettings, MultiTokenSettings
 from tests.conftest import ARCHITECTURES, VOCABULARY, tiny_model
-from tests.tuning.plain import PEFT_WARNING, LargestTensor, assert_same, gradients
+from tests.tuning.plain import PEFT_WARNING, LargestTensor, assert_same, gradients, terms_model
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
-COEFFICIENTS = head_coefficients(2, 0.5, 0.8)
 TEXTS = ["The cat sat on the mat.", "Water boils at 100 degrees.", "A short one", "B", "Paris is in France, they say."]
 
 
@@ -37,9 +39,9 @@ def lora_model(**settings: object) -> nn.Module:
     return model
 
 
-def step(whole: MultiTokenModel, coefficients: list[float] = COEFFICIENTS, **settings: object) -> Tensor:
+def step(whole: TermsModel, **settings: object) -> Tensor:
     ids = tokens()
-    return whole(input_ids=ids, labels=ids, normaliser=20, coefficients=coefficients, **settings).loss
+    return whole(input_ids=ids, labels=ids, step=Step(normaliser=20), **settings).loss
 
 
 @pytest.mark.slow
@@ -47,18 +49,19 @@ def step(whole: MultiTokenModel, coefficients: list[float] = COEFFICIENTS, **set
 def test_training_heads_lowers_their_loss(architecture: str) -> None:
     model = tiny_model(architecture).requires_grad_(False)
     heads = MultiTokenHeads.from_model(model, num_heads=2)
-    whole = MultiTokenModel(model, heads)
+    whole = terms_model(model, heads, weight=1.0, decay=1.0)
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-2)
     ids = tokens()
     sums = []
     for _ in range(20):
-        output = whole(input_ids=ids, labels=ids, normaliser=20, coefficients=[1.0, 1.0, 1.0])
+        output = whole(input_ids=ids, labels=ids, step=Step(normaliser=20))
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        sums.append(output.loss_sums)
-    assert sums[-1][0] == sums[0][0]
-    assert (sums[-1][1:] < 0.93 * sums[0][1:]).all()
+        sums.append({name: total.item() for name, (total, _) in output.log.items()})
+    first, last = sums[0], sums[-1]
+    assert last["next_token_loss"] == first["next_token_loss"]
+    assert all(last[name] < 0.93 * first[name] for name in ("head_1_loss", "head_2_loss"))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -92,14 +95,13 @@ def test_dropout_in_a_head_is_the_same_forward_and_backward(checkpointing: bool)
     assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(slope, rel=1e-4)
 
 
-def test_heads_with_zero_coefficients_are_not_run() -> None:
+def test_heads_with_weight_zero_are_not_run() -> None:
     model = tiny_model()
     heads = MultiTokenHeads.from_model(model, num_heads=2)
     calls: list[int] = []
     heads.layers[0][0].register_forward_pre_hook(lambda *_: calls.append(1))
-    whole = MultiTokenModel(model, heads.requires_grad_(False))
-    plain = step(MultiTokenModel(model, None), [1.0])
-    assert torch.equal(step(whole, [1.0, 0.0, 0.0]), plain)
+    whole = terms_model(model, heads.requires_grad_(False), weight=0.0)
+    assert torch.equal(step(whole), step(MultiTokenModel(model, None)))
     assert not calls
 
 
@@ -110,7 +112,7 @@ def test_a_frozen_head_is_computed_once_and_gives_the_gradient_of_one_computed_a
     heads.layers[0][0].register_forward_pre_hook(lambda *_: calls.append(1))
     found = {}
     for sharded in (False, True):
-        whole = MultiTokenModel(model, heads, sharded=sharded)
+        whole = terms_model(model, heads, sharded=sharded)
         calls.clear()
         step(whole).backward()
         assert len(calls) == (2 if sharded else 1)
@@ -119,11 +121,11 @@ def test_a_frozen_head_is_computed_once_and_gives_the_gradient_of_one_computed_a
     assert_same(found[False], found[True], atol=1e-6)
 
 
-def test_trained_heads_with_zero_coefficients_still_get_a_gradient() -> None:
+def test_trained_heads_with_weight_zero_still_get_a_gradient() -> None:
     """DDP waits for the gradient of every trained parameter."""
     model = tiny_model()
-    whole = MultiTokenModel(model, MultiTokenHeads.from_model(model, num_heads=2))
-    step(whole, [1.0, 0.0, 0.0]).backward()
+    whole = terms_model(model, MultiTokenHeads.from_model(model, num_heads=2), weight=0.0)
+    step(whole).backward()
     assert all(p.grad is not None for p in whole.parameters())
     assert all(p.grad.abs().max() == 0 for p in whole.heads.parameters())
 
@@ -139,9 +141,9 @@ def test_attributes_fall_through_to_the_model() -> None:
 
 def test_an_unembedding_trained_through_modules_to_save_gets_its_gradient() -> None:
     model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
-    whole = MultiTokenModel(model, MultiTokenHeads.from_model(model, num_heads=1).requires_grad_(False))
+    whole = terms_model(model, MultiTokenHeads.from_model(model, num_heads=1).requires_grad_(False), weight=0.0)
     ids = tokens()
-    whole(input_ids=ids, labels=ids, normaliser=20, coefficients=[1.0, 0.0]).loss.backward()
+    step(whole).backward()
     found = gradients(model)
     logits = model(input_ids=ids).logits[:, :-1]
     nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1)).backward()
@@ -162,38 +164,31 @@ def test_no_tensor_of_a_step_is_as_large_as_all_logits(
         model = tiny_model(vocab_size=vocabulary)
         if trained == "lora":
             model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-        whole = MultiTokenModel(model, MultiTokenHeads.from_model(model, num_heads))
-        anchor = Anchor(model, tokenizer, TEXTS).batch(0)
+        anchor, heads = anchored(model, tokenizer), MultiTokenHeads.from_model(model, num_heads)
+        whole = TermsModel(model, [NextToken(), MultiToken(MultiTokenSettings(), heads), anchor])
         ids = tokens(batch, time)
         with LargestTensor() as seen:
-            whole(
-                input_ids=ids,
-                labels=ids,
-                normaliser=batch * time,
-                coefficients=head_coefficients(num_heads, 0.5, 0.8),
-                anchor=anchor,
-                anchor_weight=0.1,
-            ).loss.backward()
+            whole(input_ids=ids, labels=ids, step=Step(normaliser=batch * time)).loss.backward()
         largest[num_heads] = seen.elements
     weight = vocabulary * 32
     assert largest[1] <= max(weight, 16 * vocabulary) < batch * time * vocabulary
     assert largest[4] == largest[1]
 
 
+def anchored(model: nn.Module, tokenizer: Any, weight: float = 0.1, **settings: Any) -> KLAnchor:
+    anchor = KLAnchor(KLAnchorSettings(weight=weight), TEXTS, **settings)
+    anchor.prepare(model, tokenizer)
+    return anchor
+
+
 class TestAnchor:
     def test_the_divergence_is_zero_at_the_start(self, tokenizer: object) -> None:
         for model in (tiny_model(), get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear"))):
-            anchor = Anchor(model, tokenizer, TEXTS)
+            anchor = anchored(model, tokenizer)
+            whole = TermsModel(model, [NextToken(), anchor])
             for number in range(len(anchor.batches)):
-                output = MultiTokenModel(model, None)(
-                    input_ids=tokens(),
-                    labels=tokens(),
-                    normaliser=20,
-                    coefficients=[1.0],
-                    anchor=anchor.batch(number),
-                    anchor_weight=1.0,
-                )
-                assert abs(output.anchor_divergence.item()) < 1e-6
+                output = whole(input_ids=tokens(), labels=tokens(), step=Step(normaliser=20, index=number))
+                assert output.log["anchor_divergence"].tolist() == pytest.approx([0, 1], abs=1e-6)
 
     @pytest.mark.parametrize("trained", ["lora", "all", "tied"])
     def test_its_gradient_equals_that_of_the_plain_divergence(self, trained: str, tokenizer: object) -> None:
@@ -201,13 +196,13 @@ class TestAnchor:
         if trained == "lora":
             with model.disable_adapter():
                 base = self.logits(model, tokenizer).detach()
-            anchor = Anchor(model, tokenizer, TEXTS, batch_size=len(TEXTS))
+            anchor = anchored(model, tokenizer, 0.7, batch_size=len(TEXTS))
         else:
             base = self.logits(model, tokenizer).detach()
-            anchor = Anchor(model, tokenizer, TEXTS, batch_size=len(TEXTS))
+            anchor = anchored(model, tokenizer, 0.7, batch_size=len(TEXTS))
             for parameter in model.parameters():
                 parameter.data += 0.05 * torch.randn_like(parameter)
-        whole = MultiTokenModel(model, None)
+        whole = TermsModel(model, [NextToken(), anchor])
         divergence = torch.stack(
             [
                 (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1)
@@ -217,18 +212,12 @@ class TestAnchor:
         (0.7 * divergence).backward()
         expected = gradients(whole)
         none = torch.full_like(tokens(), -100)
-        output = whole(
-            input_ids=tokens(),
-            labels=none,
-            normaliser=1,
-            coefficients=[1.0],
-            anchor=anchor.batch(0),
-            anchor_weight=0.7,
-        )
+        output = whole(input_ids=tokens(), labels=none, step=Step())
         output.loss.backward()
         # RMSNorm works in float32 whatever the model's dtype.
-        torch.testing.assert_close(output.anchor_divergence, divergence.detach(), atol=1e-7, rtol=1e-6)
-        assert output.anchor_divergence > 1e-5
+        found = output.log["anchor_divergence"][0]
+        torch.testing.assert_close(found, divergence.detach(), atol=1e-7, rtol=1e-6)
+        assert found > 1e-5
         assert_same(gradients(whole), expected, 1e-7, 1e-5)
 
     def logits(self, model: nn.Module, tokenizer: object) -> Tensor:
@@ -237,21 +226,22 @@ class TestAnchor:
         return torch.cat(rows)
 
     def test_batches_go_round(self, tokenizer: object) -> None:
-        anchor = Anchor(tiny_model(), tokenizer, TEXTS, batch_size=2)
+        anchor = anchored(tiny_model(), tokenizer, batch_size=2)
         assert len(anchor.batches) == 3
         assert anchor.batch(4) is anchor.batch(1)
 
     def test_long_texts_are_cut(self, tokenizer: object) -> None:
-        anchor = Anchor(tiny_model(), tokenizer, ["x" * 300], max_length=20)
+        anchor = KLAnchor(texts=["x" * 300], max_length=20)
+        anchor.prepare(tiny_model(), tokenizer)
         assert anchor.batch(0).input_ids.shape == (1, 20)
 
     @pytest.mark.parametrize("texts", [[], [""]])
     def test_no_text_is_refused(self, texts: list[str], tokenizer: object) -> None:
         with pytest.raises(InputError, match="text is empty"):
-            Anchor(tiny_model(), tokenizer, texts)
+            KLAnchor(texts=texts).prepare(tiny_model(), tokenizer)
 
 
-def test_without_coefficients_it_is_the_model_whatever_it_is_asked_for() -> None:
+def test_without_a_step_it_is_the_model_whatever_it_is_asked_for() -> None:
     model = tiny_model()
     whole, ids = MultiTokenModel(model, MultiTokenHeads.from_model(model, 2)), tokens(1)
     calls: list[dict[str, Any]] = [

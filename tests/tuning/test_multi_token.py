@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
-from graftlm.heads.loss import head_coefficients, head_losses, schedule_factor, shifted_targets
-from graftlm.tuning.config import Schedule, Weighting
-from graftlm.tuning.model import MultiTokenModel
+from graftlm.heads.loss import head_losses, shifted_targets
+from graftlm.tuning.model import TermsModel
+from graftlm.tuning.terms.base import Step
+from graftlm.tuning.terms.settings import MultiTokenSettings, Schedule, Weighting, schedule_factor
 from tests.conftest import ARCHITECTURES, tiny_model
 from tests.tuning.plain import (
     PEFT_WARNING,
@@ -23,6 +24,7 @@ from tests.tuning.plain import (
     plain_loss,
     plain_nll,
     plain_schedule,
+    terms_model,
 )
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)
@@ -73,12 +75,9 @@ def double(architecture: str = "llama", **settings: object) -> nn.Module:
     return model
 
 
-def loss_of(whole: MultiTokenModel, ids: Tensor, labels: Tensor, mask: Tensor | None, **settings: object) -> Tensor:
-    coefficients = settings.pop("coefficients", head_coefficients(whole.heads.num_heads, 0.3, 0.8))
+def loss_of(whole: TermsModel, ids: Tensor, labels: Tensor, mask: Tensor | None, **inputs: object) -> Tensor:
     count = (labels[:, 1:] != -100).sum().clamp(min=1)
-    return whole(
-        input_ids=ids, labels=labels, attention_mask=mask, normaliser=count, coefficients=coefficients, **settings
-    ).loss
+    return whole(input_ids=ids, labels=labels, attention_mask=mask, step=Step(normaliser=count), **inputs).loss
 
 
 @pytest.mark.slow
@@ -87,7 +86,7 @@ def loss_of(whole: MultiTokenModel, ids: Tensor, labels: Tensor, mask: Tensor | 
 def test_loss_and_gradients_equal_the_plain_implementation(weighting: Weighting, trained: str) -> None:
     model = double() if trained == "all" else lora(double())
     heads = grown(model)
-    whole = MultiTokenModel(model, heads, weights=weighting, forking_fraction=0.3)
+    whole = terms_model(model, heads, token_weights=weighting, forking_fraction=0.3)
     ids, labels, mask = batch()
     given = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -121,7 +120,7 @@ def test_loss_and_gradients_are_the_plain_ones_for_every_architecture(
 ) -> None:
     model = double(architecture, **settings)
     heads = grown(model)
-    whole = MultiTokenModel(model, heads)
+    whole = terms_model(model, heads)
     ids, labels, mask = batch()
     plain_loss(model, heads, ids, labels, mask, coefficient=0.3).backward()
     expected = gradients(whole)
@@ -133,7 +132,7 @@ def test_loss_and_gradients_are_the_plain_ones_for_every_architecture(
 def test_heads_of_depth_two_have_the_plain_loss_and_gradients() -> None:
     model = double(layers=3)
     heads = grown(model, depth=2)
-    whole = MultiTokenModel(model, heads)
+    whole = terms_model(model, heads)
     ids, labels, mask = batch()
     plain_loss(model, heads, ids, labels, mask, coefficient=0.3).backward()
     expected = gradients(whole)
@@ -146,11 +145,13 @@ def test_heads_of_depth_two_have_the_plain_loss_and_gradients() -> None:
 def test_each_schedule_scales_the_auxiliary_terms_alone(schedule: Schedule, step: int) -> None:
     model = double()
     heads = grown(model)
-    whole = MultiTokenModel(model, heads)
+    whole = terms_model(model, heads, decay=0.5, schedule=schedule)
     ids, labels, mask = batch()
     factor = schedule_factor(schedule, step, 10)
     assert factor == pytest.approx(plain_schedule(schedule, step, 10), abs=1e-15)
-    loss = loss_of(whole, ids, labels, mask, coefficients=head_coefficients(3, 0.3, 0.5, factor))
+    count = (labels[:, 1:] != -100).sum()
+    at_step = Step(number=step, total=10, normaliser=count)
+    loss = whole(input_ids=ids, labels=labels, attention_mask=mask, step=at_step).loss
     expected = plain_loss(model, heads, ids, labels, mask, coefficient=0.3, decay=0.5, factor=factor)
     torch.testing.assert_close(loss, expected, atol=EXACT, rtol=0)
 
@@ -160,13 +161,14 @@ def test_an_unknown_schedule_is_refused() -> None:
         schedule_factor("cosine", 0, 1)  # type: ignore[arg-type]
 
 
-def test_the_paper_weights_the_heads_by_powers_of_the_decay() -> None:
-    assert head_coefficients(3, 0.01, 0.8, 0.5) == pytest.approx([1, 0.004, 0.0032, 0.00256])
+def test_the_defaults_are_those_of_the_paper() -> None:
+    settings = MultiTokenSettings()
+    assert (settings.weight, settings.decay, settings.schedule) == (0.01, 0.8, "rsine")
 
 
 def test_gradients_of_lone_batches_add_up_to_those_of_all_at_once() -> None:
     model = double()
-    whole = MultiTokenModel(model, grown(model))
+    whole = terms_model(model, grown(model))
     ids, labels, mask = batch()
     loss_of(whole, ids, labels, mask).backward()
     expected = gradients(whole)
@@ -177,8 +179,7 @@ def test_gradients_of_lone_batches_add_up_to_those_of_all_at_once() -> None:
             input_ids=ids[part],
             labels=labels[part],
             attention_mask=mask[part],
-            normaliser=count,
-            coefficients=head_coefficients(3, 0.3, 0.8),
+            step=Step(normaliser=count),
         ).loss.backward()
     assert_same(gradients(whole), expected, EXACT)
 
@@ -186,13 +187,13 @@ def test_gradients_of_lone_batches_add_up_to_those_of_all_at_once() -> None:
 def test_a_head_without_targets_contributes_zero() -> None:
     model = double()
     heads = grown(model, num_heads=6)
-    whole = MultiTokenModel(model, heads)
+    whole = terms_model(model, heads)
     ids = batch()[0][:, :4]
-    output = whole(input_ids=ids, labels=ids, normaliser=9, coefficients=head_coefficients(6, 0.3, 0.8))
+    output = whole(input_ids=ids, labels=ids, step=Step(normaliser=9))
     output.loss.backward()
     found = gradients(whole)
-    assert output.target_counts.tolist() == [9, 6, 3, 0, 0, 0, 0]
-    assert output.loss_sums[3:].tolist() == [0, 0, 0, 0]
+    assert [output.log[f"head_{k}_loss"][1] for k in range(1, 7)] == [6, 3, 0, 0, 0, 0]
+    assert [output.log[f"head_{k}_loss"][0] for k in range(3, 7)] == [0, 0, 0, 0]
     for name, gradient in found.items():
         if name.startswith(("heads.layers.2.", "heads.layers.5.")):
             assert gradient.abs().max() == 0, name
@@ -206,7 +207,7 @@ def test_a_head_without_targets_contributes_zero() -> None:
 def test_an_all_masked_batch_gives_a_finite_zero_with_zero_gradients(weighting: Weighting) -> None:
     model = lora(tiny_model())
     heads = grown(model)
-    whole = MultiTokenModel(model, heads, weights=weighting)
+    whole = terms_model(model, heads, token_weights=weighting)
     ids, labels, mask = batch()
     loss = loss_of(whole, ids, torch.full_like(labels, -100), mask)
     loss.backward()
@@ -249,7 +250,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(attention: str, 
     model = double()
     model.set_attn_implementation(attention)
     heads = grown(model)
-    whole = MultiTokenModel(model, heads)
+    whole = terms_model(model, heads)
     ids, labels, padding = batch()
     lengths = padding.sum(1).tolist()
     loss = loss_of(whole, ids, labels, padding)
@@ -288,7 +289,7 @@ def test_sdpa_and_eager_attention_have_the_same_loss_and_gradients(architecture:
     for attention in ("sdpa", "eager"):
         model = double(architecture)
         model.set_attn_implementation(attention)
-        whole = MultiTokenModel(model, grown(model))
+        whole = terms_model(model, grown(model))
         loss = loss_of(whole, ids, labels, mask)
         loss.backward()
         found.append({"loss": loss.detach(), **gradients(whole)})
