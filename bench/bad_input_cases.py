@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, SFTConfig
 
-from graftlm.experiments.study_config import StudyConfig
+from graftlm.experiments.config import StudyConfig
 from graftlm.heads.config import DistillConfig
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.reinforce.config import ReinforceConfig

@@ -319,8 +319,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    for module in ("multitoken.tune", "multitoken.distill", "reinforce.reinforce", "study.study", "pruning.fit",
-                   "auditing.audit", "auditing.restore", "proxy.sweep", "report", "cli"):  # fmt: skip
+    for module in ("tuning.tune", "heads.distill", "reinforce.reinforce", "experiments.study", "pruning.fit",
+                   "auditing.audit", "models.restore", "experiments.sweep", "report", "cli"):  # fmt: skip
         __import__(f"graftlm.{module}")
     base = given.folder.resolve()
     if not (base / "made" / "reinforce.yaml").exists():

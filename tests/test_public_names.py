@@ -45,9 +45,8 @@ MOVED = {
     "graftlm.multitoken.tune": ["tune"],
     "graftlm.multitoken.written_text": ["write_texts"],
     "graftlm.report": [
-        "agreement_section", "audit_verdict", "losses_section", "reinforce_verdict", "sweep_verdict",
-        "write_audit_report", "write_prune_report", "write_reinforce_report", "write_study_report",
-        "write_sweep_report",
+        "agreement_section", "audit_verdict", "losses_section", "reinforce_verdict", "write_audit_report",
+        "write_prune_report", "write_reinforce_report",
     ],
     "graftlm.tasks.generation": ["generate_completions"],
 }  # fmt: skip

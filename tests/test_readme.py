@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from graftlm.cli import app
-from graftlm.experiments.study_config import StudyConfig
+from graftlm.experiments.config import StudyConfig
 from graftlm.heads.config import DistillConfig
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.runs.config import coerce_flag, field_types, flag_name, load_config

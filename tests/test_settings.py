@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from graftlm.cli import app
 from graftlm.errors import InputError
-from graftlm.experiments.study_config import StudyConfig
+from graftlm.experiments.config import StudyConfig
 from graftlm.heads.config import DistillConfig
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.trainer import ForkingTokenGRPOConfig

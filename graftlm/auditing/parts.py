@@ -29,15 +29,13 @@ def gain_section(points: Sequence[Point | None], metric: Metric, *, note: str, n
     return section("Gain against retention", element("figure", plot), note=note)
 
 
-def change_point(
-    label: str, audited: TunedAudit, task: str, metric: Metric, *, model: int, joined: bool = False
-) -> Point | None:
+def change_point(label: str, audited: TunedAudit, task: str, metric: Metric, *, model: int) -> Point | None:
     """The point of an audited model in `gain_section`; None where its retention or its gain was not measured."""
     change, retention = audited.changes[task].get(metric.name), audited.mean_retention
     if change is None or retention is None:
         return None
     gain, low, high = change.gain
-    return Point(label=label, x=retention, y=gain, low=low, high=high, model=min(model, 5), joined=joined)
+    return Point(label=label, x=retention, y=gain, low=low, high=high, model=min(model, 5))
 
 
 def change_cell(change: Change | None) -> Markup | None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from graftlm.cli.app import app
 from graftlm.cli.verb import verb
-from graftlm.experiments.study_config import StudyConfig, split_names
+from graftlm.experiments.config import StudyConfig
 from graftlm.heads.config import DistillConfig
 from graftlm.recipes import list_recipes, read_recipe
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.runs.console import print_findings, say
 from graftlm.runs.files import dump_json
-from graftlm.runs.run import Run
 from graftlm.tuning.config import TuneConfig
 
 
@@ -49,39 +49,23 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")]
         print(f"{each:<24}{line}")
 
 
-def run_study(config: StudyConfig, run: Run, progress: Any) -> Any:
-    from dataclasses import asdict
-
-    from graftlm.experiments.study import study as train_ladder
-    from graftlm.experiments.study_page import write_study_report
-    from graftlm.runs.provenance import versions
-    from graftlm.tasks import get_task
-
-    measured = train_ladder(config, run.folder, progress, run.keep)
-    run.write_json("results.json", [asdict(each) for each in measured])
-    write_study_report(
-        run.folder / "report.html",
-        measured,
-        title=f"Which ingredient of multi-token fine-tuning matters? {config.model} on {config.data}",
-        tasks=[get_task(name).name for name in split_names(config.tasks)],
-        probes=[get_task(name).name for name in split_names(config.probes)],
-        facts={"settings": asdict(config), "versions": versions()},
-    )
-    return measured
-
-
-@verb(StudyConfig, run_study)
+@verb(StudyConfig, "graftlm.experiments.study:study")
 def study(config: StudyConfig, result: Any, *, as_json: bool) -> None:
-    """Train the ladder of objectives, and show which ingredient matters.
+    """Train arms and compare what each gains and keeps.
 
-    Each arm with the same rows and seeds; a study that was stopped goes on with --resume.
+    By default the ladder of objectives, which shows the ingredient that matters; a file may give arms of your own. All
+    have the same rows and seeds; a study that was stopped goes on with --resume.
     """
+    show_results(config.output, result, as_json=as_json)
+
+
+def show_results(output: str, results: Any, *, as_json: bool) -> None:
+    """The table and the verdict of an experiment, or its results as JSON."""
+    from graftlm.experiments.table import experiment_table
+    from graftlm.experiments.verdict import experiment_verdict
+
     if as_json:
-        from dataclasses import asdict
-
-        print(dump_json([asdict(each) for each in result], indent=2))
-        return
-    from graftlm.experiments.study_rows import study_table, study_verdict
-
-    print_findings(study_table(result), study_verdict(result))
-    say(f"report: {config.output}/report.html")
+        print(dump_json([asdict(each) for each in results.every], indent=2))
+    else:
+        print_findings(experiment_table(results), experiment_verdict(results))
+    say(f"report: {output}/report.html")

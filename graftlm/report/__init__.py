@@ -11,11 +11,8 @@ __getattr__ = moved_attributes(
         "audit_verdict": "graftlm.auditing.verdict",
         "losses_section": "graftlm.heads.page",
         "reinforce_verdict": "graftlm.reinforce.page",
-        "sweep_verdict": "graftlm.experiments.sweep_page",
         "write_audit_report": "graftlm.auditing.page",
         "write_prune_report": "graftlm.pruning.page",
         "write_reinforce_report": "graftlm.reinforce.page",
-        "write_study_report": "graftlm.experiments.study_page",
-        "write_sweep_report": "graftlm.experiments.sweep_page",
     },
 )

@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One model: `x` a share, `y` with its 95 % interval (`low`, `high`), and the number of its --model colour. A line
-    joins those that are `joined`."""
+    joins those of the same `curve`."""
 
     label: str
     x: float
@@ -23,7 +23,7 @@ class Point:
     low: float | None
     high: float | None
     model: int
-    joined: bool = False
+    curve: str | None = None
 
 
 def scatter_plot(
@@ -44,10 +44,9 @@ def scatter_plot(
         left, base = frame.x(1) + 5, frame.y(0)
         taken.append(_box(left + 14, base - 9, 28, 12))
         drawn += [frame.row(0, "floor"), frame.column(1, "floor"), text_at("base", left, base - 5, class_="name")]
-    joined = [(p.x, p.y) for p in points if p.joined]
     drawn.append(frame.axis_labels(x_label, y_label))
-    if len(joined) > 1:
-        drawn.append(path(frame, joined, class_="frontier"))
+    for curve in dict.fromkeys(p.curve for p in points if p.curve is not None):
+        drawn.append(path(frame, [(p.x, p.y) for p in points if p.curve == curve], class_="frontier"))
     drawn += [_drawn(point, frame, taken) for point in points]
     return figure(title, description, LARGE, frame.bottom + 46, join(drawn))
 

@@ -2,7 +2,8 @@
 
 `load_config` merges defaults, a file and flags into one checked instance (graftlm/cli/flags.py makes the flags).
 It takes any frozen dataclass whose fields are str, int, float, bool, a Literal of words, one of these or None,
-list[str], list[float], list[int], dict[str, Any], or dict[str, str]. `option` declares a field.
+list[str], list[float], list[int], dict[str, Any], or dict[str, str]. `option` declares a field. A static method
+`from_words` makes fields of other words that a file or a caller may use.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def load_config(
     values: dict[str, Any] = {}
     sources = dict.fromkeys(known, "default")
     written = read_config_file(file, command) if file is not None else {}
+    if from_words := getattr(cls, "from_words", None):
+        written, given = from_words(written), from_words(given)
     for name, value in current_names(written, known, f"{file}: unknown key").items():
         values[name] = coerce(value, known[name][1], f"{file}: {name}")
         sources[name] = "config file"

@@ -12,10 +12,12 @@ from transformers import PreTrainedTokenizerFast
 
 from graftlm import ProxyTunedModel
 from graftlm.decoding.batches import completion_log_likelihoods
-from graftlm.errors import InputError
-from graftlm.experiments.sweep import check_alphas, sweep
-from graftlm.experiments.sweep_page import sweep_verdict
+from graftlm.experiments.comparison import Results
+from graftlm.experiments.config import SweepConfig
+from graftlm.experiments.sweep import sweep
+from graftlm.experiments.verdict import experiment_verdict
 from graftlm.models.load import load_model
+from graftlm.runs.run import Run
 from graftlm.tasks import get_task
 from graftlm.tasks.evaluation import evaluate
 from tests.conftest import tiny_model
@@ -50,26 +52,37 @@ def files(tmp_path: Path) -> dict[str, str]:
     return {"task": str(tmp_path / "rows.jsonl"), "probe": str(tmp_path / "facts.jsonl")}
 
 
+def swept(tmp_path: Path, **settings: Any) -> Results:
+    config = SweepConfig(output=str(tmp_path / "sweep"), **settings)
+    with Run.create(config.output, "proxy sweep", config, {}) as run:
+        return sweep(config, run, lambda what, done, total: None)
+
+
 @pytest.mark.slow
 def test_each_alpha_is_measured_as_the_steered_model_itself(
-    folders: dict[str, str], files: dict[str, str], tuned: str
+    folders: dict[str, str], files: dict[str, str], tuned: str, tmp_path: Path
 ) -> None:
-    result = sweep(
-        folders["base"], folders["adapter"], folders["antiexpert"], [tuned],
-        alphas=[1, 0.5], tasks=[files["task"]], probes=[files["probe"], "general-text"], limit=4,
+    results = swept(
+        tmp_path, base=folders["base"], expert=folders["adapter"], antiexpert=folders["antiexpert"], tuned=[tuned],
+        alphas=[1.0, 0.0, 0.5], tasks=[files["task"]], probes=[files["probe"], "general-text"], limit=4,
     )  # fmt: skip
-    assert list(result.steered) == [0.0, 0.5, 1.0] and list(result.tuned) == [tuned]
+    assert list(results.groups) == ["steered, alpha 0.5", "steered, alpha 1", "expert alone", "direct"]
+
+    def metrics(label: str) -> Any:
+        return results.groups[label][0].scores["rows"].metrics
+
+    rows = [get_task(files["task"])]
     for alpha in (0.5, 1.0):
         model = ProxyTunedModel(folders["base"], folders["adapter"], folders["antiexpert"], alpha)
-        expected = evaluate(model, model.tokenizer, [get_task(files["task"])], limit=4)["rows"]
-        assert result.steered[alpha].results["rows"].metrics == pytest.approx(expected.metrics)
-    base = result.steered[0.0]
-    assert base.results == result.base_results and base.changes["rows"]["nll_per_token"].value == 0
-    assert base.mean_retention == pytest.approx(1)
-    alone = evaluate(folders["adapter"], None, [get_task(files["task"])], limit=4)["rows"]
-    assert result.expert_alone.results["rows"].metrics == pytest.approx(alone.metrics)
-    direct = evaluate(tuned, None, [get_task(files["task"])], limit=4)["rows"]
-    assert result.tuned[tuned].results["rows"].metrics == pytest.approx(direct.metrics)
+        expected = evaluate(model, model.tokenizer, rows, limit=4)["rows"].metrics
+        assert metrics(f"steered, alpha {alpha:g}") == pytest.approx(expected)
+    base = evaluate(folders["base"], None, rows, limit=4)["rows"].metrics
+    assert results.untrained.scores["rows"].metrics == pytest.approx(base), "alpha is 0"
+    kept = results.retention([results.untrained])
+    assert kept is not None and kept.value == pytest.approx(1)
+    assert metrics("expert alone") == pytest.approx(evaluate(folders["adapter"], None, rows, limit=4)["rows"].metrics)
+    assert metrics("direct") == pytest.approx(evaluate(tuned, None, rows, limit=4)["rows"].metrics)
+    assert [(each.before, each.seeds) for each in results.comparisons] == [("untrained", 1)] * 4
 
 
 @pytest.mark.slow
@@ -83,13 +96,14 @@ def test_an_expert_that_was_tuned_directly_closes_the_whole_gap(
     won = [pair for pair, ours, theirs in zip(pairs, *scored, strict=True) if ours > theirs]
     rows = tmp_path / "won.jsonl"
     rows.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in won))
-    result = sweep(
-        folders["antiexpert"], folders["expert"], folders["antiexpert"], [folders["expert"]],
-        alphas=[1], tasks=[str(rows)], probes=[files["probe"]], limit=None,
+    results = swept(
+        tmp_path, base=folders["antiexpert"], expert=folders["expert"], antiexpert=folders["antiexpert"],
+        tuned=[folders["expert"]], alphas=[1.0], tasks=[str(rows)], probes=[files["probe"]], limit=100,
     )  # fmt: skip
-    [closed] = [shares[1.0] for shares in result.gap_closed.values()]
+    [closed] = results.gaps_closed(results.groups["steered, alpha 1"]).values()
+    assert closed is not None
     assert closed.value == pytest.approx(1, abs=1e-4) and closed.low == pytest.approx(closed.high, abs=1e-3)
-    assert any("100% [100%, 100%] of the gap to expert closed" in line for line in sweep_verdict(result))
+    assert any("100% [100%, 100%] of the gap to expert closed" in line for line in experiment_verdict(results))
 
 
 @pytest.fixture
@@ -109,30 +123,31 @@ def test_the_command_prints_a_table_and_writes_json_and_a_page(
 ) -> None:
     assert run(*given) == 0
     shown = capsys.readouterr()
-    assert "α = 0.5" in shown.out and "expert alone" in shown.out and "alpha 2: rows" in shown.err
+    assert "steered, alpha 0.5" in shown.out and "expert alone" in shown.out and "alpha 2: rows" in shown.err
     document = json.loads((tmp_path / "out" / "sweep.json").read_text("utf-8"))
-    assert list(document["steered"]) == ["0.0", "0.5", "1.0", "2.0"]
-    value = document["steered"]["0.5"]["results"]["rows"]["metrics"]["nll_per_token"]
+    alphas = [each["strength"]["alpha"] for each in document if each["arm"] == "steered"]
+    assert alphas == [0.5, 1.0, 2.0]
+    value = document[1]["scores"]["rows"]["metrics"]["nll_per_token"]
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert f"{value:.3f}" in shown.out and f"{value:.3f}" in page and page.count('class="frontier"') == 1
     ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
-    assert run(*given) == 2 and "holds sweep.json" in capsys.readouterr().err
+    assert run(*given) == 2 and "holds a run" in capsys.readouterr().err
 
 
 def test_a_browser_draws_the_frontier(given: list[str], tmp_path: Path, browser: Any) -> None:
     assert run(*given) == 0
     for scheme in ("light", "dark"):
         shapes = draw(browser, tmp_path / "out" / "report.html", scheme, 360, tmp_path / f"{scheme}.png")
-        assert len(shapes) == 1 and len(shapes[0]) > 6
+        assert len(shapes) > 1 and len(shapes[0]) > 6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--alphas", "0,half"], "--alphas holds 'half'"),
-        (["--alphas", "0,inf"], "alpha is inf"),
-        (["--alphas", "1,1.0"], "alpha 1 is given twice"),
+        (["--alphas", "0,half"], "--alphas is 'half'"),
+        (["--alphas", "0,inf"], "--alphas is inf"),
+        (["--alphas", "1,1.0"], "alpha 1.0 is given twice"),
         (["--alphas", "0"], "no alpha besides 0"),
         (["--expert", "absent"], "absent"),
         (["absent"], "absent"),
@@ -152,9 +167,3 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(
     given += [] if "--task" in extra else ["--task", files["task"]]
     assert run(*given, *extra) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1] and not (tmp_path / "out").exists()
-
-
-def test_alphas_are_sorted_and_need_one_that_steers() -> None:
-    assert check_alphas([2, 0.5]) == [0.5, 2.0]
-    with pytest.raises(InputError, match="nothing to sweep"):
-        check_alphas([])

@@ -15,10 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from graftlm.cli import main
 from graftlm.errors import InputError
-from graftlm.experiments.study import measure
-from graftlm.experiments.study_config import StudyConfig
-from graftlm.experiments.study_page import write_study_report
-from graftlm.experiments.study_rows import Measured, study_table, study_verdict
+from graftlm.experiments.comparison import Results
+from graftlm.experiments.config import StudyConfig
+from graftlm.experiments.page import write_experiment_report
+from graftlm.experiments.results import Result
+from graftlm.experiments.table import experiment_table
+from graftlm.experiments.verdict import experiment_verdict
 from graftlm.models.load import load_model
 from graftlm.tasks import TASKS, Metric, Task, TaskResult
 from graftlm.tasks.evaluation import evaluate
@@ -134,23 +136,22 @@ def signs(row: str) -> list[str]:
 
 
 def test_an_error_rate_that_rises_is_worse_in_a_study(save: Any, tmp_path: Path) -> None:
-    config = StudyConfig(limit=4)
+    def result(arm: str, seed: int, value: float) -> Result:
+        model, tokenizer = load_model(save(value, f"{arm}-{seed}"))
+        return Result(arm=arm, seed=seed, scores=evaluate(model, tokenizer, [Dictation(), Recital()], limit=4))
 
-    def training(arm: str, seed: int, value: float) -> Measured:
-        folder = save(value, f"{arm}-{seed}")
-        return measure(config, folder, [Dictation(), Recital()], arm, seed, lambda *_: None)
-
-    measured = [training("untrained", 0, 0.2)]
-    for seed in range(3):
-        measured += [training("cold-heads", seed, 0.3), training("distilled-heads", seed, 0.4 + 0.001 * seed)]
-    measured.sort(key=lambda each: each.arm != "untrained")
-    line = study_verdict(measured)[0]
-    assert "dictation word error rate +0.101 ± 0.002 (worse)" in line
-    assert "dictation zest +0.101 ± 0.002 (better)" in line
-    table = study_table(measured)
+    every = [result("untrained", 0, 0.2)]
+    for arm, value, step in (("cold-heads", 0.3, 0.0), ("distilled-heads", 0.4, 0.001)):
+        every += [result(arm, seed, value + step * seed) for seed in range(3)]
+    arms = StudyConfig(arms=["cold-heads,distilled-heads"]).chosen_arms
+    results = Results(every=every, arms=arms, tasks=["dictation"], probes=["recital"])
+    line = experiment_verdict(results)[0]
+    assert "dictation word error rate +0.101 [+0.099, +0.103] (worse)" in line
+    assert "dictation zest +0.101 [+0.099, +0.103] (better)" in line
+    table = experiment_table(results)
     assert [str(cell) for cell in table.columns[2].cells][:2] == ["1.000", "0.200"]
     page = tmp_path / "report.html"
-    write_study_report(page, measured, title="t", tasks=["dictation"], probes=["recital"], facts={})
+    write_experiment_report(page, results, title="t", facts={})
     text = page.read_text("utf-8")
     assert "dictation, lower is better" in text and "dictation, higher is better" in text
     assert "distilled-heads: retention 75%, gain -0.201" in text
