@@ -32,7 +32,7 @@ from graftlm.runs.files import dump_json, read_json_lines, write_text
 from graftlm.runs.provenance import versions
 from graftlm.runs.run import Run
 from graftlm.tasks.reasoning import Reasoning, prompt_of
-from graftlm.tasks.scorers import reasoning_gym_score
+from graftlm.tasks.reasoning_answers import reasoning_gym_score
 from graftlm.tuning.config import TuneConfig
 from graftlm.tuning.tune import tune
 

@@ -11,6 +11,7 @@ from graftlm.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from graftlm.models.forking import forking_token_mask
+    from graftlm.reinforce.built_in_rewards import reward
     from graftlm.reinforce.format_guards import FormatDivergence, WithinFormat
     from graftlm.reinforce.formats import Format, FormatMonitor
     from graftlm.reinforce.rewards import reward_function
@@ -24,6 +25,7 @@ __all__ = [
     "FormatMonitor",
     "WithinFormat",
     "forking_token_mask",
+    "reward",
     "reward_function",
 ]
 
@@ -37,6 +39,7 @@ __getattr__ = lazy_attributes(
         "FormatMonitor": "graftlm.reinforce.formats",
         "WithinFormat": "graftlm.reinforce.format_guards",
         "forking_token_mask": "graftlm.models.forking",
+        "reward": "graftlm.reinforce.built_in_rewards",
         "reward_function": "graftlm.reinforce.rewards",
     },
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graftlm.errors import InputError
+from graftlm.reinforce.built_in_rewards import specs
 from graftlm.runs.config import option, require
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
 
@@ -27,8 +28,7 @@ class ReinforceConfig:
     output: str = option("run", "Run folder: the trained model, run.yaml, metrics.jsonl, formats.jsonl, report.html.")
     reward: str | None = option(
         None,
-        "answer, math-verify, regex:PATTERN, molecule-formula, reasoning-gym:NAME, or module:function of yours "
-        "(default: the data set's own).",
+        f"{', '.join(specs())}, or module:function of yours (default: the data set's own).",
     )
     reward_seconds: float = option(
         5.0,

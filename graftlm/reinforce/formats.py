@@ -32,6 +32,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from graftlm.data.patterns import Pattern
 from graftlm.errors import InputError
+from graftlm.reinforce.completions import completion_text
 from graftlm.reinforce.format_guards import Guard
 from graftlm.runs.console import say
 from graftlm.runs.files import append_line, dump_json, read_json_lines, write_text
@@ -282,13 +283,6 @@ def divergence(counts: Sequence[int], start: Sequence[float]) -> float:
     own = [(count + 0.5) / (total + 0.5 * len(counts)) for count in counts]
     first = [(share * total + 0.5) / (total + 0.5 * len(counts)) for share in start]
     return sum(p * math.log(p / q) for p, q in zip(own, first, strict=True))
-
-
-def completion_text(completion: Any) -> str:
-    """The text of a completion, which TRL gives as text or as a list of messages."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or "") for message in completion)
 
 
 def final_answer(text: str) -> str:

@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from graftlm.data.forms import LOST_COLUMNS, refuse_columns, to_message
 from graftlm.data.load import read_source
 from graftlm.errors import InputError
-from graftlm.reinforce.formats import completion_text
+from graftlm.reinforce.completions import completion_text
 from graftlm.tasks.reasoning import PREFIX, Reasoning
 
 QUESTIONS = ("prompt", "question", "problem", "instruction")

@@ -1,4 +1,4 @@
-"""Verifiable rewards for reinforcement learning with TRL's trainers, of which no sample can end the run.
+"""Verifiable rewards for reinforcement learning with TRL's trainers; no sample can end the run.
 
     from graftlm.reinforce.rewards import reward_function
 
@@ -29,18 +29,18 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.errors import InputError
+from graftlm.reinforce.built_in_rewards import REWARDS, scored_reward, specs
 from graftlm.reinforce.reward_worker import Function, Reply, Worker, describe, rows
 from graftlm.runs.console import say
 from graftlm.runs.files import append_line, dump_json
 from graftlm.runs.provenance import now
-from graftlm.tasks.scorers import BUILT_INS, built_in_function
 
 FAILURES = ("exception", "time-out", "not a number")
 NOT_SENT = ("trainer_state", "log_extra", "log_metric", "environments")
 NO_COLUMNS = ("prompts", "completions", "completion_ids", *NOT_SENT)
 
 Select = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""From all that TRL gives to what the reward is given; InputError where a column is missing."""
+"""From all arguments that TRL gives to those of the reward; InputError where a column is missing."""
 
 
 class Reward:
@@ -163,58 +163,60 @@ def loggable(value: Any) -> Any:
 def reward_function(spec: str | Function, *, seconds: float = 5.0, log: Path | None = None) -> Reward:
     """The reward that `spec` names.
 
-    - `answer`: 1 where the completion's last number equals that of the row's column `answer`, else 0;
-    - `math-verify`: 1 where math-verify finds the completion's answer equal to the column `answer`;
-    - `molecule-formula`: 1 where the completion's first word is the SMILES of a molecule with the formula in the
-      column `formula` or `answer`;
-    - `reasoning-gym:NAME`: that dataset's own score of what stands in the last `<answer>...</answer>`, or of the whole
-      completion; the column `entry` is the dataset's entry as JSON;
-    - `regex:PATTERN`: 1 where the pattern is found in the completion;
-    - `module:function`: your own, with the signature of TRL; the working folder is importable. Async ones too;
+    - a name that the decorator `reward` gave, with its argument after a colon where it takes one: the built-in ones are
+      in graftlm/reinforce/built_in_rewards.py;
+    - `module:function`: your own, decorated or with the signature of TRL; the working folder is importable. Async ones
+      too;
     - a callable that can be pickled, as those of a module can.
 
     Args:
-        seconds: how long one sample may take. Your own function gets all n samples in one call, which may take √n times
-            that; where it takes longer though no single one does, it gets them one by one from then on.
+        seconds: how long one sample may take. A function with TRL's signature gets all n samples in one call, which may
+            take √n times that; where it takes longer though no single one does, it gets them one by one from then on.
         log: a JSON-lines file that each sample that failed is added to.
 
     Raises:
-        InputError: no such reward, module, function or dataset; a package is not installed; a malformed pattern.
+        InputError: no such reward, module, function or data set; a package is not installed; a malformed pattern.
     """
     if not seconds > 0:
         raise InputError(f"the time limit of a reward is {seconds:g} s: give a positive number")
     if not isinstance(spec, str):
-        return _own(name_of(spec), spec, partial(pickle.loads, pickled(spec)), seconds, log)
+        return _reward(name_of(spec), partial(pickle.loads, pickled(spec)), "", seconds, log)
     name, colon, argument = spec.partition(":")
-    if name in BUILT_INS and bool(colon) == (BUILT_INS[name].argument is not None):
-        return _built_in(spec, name, argument, seconds, log)
+    if name in REWARDS and bool(colon) == (REWARDS[name].argument is not None):
+        function = REWARDS[name].function
+        load = partial(import_function, function.__module__, function.__qualname__, os.getcwd())
+        return _reward(spec, load, argument, seconds, log)
     if all(part.isidentifier() for part in [*name.split("."), *argument.split(".")]):
-        load = partial(import_function, name, argument, os.getcwd())
-        with importable(os.getcwd()):
-            function = load()
-        return _own(spec, function, load, seconds, log)
-    if name in BUILT_INS and BUILT_INS[name].argument is not None:
-        raise InputError(f"reward {spec!r} lacks what comes after the colon: {written(name)}")
+        return _reward(spec, partial(import_function, name, argument, os.getcwd()), "", seconds, log)
+    if name in REWARDS:
+        raise InputError(f"reward {spec!r} lacks the argument after the colon: {REWARDS[name].spec}")
     raise InputError(f"no reward {spec!r}: {nearest_reward(name)}")
 
 
-def _built_in(spec: str, name: str, argument: str, seconds: float, log: Path | None) -> Reward:
-    built_in = BUILT_INS[name]
-    if built_in.argument is not None and not argument:
-        raise InputError(f"reward {spec!r} lacks what comes after the colon: {written(name)}")
-    try:
-        built_in.make(argument, seconds)  # here too, so that what is wrong shows before the training starts
-    except ImportError as error:
-        reason = " ".join(str(error).split())
-        install = f"pip install '{built_in.install}'"
-        raise InputError(f"reward {spec!r} needs {built_in.package} ({reason}): {install}") from None
-    short = argument if name == "reasoning-gym" else name
-    load = partial(built_in_function, name, argument, seconds)
-    select = partial(built_in_columns, spec, built_in.columns)
-    return Reward(short, load, select, batched=False, seconds=seconds, log=log)
+def _reward(spec: str, load: Callable[[], Function], argument: str, seconds: float, log: Path | None) -> Reward:
+    """The reward of the function that `load` gives; loaded here too, so that mistakes show before the training."""
+    with importable(os.getcwd()):
+        function = load()
+    scored = scored_reward(function)
+    if scored is None:
+        select = partial(function_columns, spec, signature_of(spec, function))
+        return Reward(name_of(function), load, select, batched=True, seconds=seconds, log=log)
+    if scored.argument and not argument:
+        raise InputError(f"reward {spec!r} lacks the argument after the colon: {scored.spec}")
+    scored.score(argument, seconds)
+    name = argument if scored.argument == "NAME" else scored.name
+    load = partial(load_scored, load, argument, seconds)
+    return Reward(name, load, partial(scored_columns, spec, scored.columns), batched=False, seconds=seconds, log=log)
 
 
-def _own(spec: str, function: Function, load: Callable[[], Function], seconds: float, log: Path | None) -> Reward:
+def load_scored(load: Callable[[], Function], argument: str, seconds: float) -> Function:
+    scored = scored_reward(load())
+    assert scored is not None
+    return scored.for_trl(argument, seconds)
+
+
+def signature_of(spec: str, function: Function) -> inspect.Signature:
+    """InputError for an object that TRL's trainers could not call as a reward in another process."""
     if not callable(function):
         raise InputError(f"reward {spec!r} is a {type(function).__name__}, not a function")
     try:
@@ -224,8 +226,7 @@ def _own(spec: str, function: Function, load: Callable[[], Function], seconds: f
     for name in NOT_SENT:
         if name in signature.parameters and signature.parameters[name].default is inspect.Parameter.empty:
             raise InputError(f"reward {spec!r} takes {name!r}, which its own process cannot have: give it a default")
-    select = partial(function_columns, spec, signature)
-    return Reward(name_of(function), load, select, batched=True, seconds=seconds, log=log)
+    return signature
 
 
 def import_function(module: str, function: str, folder: str) -> Function:
@@ -235,15 +236,15 @@ def import_function(module: str, function: str, folder: str) -> Function:
     spec = f"{module}:{function}"
     importlib.invalidate_caches()
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except Exception as error:
         hint = f"; {nearest_reward(module)}" if isinstance(error, ModuleNotFoundError) else ""
         reason = describe(error) if not isinstance(error, ImportError) else " ".join(str(error).split())
         raise InputError(f"reward {spec!r}: cannot import {module!r} from {folder}: {reason}{hint}") from error
     try:
-        return attrgetter(function)(found)
+        return attrgetter(function)(imported)
     except AttributeError:
-        nearest = get_close_matches(function, dir(found), n=1, cutoff=0.5)
+        nearest = get_close_matches(function, dir(imported), n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else nearest_reward(module)
         raise InputError(f"reward {spec!r}: module {module!r} has no {function!r}; {hint}") from None
 
@@ -274,12 +275,12 @@ def name_of(function: Function) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def built_in_columns(spec: str, wanted: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+def scored_columns(spec: str, wanted: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """The completions and the first of the `wanted` columns; InputError if there is none of them."""
-    found = [name for name in wanted if name in given][:1]
-    if wanted and not found:
+    first = [name for name in wanted if name in given][:1]
+    if wanted and not first:
         raise missing_column(spec, " or ".join(map(repr, wanted)), given)
-    return {name: given[name] for name in ("completions", *found)}
+    return {name: given[name] for name in ("completions", *first)}
 
 
 def function_columns(spec: str, signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,13 +308,7 @@ def can_be_pickled(value: Any) -> bool:
 
 
 def nearest_reward(name: str) -> str:
-    nearest = get_close_matches(name.replace("_", "-"), BUILT_INS, n=1)
+    nearest = get_close_matches(name.replace("_", "-"), REWARDS, n=1)
     if nearest:
-        return f"did you mean {written(nearest[0])!r}?"
-    return f"choose one of {', '.join(map(written, BUILT_INS))}, or module:function"
-
-
-def written(name: str) -> str:
-    """The built-in reward as it is written in a spec."""
-    argument = BUILT_INS[name].argument
-    return f"{name}:{argument}" if argument else name
+        return f"did you mean {REWARDS[nearest[0]].spec!r}?"
+    return f"choose one of {', '.join(specs())}, or module:function"

@@ -12,7 +12,7 @@ from graftlm.errors import InputError
 from graftlm.tasks.asking import Answer, Example
 from graftlm.tasks.base import Split, Task
 from graftlm.tasks.metric import Metric
-from graftlm.tasks.scorers import reasoning_gym_score
+from graftlm.tasks.reasoning_answers import reasoning_gym_score
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,8 +21,10 @@ import pytest
 from datasets import Dataset
 
 from graftlm.errors import InputError
+from graftlm.reinforce.built_in_rewards import REWARDS, last_number, specs
+from graftlm.reinforce.built_in_rewards import reward as decorate
 from graftlm.reinforce.rewards import Reward, reward_function
-from graftlm.tasks.scorers import EVALUATING_DATASETS, harmless_formula, harmless_literal, last_number
+from graftlm.tasks.reasoning_answers import EVALUATING_DATASETS, harmless_formula, harmless_literal
 
 Own = Callable[[str], str]
 Make = Callable[..., Reward]
@@ -547,8 +549,8 @@ def test_names_are_short_for_metrics():
             "choose one of answer, math-verify, molecule-formula, reasoning-gym:NAME, regex:PATTERN, or module:func",
         ),
         ("", "no reward ''"),
-        ("regex", "reward 'regex' lacks what comes after the colon: regex:PATTERN"),
-        ("regex:", "lacks what comes after the colon"),
+        ("regex", "reward 'regex' lacks the argument after the colon: regex:PATTERN"),
+        ("regex:", "lacks the argument after the colon"),
         ("regex:(", r"reward regex: '(' is no regular expression (missing )"),
         ("no_such_module:f", "cannot import 'no_such_module' from"),
         ("reasoning_gim:countdown", "did you mean 'reasoning-gym:NAME'?"),
@@ -615,3 +617,38 @@ def test_a_time_limit_is_positive(seconds: float):
 def test_an_empty_batch_has_no_rewards():
     with closing(reward_function("answer")) as reward:
         assert score(reward, [], answer=[]) == []
+
+
+# Rewards by decorator
+
+
+DECORATED = """
+    from graftlm.reinforce import reward
+
+    @reward("short", "1 where the completion has at most `words` words", columns=("words",))
+    def is_short(completion, words):
+        return float(len(completion.split()) <= words)
+"""
+
+
+def test_a_decorated_function_is_a_reward_that_scores_one_completion(own: Own, make: Make):
+    module = own(DECORATED)
+    decorated = make(f"{module}:is_short")
+    try:
+        assert decorated.__name__ == "short" and "short" in specs()
+        messages = [{"role": "assistant", "content": "three words here"}]
+        assert score(decorated, ["one two", "one two three", messages], words=[2, 2, 3]) == [1, 0, 1]
+        assert score(make("short"), ["one"], words=[1]) == [1], "by its name, once its module is imported"
+        with pytest.raises(InputError, match="needs the column 'words'"):
+            score(decorated, ["one"])
+        with pytest.raises(InputError, match="a reward 'short' already: own_"):
+            decorate("short", "another")(last_number)
+    finally:
+        REWARDS.pop("short")
+
+
+def test_the_documentation_lists_the_built_in_rewards():
+    page = (Path(__file__).parents[2] / "docs" / "reinforce.md").read_text("utf-8")
+    for each in REWARDS.values():
+        columns = " or ".join(f"`{name}`" for name in each.columns)
+        assert f"| `{each.spec}` | {each.help} | {columns} |" in page
