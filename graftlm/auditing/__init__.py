@@ -1,1 +1,1 @@
-"""Hold a tuned model against the model that it came from."""
+"""Compare tuned models with the model they were tuned from."""

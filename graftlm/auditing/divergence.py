@@ -1,9 +1,9 @@
-"""How differently the tuned model goes on, where the base model would have written:
+"""Divergence of the tuned model from the base model, on text that the base model writes:
 
     KL(base || tuned) = mean over positions t of  sum_v p_base(v | x_<t) log(p_base(v | x_<t) / p_tuned(v | x_<t))
 
-over text x that the base model writes itself, so that the mean is an estimate of the divergence of the two models'
-distributions over such text, per token.
+over text x that the base model writes itself: the mean estimates the divergence per token of the two models'
+distributions over such text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_base_texts(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[WrittenText]:
-    """At least `tokens` tokens that the base model writes at temperature 1 after the prompts."""
+    """Let the base model write at least `tokens` tokens at temperature 1 after the prompts."""
     return write_texts(
         model, tokenizer, prompts, tokens=tokens, kind="general", temperature=1.0, max_new_tokens=max_new_tokens,
         seed=seed, progress=progress,
@@ -74,7 +74,7 @@ def base_written_divergence(
 
 
 def _batches(texts: Sequence[WrittenText]) -> list[list[WrittenText]]:
-    """Neighbours whose written positions, from the first of any to the end, are at most MAX_ROWS."""
+    """Batches of neighbours; the positions from the first that any text wrote to the end are at most MAX_ROWS."""
     batches: list[list[WrittenText]] = []
     for text in texts:
         grown = [*batches[-1], text] if batches else [text]
@@ -95,8 +95,6 @@ def _log_probabilities(model: Any, batch: Sequence[WrittenText]) -> Tensor:
     width, first = rows.shape[1], min(text.prompt_length for text in batch)
     positions = torch.arange(first - 1 - width, -1, device=model.device)
     logits, _ = logits_at(model, positions, input_ids=rows.to(model.device), use_cache=False)
-    kept = [
-        logits[row, text.prompt_length - first : len(text.input_ids) - first] for row, text in enumerate(batch)
-    ]  # fmt: skip
-    chosen = torch.cat(kept)
+    written = [slice(text.prompt_length - first, len(text.input_ids) - first) for text in batch]
+    chosen = torch.cat([logits[row, places] for row, places in enumerate(written)])
     return torch.log_softmax(chosen if chosen.dtype == torch.float64 else chosen.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""How varied a model's outputs are, and in which formats it answers (the collapse of Zhao et al. 2025, arXiv
+"""Variety of a model's outputs, and the formats it answers in (the collapse of Zhao et al. 2025, arXiv
 2504.07912: reinforcement learning amplifies one format and buries the rest)."""
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def measure_diversity(
 
 
 def _entropy(model: Any, ids: list[int]) -> float:
-    """Of the distribution of the first token after the prompt, in nats."""
+    """Entropy of the distribution of the first token after the prompt, in nats."""
     row = torch.tensor([ids], device=model.device)
     logits, _ = logits_at(model, torch.tensor([-1], device=model.device), input_ids=row, use_cache=False)
     logs = torch.log_softmax(logits[0, -1].double(), dim=-1)

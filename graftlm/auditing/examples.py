@@ -1,4 +1,4 @@
-"""What the models wrote, and which facts the tuned ones lost and won."""
+"""Outputs of the models side by side, and the facts that the tuned ones lost and won."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def examples_sections(result: AuditResult) -> Iterator[Markup]:
 
 
 def _output(metrics: Sequence[Metric], example: Mapping[str, Any]) -> Markup:
-    """What a model wrote, and the example's own values: in green what nothing beats."""
+    """A model's output, and below it the example's own values: in green one that nothing beats."""
     scores = [
         element("span", f"{metric.label} {value:.3g}", class_="good" if value == metric.best else None)
         for metric in metrics

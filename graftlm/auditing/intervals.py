@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graftlm.auditing.result import Change, Estimate
-from graftlm.auditing.retention import above_floor, of_knowledge, retention
-from graftlm.tasks import Metric, TaskResult
+from graftlm.auditing.retention import above_floor, metrics_of_knowledge, retention
+from graftlm.tasks import TaskResult
 from graftlm.tasks.comparison import same_examples
 
 if TYPE_CHECKING:
@@ -29,21 +30,17 @@ COVERAGE = 0.95
 def bootstrap_change(
     base: TaskResult, tuned: TaskResult, metric: str, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Change | None:
-    """`tuned` against `base` on one metric; None where one of them lacks it or it is not finite.
+    """Compare `tuned` with `base` on one metric; None where one of them lacks it or it is not finite.
 
-    How a metric follows from the examples, its kind says. Where they hold no values from which it follows, or where the
-    two models did not answer the same examples, there is no interval and no difference is shown.
+    The metric's kind says how it follows from the examples. Where they hold no values that give it, or where the two
+    models did not answer the same examples, there is no interval and no difference is shown.
     """
     first, second = base.metrics.get(metric), tuned.metrics.get(metric)
     if first is None or second is None or not math.isfinite(first) or not math.isfinite(second):
         return None
+    drawn = _drawn([base, tuned], metric, resamples, seed)
+    low, high = (None, None) if drawn is None else _bounds(drawn[1] - drawn[0])
     declared, value = base.metric(metric), second - first
-    low = high = None
-    ours, theirs = _columns(base, metric), _columns(tuned, metric)
-    if ours is not None and theirs is not None and same_examples(base, tuned):
-        draws = _draws(len(ours[0]), resamples, seed)
-        low, high = _bounds(_values(declared, theirs, draws) - _values(declared, ours, draws))
-    shown = low is not None and high is not None and (low > 0 or high < 0)
     return Change(
         metric=declared,
         base=first,
@@ -51,7 +48,7 @@ def bootstrap_change(
         value=value,
         low=low,
         high=high,
-        shown=shown,
+        shown=low is not None and high is not None and (low > 0 or high < 0),
         better=declared.is_better(value),
     )
 
@@ -64,14 +61,11 @@ def bootstrap_gap_closed(
     None where `tuned` does not differ from `base` beyond its interval, so that there is no gap.
     """
     gap = bootstrap_change(base, tuned, metric, resamples=resamples, seed=seed)
-    change = bootstrap_change(base, steered, metric, resamples=resamples, seed=seed)
-    columns = [found for result in (base, steered, tuned) if (found := _columns(result, metric)) is not None]
-    if gap is None or change is None or not gap.shown or len(columns) < 3 or not same_examples(base, steered):
+    drawn = _drawn([base, steered, tuned], metric, resamples, seed)
+    if gap is None or not gap.shown or drawn is None:
         return None
-    draws = _draws(len(base.examples), resamples, seed)
-    start, reached, wanted = (_values(base.metric(metric), column, draws) for column in columns)
-    low, high = _bounds((reached - start) / (wanted - start))
-    return Estimate(value=change.value / gap.value, low=low, high=high)
+    low, high = _bounds((drawn[1] - drawn[0]) / (drawn[2] - drawn[0]))
+    return Estimate(value=(steered.metrics[metric] - gap.base) / gap.value, low=low, high=high)
 
 
 def bootstrap_retention(
@@ -96,63 +90,63 @@ def bootstrap_retention(
 
 
 def _retention(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> Values | None:
-    """Of each draw [resamples]."""
-    if not same_examples(base, tuned):
-        return None
-    draws = _draws(len(base.examples), resamples, seed)
-
-    def drawn(result: TaskResult, metric: Metric) -> Values | None:
-        columns = _columns(result, metric.name)
-        return None if columns is None else _values(metric, columns, draws)
-
-    known = of_knowledge(base)
-    read = known or [metric for metric in [base.likelihood] if metric is not None]
-    values = [[drawn(result, metric) for metric in read] for result in (base, tuned)]
-    before, after = ([value for value in side if value is not None] for side in values)
-    if len(before) + len(after) < 2 * len(values[0]):
-        return None
+    """The retention in each draw [resamples]."""
+    known = metrics_of_knowledge(base)
     if not known:
-        return np.exp(before[0] - after[0])
-    had, left = (
-        np.sum([np.maximum(above_floor(*each), 0.0) for each in zip(known, side, strict=True)], axis=0)
-        for side in (before, after)
-    )
-    return np.divide(left, had, out=np.full(resamples, np.nan), where=had > 0)
+        drawn = _drawn([base, tuned], base.likelihood.name, resamples, seed) if base.likelihood else None
+        return None if drawn is None else np.exp(drawn[0] - drawn[1])
+    before = after = np.zeros(resamples)
+    for metric in known:
+        drawn = _drawn([base, tuned], metric.name, resamples, seed)
+        if drawn is None:
+            return None
+        before = before + np.maximum(above_floor(metric, drawn[0]), 0.0)
+        after = after + np.maximum(above_floor(metric, drawn[1]), 0.0)
+    return np.divide(after, before, out=np.full(resamples, np.nan), where=before > 0)
 
 
+def _drawn(results: Sequence[TaskResult], metric: str, resamples: int, seed: int) -> list[Values] | None:
+    """The metric of each result in the same draws [resamples]; None where the results are not of the same examples, or
+    these do not give the metric's value: then it is another function of the examples than its kind says."""
+    if not all(same_examples(results[0], result) and metric in result.metrics for result in results):
+        return None
+    count, drawn = len(results[0].examples), []
+    for result in results:
+        columns = _columns(result, metric)
+        if columns is None:
+            return None
+        whole, *_ = _values(result, metric, columns, np.ones((1, count), dtype=np.int64))
+        if not math.isclose(whole, result.metrics[metric], rel_tol=1e-6, abs_tol=1e-9):
+            return None
+        drawn.append(_values(result, metric, columns, _draws(count, resamples, seed)))
+    return drawn
+
+
+@lru_cache(maxsize=4)
 def _draws(count: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """How often each of `count` examples was drawn [resamples, count]."""
+    """Number of times that each of `count` examples was drawn [resamples, count]."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+def _columns(result: TaskResult, metric: str) -> tuple[Values, Values] | None:
+    """(numerators, denominators) of the examples, whose sums' ratio is the metric (its logarithm for perplexity)."""
+    total, weight = ("nll", "tokens") if result.metric(metric).kind in ("nll", "perplexity") else (metric, None)
+    try:
+        numerators = np.array([float(example[total]) for example in result.examples])
+        denominators = np.array([float(example[weight]) if weight else 1.0 for example in result.examples])
+    except (KeyError, TypeError):
+        return None
+    finite = np.isfinite(numerators).all() and np.isfinite(denominators).all()
+    return (numerators, denominators) if finite and len(numerators) > 1 else None
+
+
+def _values(result: TaskResult, metric: str, columns: tuple[Values, Values], draws: NDArray[np.int64]) -> Values:
+    """The metric in each draw [resamples]; `draws` [resamples, examples] says how often each example was drawn."""
+    ratio: Values = (draws @ columns[0]) / np.maximum(draws @ columns[1], 1e-12)
+    return np.exp(ratio) if result.metric(metric).kind == "perplexity" else ratio
 
 
 def _bounds(values: Values) -> tuple[float, float]:
     tail = 50 * (1 - COVERAGE)
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
-
-
-def _columns(result: TaskResult, metric: str) -> tuple[Values, Values] | None:
-    """(numerators, denominators) of the examples, whose sums' ratio is the metric (its logarithm for perplexity).
-
-    None where they do not give the metric's value: then it is another function of the examples than its kind says.
-    """
-    if len(result.examples) < 2:
-        return None
-    declared = result.metric(metric)
-    total, weight = ("nll", "tokens") if declared.kind in ("nll", "perplexity") else (metric, None)
-    try:
-        numerators = [float(example[total]) for example in result.examples]
-        denominators = [float(example[weight]) if weight else 1.0 for example in result.examples]
-    except (KeyError, TypeError):
-        return None
-    found = np.array(numerators), np.array(denominators)
-    if not all(np.isfinite(column).all() for column in found):
-        return None
-    [value] = _values(declared, found, np.ones((1, len(numerators)), dtype=np.int64))
-    return found if math.isclose(value, result.metrics[metric], rel_tol=1e-6, abs_tol=1e-9) else None
-
-
-def _values(metric: Metric, columns: tuple[Values, Values], draws: NDArray[np.int64]) -> Values:
-    """The metric of each draw [resamples]; `draws` [resamples, examples] says how often each example was drawn."""
-    ratio: Values = (draws @ columns[0]) / np.maximum(draws @ columns[1], 1e-12)
-    return np.exp(ratio) if metric.kind == "perplexity" else ratio

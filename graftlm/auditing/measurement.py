@@ -1,4 +1,4 @@
-"""What an audit measures of a base model and of each model tuned from it."""
+"""All measurements of an audit, on the base model and on each model tuned from it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is measured on the base model once, for all tuned ones."""
+    """Measurements of the base model, made once for all tuned ones."""
 
     results: dict[str, TaskResult]
     diversity: Diversity | None
@@ -51,7 +51,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """All measurements of an audit; `seconds`: wall-clock time by part, which they add to. The other fields are the
+    """Measures models; `seconds`: wall-clock time by part, which each measurement adds to. The other fields are the
     arguments of `graftlm.audit`."""
 
     tokenizer: PreTrainedTokenizerBase

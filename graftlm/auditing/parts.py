@@ -48,7 +48,7 @@ def change_cell(change: Change | None) -> Markup | None:
 
 
 def change_legend() -> Markup:
-    """What the arrows of `change_cell` mean."""
+    """The meaning of the arrows of `change_cell`."""
     return join(
         arrow(True, "better"), " better and ", arrow(False, "worse"),
         " worse than the base model: the 95 % interval of the difference leaves out zero. Floor: what "

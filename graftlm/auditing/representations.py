@@ -1,4 +1,4 @@
-"""How far each layer's output drifts on general text.
+"""Drift of each layer's output on general text.
 
     CKA(X, Y) = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)),  K = X X^T, L = Y Y^T
 

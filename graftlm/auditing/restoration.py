@@ -1,4 +1,4 @@
-"""Which layers hold what was lost? Put the base model's weights back, one group of layers at a time, and measure.
+"""Restoration: put the base model's weights back, one group of layers at a time, and measure what comes back.
 
 With NLL_M of a set of references under model M, and R the tuned model with some layers restored:
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ from graftlm.decoding.batches import completion_log_likelihoods
 from graftlm.models.pair import ModelPair
 from graftlm.tasks import Task
 
-NOTHING = 1e-3  # nats per token: below it a share would be of noise
+LEAST_CHANGE = 1e-3  # nats per token: below it a share would be of noise
 Pairs = Mapping[str, Sequence[tuple[str, str]]]
 
 
@@ -36,30 +37,27 @@ def restore_each(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Restored]:
-    """One entry for each of `groups` runs of neighbouring layers, from the lowest to the highest.
+    """Restore each of `groups` groups of neighbouring layers by itself; one entry a group, from the lowest up.
 
     `tasks`, `probes`: name -> (prompt, completion) pairs. `progress` gets the measurements done and their number.
     """
     spans = layer_spans(pair.layers, groups)
     steps = len(spans) + 2
 
-    def measure(model: Any, step: int) -> tuple[dict[str, float], dict[str, float]]:
-        found = tuple(
-            {name: nll_per_token(model, tokenizer, pairs, batch_size) for name, pairs in kind.items()}
-            for kind in (tasks, probes)
-        )
+    def measure(opened: AbstractContextManager[Any], step: int) -> tuple[dict[str, float], dict[str, float]]:
+        with opened as model:
+            task, probe = (
+                {name: nll_per_token(model, tokenizer, pairs, batch_size) for name, pairs in kind.items()}
+                for kind in (tasks, probes)
+            )
         if progress is not None:
             progress(step, steps)
-        return found[0], found[1]
+        return task, probe
 
-    with pair.base() as model:
-        base = measure(model, 1)
-    with pair.tuned() as model:
-        tuned = measure(model, 2)
+    base, tuned = measure(pair.base(), 1), measure(pair.tuned(), 2)
     restored = []
     for step, (first, last) in enumerate(spans, start=3):
-        with pair.tuned({f"layer {index}" for index in range(first, last + 1)}) as model:
-            task, probe = measure(model, step)
+        task, probe = measure(pair.tuned({f"layer {index}" for index in range(first, last + 1)}), step)
         restored.append(
             Restored(
                 layers=(first, last),
@@ -73,14 +71,14 @@ def restore_each(
 
 
 def layer_spans(layers: int, groups: int) -> list[tuple[int, int]]:
-    """(first, last) of at most `groups` runs of like length that cover all layers."""
+    """(first, last) of at most `groups` groups of like size that cover all layers."""
     groups = min(groups, layers)
     starts = [round(index * layers / groups) for index in range(groups + 1)]
     return [(start, end - 1) for start, end in itertools.pairwise(starts)]
 
 
 def reference_pairs(task: Task, limit: int | None) -> list[tuple[str, str]]:
-    """(prompt, completion) of the task's first test rows."""
+    """(prompt, completion) of the first test rows of a task."""
     rows = task.rows("test")
     rows = rows.select(range(min(limit, len(rows)))) if limit is not None else rows
     return list(zip(rows["prompt"], rows["completion"], strict=True))
@@ -94,13 +92,15 @@ def nll_per_token(
     return -sum(total for total, _ in scores) / max(sum(tokens for _, tokens in scores), 1)
 
 
-def _share(base: Mapping[str, float], tuned: Mapping[str, float], now: Mapping[str, float], *, fallen: bool) -> Any:
-    """Where `now` lies between base (0) and tuned (1), means over the names; None if tuning did not make the mean fall
+def _share(
+    base: Mapping[str, float], tuned: Mapping[str, float], now: Mapping[str, float], *, fallen: bool
+) -> float | None:
+    """Place of `now` between base (0) and tuned (1), means over the names; None if tuning did not make the mean fall
     (or, if not `fallen`, rise)."""
     if not base:
         return None
     means = [sum(values.values()) / len(values) for values in (base, tuned, now)]
     moved = means[1] - means[0]
-    if (-moved if fallen else moved) < NOTHING:
+    if (-moved if fallen else moved) < LEAST_CHANGE:
         return None
     return (means[2] - means[0]) / moved

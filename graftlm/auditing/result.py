@@ -1,4 +1,4 @@
-"""What an audit found: plain data, each number of the report and of the terminal comes from here."""
+"""The result of an audit as plain data, from which the report and the terminal take each number."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Change:
 
     @property
     def difference(self) -> str:
-        """Such as "−0.002 [−0.020, +0.016]"."""
+        """The value with its interval, such as "−0.002 [−0.020, +0.016]"."""
         if self.low is None or self.high is None:
             return signed(self.value)
         return f"{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]"
@@ -76,7 +76,7 @@ class WeightChange:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDrift:
-    """How the output of a decoder layer differs on general text: linear CKA and mean cosine, 1 where nothing
+    """Difference of a decoder layer's outputs on general text: linear CKA and mean cosine, 1 where nothing
     changed."""
 
     layer: int
@@ -101,7 +101,7 @@ class Restored:
 
     @property
     def span(self) -> str:
-        """Such as "layers 0–4"."""
+        """The layers in words, such as "layers 0–4"."""
         first, last = self.layers
         return f"layer {first}" if first == last else f"layers {first}–{last}"
 
@@ -197,8 +197,8 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """
 
     def last(name: str) -> str:
-        kept = [part for part in Path(name).parts if part not in ("/", "model")]
-        return kept[-1] if kept else name
+        parts = [part for part in Path(name).parts if part not in ("/", "model")]
+        return parts[-1] if parts else name
 
     short = {name: STEERED_BY.join(map(last, name.split(STEERED_BY))) for name in names}
     taken = Counter(["base", *short.values()])

@@ -1,4 +1,4 @@
-"""How much of what the base model knew is left in the tuned one.
+"""Retention: the share of what the base model knew that is left in the tuned one.
 
     accuracies        sum of (tuned - floor) / sum of (base - floor), floor: what a guess reaches
     NLL per token     exp(base - tuned), the ratio of the perplexities
@@ -21,8 +21,8 @@ from graftlm.tasks.comparison import changed_answers
 
 
 def retention(base: TaskResult, tuned: TaskResult) -> float | None:
-    """Of one probe; None where the base model knows nothing of it."""
-    if known := of_knowledge(base):
+    """The retention of one probe; None where the base model knows nothing of it."""
+    if known := metrics_of_knowledge(base):
         before, after = (
             sum(max(above_floor(metric, result.metrics[metric.name]), 0.0) for metric in known)
             for result in (base, tuned)
@@ -33,27 +33,26 @@ def retention(base: TaskResult, tuned: TaskResult) -> float | None:
     return None
 
 
-def of_knowledge(base: TaskResult) -> list[Metric]:
+def metrics_of_knowledge(base: TaskResult) -> list[Metric]:
     """The metrics of a base model's result that retention is read from; none where its likelihoods tell more."""
-    found = [metric for metric in base.declared if metric.kind == "accuracy"]
-    if not found and base.likelihood is None:
-        found = [metric for metric in base.declared if metric.floor is not None]
-    knows = any(above_floor(metric, base.metrics[metric.name]) > 0 for metric in found)
-    return found if knows or base.likelihood is None else []
+    metrics = [metric for metric in base.declared if metric.kind == "accuracy"]
+    if not metrics and base.likelihood is None:
+        metrics = [metric for metric in base.declared if metric.floor is not None]
+    knows = any(above_floor(metric, base.metrics[metric.name]) > 0 for metric in metrics)
+    return metrics if knows or base.likelihood is None else []
 
 
 def above_floor(metric: Metric, value: Any) -> Any:
-    """How much better a value is than a trivial answer's; of an accuracy without a floor, than 0."""
+    """Distance by which a value is better than a trivial answer's; for an accuracy without a floor, than 0."""
     return metric.sign * (value - (metric.floor or 0.0))
 
 
 def facts_changed(base: TaskResult, tuned: TaskResult) -> dict[str, FactsChanged]:
     """Metric -> the answers that were lost and won, for each right-or-wrong metric."""
-    found = {}
+    changed = {}
     for metric in base.declared:
-        answers = changed_answers(base, tuned, metric)
-        if answers is not None:
+        if (answers := changed_answers(base, tuned, metric)) is not None:
             lost, won = answers
             right = sum(example[metric.name] == metric.higher_is_better for example in tuned.examples)
-            found[metric.name] = FactsChanged(lost=lost, won=won, kept=right - len(won))
-    return found
+            changed[metric.name] = FactsChanged(lost=lost, won=won, kept=right - len(won))
+    return changed

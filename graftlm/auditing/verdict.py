@@ -9,8 +9,8 @@ from graftlm.report.tables import capital
 
 
 def audit_verdict(result: AuditResult) -> list[str]:
-    """What was gained and lost, where the weights moved, and what restoring layers brings back; a few sentences for
-    each tuned model."""
+    """Describe what was gained and lost, where the weights moved, and what restoring layers brings back, in a few
+    sentences for each tuned model."""
     lines = []
     for full_name, audited in result.tuned.items():
         name = result.short_names[full_name]

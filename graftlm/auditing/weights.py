@@ -1,4 +1,4 @@
-"""By how much tuning changed each weight:
+"""Relative change of each weight by tuning:
 
 ||W_tuned - W_base||_F / ||W_base||_F
 """

@@ -66,7 +66,7 @@ class ModelPair(ABC):
         return inner.removesuffix(".weight")
 
     same_weights = False
-    """Whether the tuned model leaves every weight of the base model as it is."""
+    """True where the tuned model leaves every weight of the base model as it is."""
 
     @abstractmethod
     def base(self) -> AbstractContextManager[Any]:

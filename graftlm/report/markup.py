@@ -18,7 +18,7 @@ class Markup(str):
 
 
 Child = str | float | None
-"""What may stand in an element; None is left out."""
+"""Content of an element; None is left out."""
 
 
 def element(tag: str, /, *children: Child | Iterable[Child], **attributes: str | float | None) -> Markup:

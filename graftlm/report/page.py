@@ -75,7 +75,7 @@ def data_section(name: str, value: Any) -> Markup:
 
 
 def facts_section(facts: Mapping[str, Any]) -> Markup | None:
-    """How the results were made, a row for each fact; None without any."""
+    """A table of how the results were made, a row for each fact; None without any."""
     rows = []
     for name, value in facts.items():
         shown = ", ".join(f"{k} {words(v)}" for k, v in value.items()) if isinstance(value, Mapping) else words(value)

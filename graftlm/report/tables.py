@@ -9,7 +9,7 @@ from typing import Any
 from graftlm.report.markup import Markup, element
 
 Content = str | float | None
-"""What a cell holds: text, markup, or a number, which is shown with three decimals; None is shown as a dash."""
+"""Content of a cell: text, markup, or a number, which is shown with three decimals; None is shown as a dash."""
 Row = tuple[Markup | str, Sequence[Content]]
 """The row's name, and its cells in the order of the table's further headings."""
 
