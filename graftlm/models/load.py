@@ -16,11 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import InputError
-from graftlm.models.bundled import SMOLLM2_135M, bundled_folder
 from graftlm.models.checkpoint_values import ADAPTER_CONFIG
 from graftlm.models.checkpoints import (
-    check_adapter_folder,
-    check_all_loaded,
     check_model_folder,
     check_runs,
     explained_errors,
@@ -29,13 +26,15 @@ from graftlm.models.checkpoints import (
 )
 from graftlm.models.devices import resolve_device, resolve_dtype
 from graftlm.models.hub import hub_reachable
+from graftlm.models.named import NAMED_MODELS, named_folder
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEFAULT_MODEL = SMOLLM2_135M.name
+    from graftlm.models.saved_adapter import SavedAdapter
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # What an adapter needs from its repository: no weights but its own.
 ADAPTER_FILES = [
@@ -51,7 +50,7 @@ ADAPTER_FILES = [
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What `load_model` hands down, checked."""
+    """Checked settings of `load_model`."""
 
     revision: str | None
     dtype: torch.dtype | str
@@ -109,9 +108,9 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def load_named(name: str, options: LoadOptions) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Dispatch on what `name` is."""
-    if name == DEFAULT_MODEL:
-        return load_default(options)
+    """A model by short name, folder or hub id."""
+    if name in NAMED_MODELS:
+        return load_short_name(name, options)
     path = Path(name).expanduser()
     if path.is_dir():
         return load_folder(path, options)
@@ -122,16 +121,16 @@ def load_named(name: str, options: LoadOptions) -> tuple[Any, PreTrainedTokenize
     return load_from_hub(name, options)
 
 
-def load_default(options: LoadOptions) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The embedded model, or the same from the hub where its package is not installed."""
-    if (folder := bundled_folder(SMOLLM2_135M)) is not None:
+def load_short_name(name: str, options: LoadOptions) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model with a short name, from its folder, or from the hub where its package is not installed."""
+    if (folder := named_folder(name)) is not None:
         return load_folder(folder, options)
+    known = NAMED_MODELS[name]
     try:
-        return load_from_hub(SMOLLM2_135M.hub_id, options)
+        return load_from_hub(known.hub_id, options)
     except InputError as error:
         raise InputError(
-            f"model {DEFAULT_MODEL} is not installed ({SMOLLM2_135M.install_command}) "
-            f"and could not be had from the hub either: {error}"
+            f"model {name} is not installed ({known.install_command}) and could not be had from the hub either: {error}"
         ) from error
 
 
@@ -162,7 +161,7 @@ def load_from_hub(hub_id: str, options: LoadOptions) -> tuple[Any, PreTrainedTok
 
 
 def describe_nearest(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), [DEFAULT_MODEL], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), list(NAMED_MODELS), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -230,96 +229,59 @@ def load_tokenizer(source: str, options: LoadOptions, *, offline: bool) -> PreTr
 
 def load_adapter(folder: Path, options: LoadOptions) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A PEFT adapter on its base model, frozen."""
-    from peft import PeftConfig
+    from graftlm.models.saved_adapter import SavedAdapter
 
-    check_adapter_folder(folder)
-    with explained_errors(str(folder)):
-        config = PeftConfig.from_pretrained(str(folder))
-    base_name = resolve_base(config.base_model_name_or_path, folder)
-    revision = None if base_name == DEFAULT_MODEL or Path(base_name).is_dir() else config.revision
+    adapter = SavedAdapter(folder)
+    name = adapter.base_name
+    revision = None if name in NAMED_MODELS or Path(name).is_dir() else adapter.config.revision
     try:
-        base, tokenizer = load_named(base_name, replace(options, revision=revision))
+        base, tokenizer = load_named(name, replace(options, revision=revision))
     except InputError as error:
-        raise InputError(f"adapter {folder} needs its base model {base_name!r}: {error}") from error
-    return attach_adapter(base, folder, *needs_of_adapter(base, tokenizer, folder, options))
-
-
-def attach_adapter(
-    base: Any, folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int, altered: str | None
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The adapter of `folder` on `base`, which it changes in place, with what `needs_of_adapter` says of it."""
-    from peft import PeftModel
-
-    with explained_errors(str(folder)), warnings.catch_warnings():
-        # PEFT only warns, and leaves such parameters random.
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        # No concern of the user: PEFT reads a property that transformers has renamed.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        if rows != base.get_input_embeddings().num_embeddings:
-            base.resize_token_embeddings(rows)
-        model: Any = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
-    model.base_alteration = altered or ""
-    check_all_loaded(model, folder)
-    return model.eval(), tokenizer
+        raise InputError(f"adapter {folder} needs its base model {name!r}: {error}") from error
+    tokenizer, rows, alteration = needs_of_adapter(adapter, base, tokenizer, options)
+    return adapter.put_on(base, rows, alteration), tokenizer
 
 
 def needs_of_adapter(
-    base: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, options: LoadOptions
+    adapter: SavedAdapter, base: Any, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
 ) -> tuple[PreTrainedTokenizerBase, int, str | None]:
-    """The tokenizer and the rows of the embedding that the adapter of `folder` needs, and what it alters for good."""
-    from peft import PeftConfig
-
-    from graftlm.models.adapters import alteration, embedding_rows
-
-    with explained_errors(str(folder)):
-        config = PeftConfig.from_pretrained(str(folder))
-        if has_tokenizer(folder):
-            tokenizer = load_tokenizer(str(folder), options, offline=True)
-        rows = embedding_rows(base, len(tokenizer), folder, config)
-        return tokenizer, rows, alteration(base, rows, folder, config)
+    """The tokenizer and the rows of the embedding that `adapter` needs, and what it alters of `base` for good."""
+    with explained_errors(str(adapter.folder)):
+        if has_tokenizer(adapter.folder):
+            tokenizer = load_tokenizer(str(adapter.folder), options, offline=True)
+        rows = adapter.embedding_rows(base, len(tokenizer))
+        return tokenizer, rows, adapter.alteration(base, rows)
 
 
 def adapter_on(
     base: Any, tokenizer: PreTrainedTokenizerBase, base_name: str, name: str
 ) -> tuple[PeftModel, PreTrainedTokenizerBase] | None:
-    """The adapter `name` on `base`, a model that was loaded from `base_name`; None if `name` is no adapter on it, or
-    one without which `base` would not be what it was.
+    """The adapter `name` on `base`, a model that was loaded from `base_name`, which saves loading that again.
 
-    Saves loading the base model a second time. Raises InputError for a damaged adapter.
+    None where `name` is no adapter on it, or one that would alter `base` for good. Raises InputError for a damaged
+    adapter.
     """
-    from peft import PeftConfig
+    from graftlm.models.saved_adapter import SavedAdapter
 
     path = Path(name).expanduser()
     folder: Path | None = path
     options = LoadOptions(revision=None, dtype=base.dtype, attn_implementation=None, trust_remote_code=False)
-    if not path.exists() and name != DEFAULT_MODEL and HUB_ID.fullmatch(name):
+    if not path.exists() and name not in NAMED_MODELS and HUB_ID.fullmatch(name):
         folder = fetch_adapter(name, options, offline=not hub_reachable())
     if folder is None or not is_adapter(folder):
         return None
-    check_adapter_folder(folder)
-    with explained_errors(str(folder)):
-        config = PeftConfig.from_pretrained(str(folder))
-    wanted = resolve_base(config.base_model_name_or_path, folder)
-    if wanted != base_name and not same_place(wanted, base_name):
+    adapter = SavedAdapter(folder)
+    if adapter.base_name != base_name and not same_place(adapter.base_name, base_name):
         return None
-    needs = needs_of_adapter(base, tokenizer, folder, options)
-    return attach_adapter(base, folder, *needs) if needs[2] is None else None
+    tokenizer, rows, alteration = needs_of_adapter(adapter, base, tokenizer, options)
+    return (adapter.put_on(base, rows, alteration), tokenizer) if alteration is None else None
 
 
 def same_place(first: str, second: str) -> bool:
-    """Whether both name one model; the embedded one also by its cache folder."""
-    places = [
-        bundled_folder(SMOLLM2_135M) if name == DEFAULT_MODEL else Path(name).expanduser() for name in (first, second)
-    ]
+    """Whether both name one folder; a model with a short name also by its own."""
+    names = (first, second)
+    places = [named_folder(name) if name in NAMED_MODELS else Path(name).expanduser() for name in names]
     return all(place is not None and place.is_dir() for place in places) and os.path.samefile(*map(str, places))
-
-
-def resolve_base(name: str | None, folder: Path) -> str:
-    """The base model that an adapter names; the embedded one by name, as its cache folder differs by user."""
-    if not name:
-        raise InputError(f"{folder / ADAPTER_CONFIG} names no base model; set base_model_name_or_path in it")
-    path = Path(name)
-    return DEFAULT_MODEL if path.name == DEFAULT_MODEL and not path.exists() else name
 
 
 def set_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

