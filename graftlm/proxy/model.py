@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Cache,
     GenerationConfig,
     GenerationMixin,
@@ -293,15 +295,29 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **kwargs: Any) -> ProxyTunedModel:
-        """The composition that `save_pretrained` wrote; each model is loaded by its name. `kwargs`: another `alpha`."""
+        """The composition that `save_pretrained` wrote; each model is loaded by its name. `kwargs`: another `alpha`.
+
+        `AutoModelForCausalLM.from_pretrained` does the same. InputError for a folder without one, and for settings of
+        loading, which `load_model` chooses for each of the models.
+        """
         if not (Path(folder) / "config.json").is_file():
             raise InputError(f"{folder} holds no proxy-tuned model: config.json is missing")
-        config = ProxyTunedConfig.from_pretrained(folder)
+        config = kwargs.pop("config", None) or ProxyTunedConfig.from_pretrained(folder)
         if config.base is None:
             raise InputError(f"{folder} holds no proxy-tuned model: its config.json names no base model")
         revisions = (config.base_revision, config.expert_revision, config.antiexpert_revision)
         alpha = kwargs.pop("alpha", config.alpha)
+        for name, value in kwargs.items():  # the Auto class gives some of its own
+            if name != "adapter_kwargs" and value not in (None, False, "auto"):
+                raise InputError(
+                    f"loading a proxy-tuned model takes no {name}: load base and experts with it, and give "
+                    "ProxyTunedModel the models"
+                )
         return cls(config.base, config.expert, config.antiexpert, alpha, revisions=revisions)
+
+
+AutoConfig.register(ProxyTunedConfig.model_type, ProxyTunedConfig, exist_ok=True)
+AutoModelForCausalLM.register(ProxyTunedConfig, ProxyTunedModel, exist_ok=True)
 
 
 def is_composition(folder: str | os.PathLike[str]) -> bool:

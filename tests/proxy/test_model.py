@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast, TextIteratorStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+    TextIteratorStreamer,
+)
 
 from graftlm.errors import InputError
 from graftlm.models.load import load_model
@@ -281,13 +287,18 @@ def folders(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, str
 
 
 @pytest.mark.slow
-def test_it_is_saved_by_name_and_loaded_again(folders: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [ProxyTunedModel.from_pretrained, AutoModelForCausalLM.from_pretrained])
+def test_it_is_saved_by_name_and_loaded_again(load: Any, folders: dict[str, str], tmp_path: Path) -> None:
     model = ProxyTunedModel(folders["base"], folders["expert"], folders["antiexpert"], alpha=0.5)
     model.save_pretrained(tmp_path / "proxy")
     assert not list((tmp_path / "proxy").glob("*.safetensors"))
-    again = ProxyTunedModel.from_pretrained(tmp_path / "proxy")
+    again = load(tmp_path / "proxy")
     ids = torch.tensor(PROMPTS[:1])
-    assert again.alpha == 0.5 and torch.equal(again(ids).logits, model(ids).logits)
+    assert type(again) is ProxyTunedModel and again.alpha == 0.5
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert load(tmp_path / "proxy", alpha=0.25).alpha == 0.25
+    with pytest.raises(InputError, match="takes no device_map"):
+        load(tmp_path / "proxy", device_map="cpu")
     assert steered(str(tmp_path / "proxy"), None, None, None)[0].alpha == 0.5
     assert steered(str(tmp_path / "proxy"), None, None, 0.25)[0].alpha == 0.25
     with pytest.raises(InputError, match="--alpha is given without --expert"):
