@@ -10,6 +10,7 @@ logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,11 +53,17 @@ def linear_cross_entropy(
 
     Zero rows give a zero that still has a gradient. Computed in float32 at least.
     """
-    want_grad = torch.is_grad_enabled()
-    outputs = _Function.apply(
-        hidden_states, weight, bias, targets, row_weights, logit_scale, logit_softcap, with_entropy, want_grad
-    )
-    return LinearCrossEntropy(*outputs)
+    options = _Options(logit_scale, logit_softcap, with_entropy, torch.is_grad_enabled())
+    return LinearCrossEntropy(*_Function.apply(hidden_states, weight, bias, targets, row_weights, options))
+
+
+class _Options(NamedTuple):
+    """How logits are computed from hidden states, and what is computed from them."""
+
+    scale: float
+    softcap: float | None
+    with_entropy: bool
+    with_gradients: bool
 
 
 class _Function(torch.autograd.Function):
@@ -68,78 +75,98 @@ class _Function(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         row_weights: Tensor,
-        scale: float,
-        softcap: float | None,
-        with_entropy: bool,
-        want_grad: bool,
+        options: _Options,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows = hidden_states.shape[0]
-        accumulate = torch.promote_types(hidden_states.dtype, torch.float32)
-        nll = hidden_states.new_zeros(rows, dtype=accumulate)
-        entropy = torch.zeros_like(nll)
-        correct = torch.zeros(rows, dtype=torch.bool, device=hidden_states.device)
-        need_hidden, need_weight, need_bias = (want_grad and need for need in ctx.needs_input_grad[:3])
-        grad_hidden = torch.zeros_like(hidden_states) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
-        grad_bias = torch.zeros_like(bias) if need_bias and bias is not None else None
-        kind = hidden_states.device.type
-        if torch.is_autocast_enabled(kind) and accumulate == torch.float32:
-            narrow = torch.get_autocast_dtype(kind)  # once, or each chunk would cast the whole unembedding
-            hidden_states, weight = hidden_states.to(narrow), weight.to(narrow)
-            bias = None if bias is None else bias.to(narrow)
-        factors = row_weights.to(accumulate) * scale
-        if rows and (need_weight or need_bias):  # a weight of one in 100,000 is nothing in float16
-            largest = factors.abs().max().clamp(min=torch.finfo(accumulate).tiny)
-            relative = (factors / largest).to(hidden_states.dtype)[:, None]
-
-        step = chunk_rows(hidden_states.device)
-        for start in range(0, rows, step):
+        rows, device = hidden_states.shape[0], hidden_states.device
+        precision = torch.promote_types(hidden_states.dtype, torch.float32)
+        row_weights = row_weights.to(precision)
+        nll, entropy = (torch.zeros(rows, dtype=precision, device=device) for _ in range(2))
+        correct = torch.zeros(rows, dtype=torch.bool, device=device)
+        needed = [options.with_gradients and need for need in ctx.needs_input_grad[:3]]
+        gradients = _Gradients((hidden_states, weight, bias), needed, row_weights * options.scale)
+        hidden_states, weight, bias = _autocast(hidden_states, weight, bias, precision)
+        for start in range(0, rows, step := chunk_rows(device)):
             chunk = slice(start, start + step)
             hidden, target = hidden_states[chunk], targets[chunk, None]
-            logits = torch.nn.functional.linear(hidden, weight, bias).to(accumulate)
-            if scale != 1.0:
-                logits *= scale
-            slope = None
-            if softcap is not None:
-                squashed = logits.div_(softcap).tanh_()
-                slope = 1 - squashed**2 if want_grad else None
-                logits = squashed * softcap
+            logits = torch.nn.functional.linear(hidden, weight, bias).to(precision)
+            slope = _scale_and_cap(logits, options)
             target_logit = logits.gather(1, target)[:, 0]
-            top_logit, top = logits.max(dim=1)
-            probabilities = torch.softmax(logits, dim=1, out=None if with_entropy else logits)
-            # The most likely word's probability never underflows, so it gives the normaliser exactly.
-            log_normaliser = top_logit - probabilities.gather(1, top[:, None])[:, 0].log()
+            probabilities, top, log_normaliser = _softmax(logits, in_place=not options.with_entropy)
             nll[chunk] = log_normaliser - target_logit
             correct[chunk] = top == target[:, 0]
-            if with_entropy:
+            if options.with_entropy:
                 entropy[chunk] = log_normaliser - torch.linalg.vecdot(probabilities, logits)
-            if not (need_hidden or need_weight or need_bias):
-                continue
-            gradient = probabilities
-            gradient.scatter_add_(1, target, torch.full_like(target, -1, dtype=accumulate))
-            if slope is not None:
-                gradient *= slope
-            factor = factors[chunk, None]
-            gradient = gradient.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[chunk] = (gradient @ weight) * factor
-            if grad_weight is not None:
-                if hidden.dtype == grad_weight.dtype:
-                    grad_weight.addmm_(gradient.t(), hidden * factor.to(hidden.dtype))
-                else:  # summed up in the wider type
-                    grad_weight += (gradient.t() @ (hidden * relative[chunk])).to(accumulate) * largest
-            if grad_bias is not None:
-                grad_bias += (relative[chunk].t() @ gradient)[0].to(accumulate) * largest
-
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            if any(needed):
+                by_logits = probabilities.scatter_add_(1, target, torch.full_like(target, -1, dtype=precision))
+                gradients.add(chunk, by_logits if slope is None else by_logits.mul_(slope), hidden, weight)
+        ctx.save_for_backward(*gradients.sums)
         ctx.mark_non_differentiable(nll, entropy, correct)
-        loss = (row_weights.to(accumulate) * nll).sum()
-        return loss, nll, entropy, correct
+        return (row_weights * nll).sum(), nll, entropy, correct
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if saved is None else saved * grad_loss.to(saved.dtype) for saved in ctx.saved_tensors)
-        return (*grads, None, None, None, None, None, None)
+        return (*grads, None, None, None)
+
+
+class _Gradients:
+    """Gradients of the loss with respect to hidden states, weight and bias, summed up chunk by chunk."""
+
+    def __init__(self, inputs: Sequence[Tensor | None], needed: Sequence[bool], factors: Tensor) -> None:
+        """`inputs`: those three; `needed`: which of them get a gradient; `factors` [rows]: what each row's gradient
+        with respect to its logits is multiplied by."""
+        pairs = zip(inputs, needed, strict=True)
+        self.sums = [torch.zeros_like(each) if each is not None and need else None for each, need in pairs]
+        self.factors = factors[:, None]
+        # A factor of one in 100,000 is nothing in float16: rows are multiplied by their share of the largest one.
+        smallest = torch.finfo(factors.dtype).tiny
+        self.largest = factors.abs().max().clamp(min=smallest) if len(factors) else factors.new_ones(())
+
+    def add(self, chunk: slice, by_logits: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """`by_logits` [chunk, vocabulary]: gradients of the rows' cross-entropies; hidden [chunk, hidden]."""
+        by_hidden, by_weight, by_bias = self.sums
+        by_logits, factors = by_logits.to(hidden.dtype), self.factors[chunk]
+        relative = (factors / self.largest).to(hidden.dtype)
+        if by_hidden is not None:
+            by_hidden[chunk] = (by_logits @ weight) * factors
+        if by_weight is not None:
+            if hidden.dtype == by_weight.dtype:
+                by_weight.addmm_(by_logits.t(), hidden * factors.to(hidden.dtype))
+            else:  # summed up in the wider type
+                by_weight += (by_logits.t() @ (hidden * relative)).to(factors.dtype) * self.largest
+        if by_bias is not None:
+            by_bias += (relative.t() @ by_logits)[0].to(factors.dtype) * self.largest
+
+
+def _autocast(
+    hidden_states: Tensor, weight: Tensor, bias: Tensor | None, precision: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands in the type of autocast, if that is on: once, or each chunk would cast the whole unembedding."""
+    kind = hidden_states.device.type
+    if not torch.is_autocast_enabled(kind) or precision != torch.float32:
+        return hidden_states, weight, bias
+    narrow = torch.get_autocast_dtype(kind)
+    return hidden_states.to(narrow), weight.to(narrow), None if bias is None else bias.to(narrow)
+
+
+def _scale_and_cap(logits: Tensor, options: _Options) -> Tensor | None:
+    """Scale and soft-cap logits in place; returns the slope of the cap, where gradients need it."""
+    if options.scale != 1.0:
+        logits *= options.scale
+    if options.softcap is None:
+        return None
+    logits.div_(options.softcap).tanh_()
+    slope = 1 - logits**2 if options.with_gradients else None
+    logits *= options.softcap
+    return slope
+
+
+def _softmax(logits: Tensor, *, in_place: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities [rows, vocabulary], the most likely word [rows] and the logarithm of the normaliser [rows]."""
+    top_logit, top = logits.max(dim=1)
+    probabilities = torch.softmax(logits, dim=1, out=logits if in_place else None)
+    # The most likely word's probability never underflows, so it gives the normaliser exactly.
+    return probabilities, top, top_logit - probabilities.gather(1, top[:, None])[:, 0].log()
 
 
 def linear_kl_divergence(
