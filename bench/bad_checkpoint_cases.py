@@ -124,7 +124,7 @@ def heads(rng: Random, good: Path, case: Path) -> Case:
     """Heads whose config or weights are damaged, or that are of another model."""
     folder = shutil.copytree(good / "heads", case / "heads")
     command = rng.choice([
-        ["generate", str(good / "model"), "--prompt", "a", "--max-new-tokens", "4", "--draft", str(folder)],
+        ["generate", str(good / "model"), "--prompt", "a", "--max-new-tokens", "4", "--heads", str(folder)],
         [*base_command("tune", good, case), "--heads", str(folder)],
     ])  # fmt: skip
     if (draw := rng.random()) < 0.4:

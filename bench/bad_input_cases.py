@@ -121,7 +121,7 @@ WORDS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     ("restore", "ADAPTER", "--output", "CASE/r"): {"--layers": ("x", "5", "1-0", "", "-1", "0-99", "0,,1", "1.5")},
     ("evaluate", "MODEL"): {"--task": ("nothing", "", "capitols", "nowhere.jsonl"), "--output": (".",
     "no/where.json")},
-    ("generate",): {"--file": ("nowhere.txt", "."), "--draft": ("nowhere", "."), "--expert": ("nowhere",)},
+    ("generate",): {"--file": ("nowhere.txt", "."), "--heads": ("nowhere", "."), "--expert": ("nowhere",)},
     ("serve", "MODEL"): {"--host": ("0.0.0.0", "::"), "--api-key": ("", " ")},
 }  # fmt: skip
 

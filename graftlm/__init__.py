@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from graftlm.auditing.audit import audit
     from graftlm.errors import InputError
     from graftlm.heads.distill import distill_heads
+    from graftlm.heads.distill import distill_model as distill
     from graftlm.heads.heads import MultiTokenHeads
     from graftlm.heads.loss import head_losses
     from graftlm.models.load import load_model
+    from graftlm.models.restore import restore
     from graftlm.proxy import ProxyTunedModel
     from graftlm.pruning import PrunedChain, prune_chain
     from graftlm.reinforce import (
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
         FormatMonitor,
         forking_token_mask,
     )
+    from graftlm.reinforce.reinforce import reinforce_model as reinforce
     from graftlm.tasks import Metric, Task, TaskResult
     from graftlm.tasks.evaluation import evaluate
     from graftlm.tuning.model import MultiTokenModel
     from graftlm.tuning.trainer import MultiTokenConfig, MultiTokenTrainer
+    from graftlm.tuning.tune import tune_model as tune
 
 __version__ = "0.1.0.dev0"
 
@@ -52,12 +56,16 @@ __all__ = [
     "TaskResult",
     "__version__",
     "audit",
+    "distill",
     "distill_heads",
     "evaluate",
     "forking_token_mask",
     "head_losses",
     "load_model",
     "prune_chain",
+    "reinforce",
+    "restore",
+    "tune",
 ]
 
 __getattr__ = lazy_attributes(
@@ -78,12 +86,16 @@ __getattr__ = lazy_attributes(
         "Task": "graftlm.tasks",
         "TaskResult": "graftlm.tasks",
         "audit": "graftlm.auditing.audit",
+        "distill": "graftlm.heads.distill:distill_model",
         "distill_heads": "graftlm.heads",
         "evaluate": "graftlm.tasks.evaluation",
         "forking_token_mask": "graftlm.reinforce",
         "head_losses": "graftlm.heads",
         "load_model": "graftlm.models.load",
         "prune_chain": "graftlm.pruning",
+        "reinforce": "graftlm.reinforce:",
+        "restore": "graftlm.models.restore",
+        "tune": "graftlm.tuning.tune:tune_model",
     },
 )
 

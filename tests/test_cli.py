@@ -16,11 +16,14 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import graftlm
+import graftlm.proxy.model as proxy
+import graftlm.tasks.evaluation as evaluation
 from graftlm.cli import main
-from graftlm.cli.using import read_prompts
+from graftlm.decoding.config import read_prompts
 from graftlm.decoding.pace import Pace
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
+from graftlm.runs.files import read_json_lines
 from graftlm.runs.run import Run
 from graftlm.runs.yaml_text import parse_yaml
 from graftlm.tasks import TASKS, Metric, TaskResult
@@ -89,7 +92,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["tune", "nowhere.yaml"], "graftlm: config file nowhere.yaml cannot be read"),
         (["evaluate", "a", "a"], "graftlm: a model is given twice"),
         (["evaluate", "a", "--task", "molecule"], "did you mean 'molecules'?"),
-        (["evaluate", "a", "--output", "no/such/folder/x.json"], "graftlm: --output no/such/folder/x.json"),
+        (["evaluate"], "graftlm: MODEL is not given; see --help"),
+        (["evaluate", "a", "--output", "made/x.json"], "graftlm: model 'a' is neither a folder"),
         (["generate", "a"], "graftlm: there is no prompt"),
         (["generate", "a", "--file", "nowhere.txt"], "graftlm: --file nowhere.txt cannot be read"),
     ],
@@ -216,8 +220,8 @@ def fake_evaluation(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         ]
         return {result.task: result for result in results}
 
-    replace_module(monkeypatch, "graftlm.tasks.evaluation", evaluate=evaluate)
-    replace_module(monkeypatch, "graftlm.proxy.model", steered=lambda name, *_: (name, None))
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(proxy, "load_steered", lambda name, config: (name, None))
     return calls
 
 
@@ -252,6 +256,10 @@ def test_evaluate_json_is_all_there_is_on_stdout_and_the_file_adds_the_examples(
     }
     written = json.loads(file.read_text())["results"]["base"]["molecules"]
     assert written["examples"] == [{"prompt": "p", "output": "o"}]
+    assert call("evaluate", "base", "--output", str(file)) == 2
+    assert "results.json holds a run; give --overwrite or another --output" in capsys.readouterr().err
+    assert call("evaluate", "--config", str(tmp_path / "results.run.yaml"), "--output", str(tmp_path / "again")) == 0
+    assert (tmp_path / "again" / "results.json").read_text() == file.read_text()
 
 
 def test_generate_writes_the_text_to_stdout_and_repeats_itself(
@@ -285,18 +293,22 @@ def test_generate_with_heads_writes_the_same_text_and_says_how_much_faster(
     arguments = ["generate", folder, "--no-chat", "--prompt", "abc", "--max-new-tokens", "12"]
     assert call(*arguments) == 0
     plain = capsys.readouterr().out
-    assert call(*arguments, "--draft", str(tmp_path / "heads"), "--compare") == 0
+    output = tmp_path / "texts"
+    assert call(*arguments, "--draft", str(tmp_path / "heads"), "--compare", "--output", str(output)) == 0
     shown = capsys.readouterr()
     assert shown.out == plain
+    assert shown.err.startswith("graftlm: draft is now heads; the old name goes in the next release\n")
+    [line] = read_json_lines(output / "texts.jsonl")
+    assert (line["prompt"], line["text"] + "\n", line["tokens"]) == ("abc", plain, 12)
     pattern = (
         r"12 tokens in \d+ passes \(\d+ of \d+ drafted tokens kept\): [\d.]+ tokens/s, "
         r"[\d.]+ times the [\d.]+ without drafts, the same tokens"
     )
     assert re.fullmatch(pattern, shown.err.strip().splitlines()[-1])
     for options, message in (
-        (["--draft", str(tmp_path)], "holds no heads"),
-        (["--compare"], "--compare needs --draft FOLDER"),
-        (["--draft", "heads", "--expert", "expert"], "--draft and --expert exclude each other"),
+        (["--heads", str(tmp_path)], "holds no heads"),
+        (["--compare"], "--compare needs --heads FOLDER"),
+        (["--heads", "heads", "--expert", "expert"], "--heads and --expert exclude each other"),
     ):
         assert call(*arguments, *options) == 2
         assert message in capsys.readouterr().err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,69 +20,34 @@ from graftlm.cli.options import (
     opened_folder,
     seed_option,
 )
+from graftlm.cli.verb import verb
 from graftlm.errors import InputError
-from graftlm.runs.console import prefixed, print_findings, print_table, reported_progress, say
-from graftlm.runs.files import claimed, dump_json, write_text
+from graftlm.runs.console import Report, print_findings, print_table, reported_progress, say
+from graftlm.runs.files import dump_json, write_text
+from graftlm.runs.run import Run
+from graftlm.tasks.config import EvaluateConfig
 
 
-@app.command()
-def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Hub ids, folders, adapters.")],
-    task: Annotated[list[str] | None, typer.Option(help="Built-in task; repeatable. [default: all]")] = None,
-    limit: Annotated[int | None, number_option("Test examples of each task. [default: all]", at_least=1)] = None,
-    shots: Annotated[int, number_option("Solved examples before each prompt.", at_least=0)] = 0,
-    batch_size: Annotated[int, number_option("Examples at once.", at_least=1)] = 32,
-    seed: Annotated[int, seed_option("Seed of what a task draws.")] = 0,
-    expert: Expert = None,
-    antiexpert: Antiexpert = None,
-    alpha: Alpha = None,
-    as_json: AsJson = False,
-    output: Annotated[Path | None, typer.Option(help="File for the same as JSON, with every example's output.")] = None,
-) -> None:
+def evaluate_steered(config: EvaluateConfig, run: Run, progress: Report) -> Any:
+    from graftlm.proxy.model import is_composition, load_steered
+    from graftlm.tasks.evaluation import run_evaluate
+
+    plain = [name for name in config.models if not is_composition(name)]
+    if config.alpha is not None and config.expert is None and plain:
+        raise InputError(f"--alpha is given without --expert, and {plain[0]} is no saved composition")
+    return run_evaluate(config, run, load=lambda name: load_steered(name, config), progress=progress)
+
+
+@verb(EvaluateConfig, evaluate_steered)
+def evaluate(config: EvaluateConfig, results: Any, *, as_json: bool) -> None:
     """Measure models on tasks, in one table.
 
     Beside the models stands the floor: what a trivial answer reaches. With --expert, each model is measured steered.
     """
-    if len(set(models)) < len(models):
-        raise InputError("a model is given twice; give each one once")
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise InputError(f"--output {output} cannot be a file; give a file name in a folder that exists")
-    from graftlm.tasks import TASKS, get_task
-
-    tasks = [get_task(name) for name in task or TASKS]
-    from graftlm.proxy.model import steered
-    from graftlm.tasks.evaluation import evaluate as evaluate_model
-
-    if alpha is not None and expert is None:
-        from graftlm.proxy.model import is_composition
-
-        if plain := [name for name in models if not is_composition(name)]:
-            raise InputError(f"--alpha is given without --expert, and {plain[0]} is no saved composition")
-    settings: dict[str, Any] = {"limit": limit, "shots": shots, "batch_size": batch_size, "seed": seed}
-    if expert is not None:
-        settings |= {"expert": expert, "antiexpert": antiexpert, "alpha": 1.0}
-    if alpha is not None:
-        settings["alpha"] = alpha
-    results = {}
-    with nullcontext() if output is None else claimed(output):
-        for name in models:
-            model, tokenizer = steered(name, expert, antiexpert, alpha)
-            with reported_progress() as progress:
-                results[name] = evaluate_model(
-                    model,
-                    tokenizer,
-                    tasks,
-                    limit=limit,
-                    shots=shots,
-                    batch_size=batch_size,
-                    seed=seed,
-                    progress=prefixed(progress, name),
-                )
-            del model
-        if output is not None:
-            write_text(output, dump_json(results_document(results, settings, examples=True), indent=2) + "\n")
     if as_json:
-        print(dump_json(results_document(results, settings), indent=2))
+        from graftlm.tasks.evaluation import results_document
+
+        print(dump_json(results_document(results, config), indent=2))
     else:
         from graftlm.tasks.evaluation import evaluation_table
 
@@ -197,18 +160,3 @@ def parse_formats(texts: list[str]) -> dict[str, str]:
             raise InputError(f"--format {name!r} is given twice")
         found[name] = pattern
     return found
-
-
-def results_document(
-    results: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, examples: bool = False
-) -> dict[str, Any]:
-    """{"settings": ..., "results": {model: {task: {metrics, floors, count, seconds}}}}, for JSON."""
-    left_out = {"task"} if examples else {"task", "examples"}
-    shown = {
-        model: {
-            task: {key: value for key, value in asdict(result).items() if key not in left_out}
-            for task, result in tasks.items()
-        }
-        for model, tasks in results.items()
-    }
-    return {"settings": dict(settings), "results": shown}

@@ -43,9 +43,6 @@ Alpha = Annotated[
         show_default=False,
     ),
 ]
-Draft = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="Heads of `graftlm distill` that draft: same text, fewer passes.")
-]
 Probe = Annotated[
     list[str] | None,
     typer.Option(

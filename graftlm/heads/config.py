@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from graftlm.runs.config import option, require
+from graftlm.runs.config import REQUIRED, option, require
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
 
 MOST_HEADS = 128  # each is a decoder layer; more fill the memory of any machine
@@ -59,3 +59,14 @@ class DistillConfig:
         check_ranges(self)
         require(self.domain_tokens + self.general_tokens > 0, "domain_tokens", 0, "the model must write some text")
         require(self.max_new_tokens > self.num_heads, "max_new_tokens", self.max_new_tokens, "must exceed num-heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Options of `graftlm export`."""
+
+    model: str = option(REQUIRED, "Hub id, folder or adapter folder that the heads belong to.", argument="MODEL")
+    heads: str = option(REQUIRED, "Folder of heads of `graftlm distill`.")
+    output: str = option(REQUIRED, "Folder for config.json and model.safetensors.", resumable=False)
+    verifier: str | None = option(None, "Where the engine finds the model (default: MODEL).")
+    trust_remote_code: bool = option(False, "Run code that the model's repository ships.")

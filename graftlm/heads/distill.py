@@ -42,9 +42,9 @@ from graftlm.heads.loss import rows_loss
 from graftlm.models.adapters import merged
 from graftlm.models.decoder import Decoder
 from graftlm.models.finite import not_finite
-from graftlm.models.load import load_model
+from graftlm.models.given import Given, GivenPair, given_model, name_of
 from graftlm.runs.console import say
-from graftlm.runs.run import Run
+from graftlm.runs.run import Run, call_verb
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -283,13 +283,46 @@ def agreement(decoder: Decoder, heads: MultiTokenHeads, batches: Sequence[Cached
     return [r / max(c, 1) for r, c in zip(right, count, strict=True)]
 
 
-def distill(config: DistillConfig, run: Run, progress: Callable[[str, int, int], None] | None = None) -> None:
+def distill_model(
+    model: Given,
+    data: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    **settings: Any,
+) -> MultiTokenHeads:
+    """`graftlm.distill`: grow heads on a model from text that it writes itself, into a run folder; returns the heads.
+
+    Args:
+        model: a name as `load_model` takes it, or a loaded model.
+        data: where the domain prompts come from: a built-in task, a file, or a hub id.
+        tokenizer: of a loaded model (None: the one that is saved where it came from).
+        resume, overwrite: go on with the run in the folder `output`, or replace it.
+        progress: called with (what, done, total).
+        settings: the further fields of DistillConfig, such as num_heads=4 and output="heads".
+
+    Raises InputError as `graftlm distill` does.
+    """
+    settings = {"model": name_of(model), "data": data, **settings}
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "progress": progress, "given": (model, tokenizer)}
+    return call_verb("distill", DistillConfig, distill, settings, **how)
+
+
+def distill(
+    config: DistillConfig,
+    run: Run,
+    progress: Callable[[str, int, int], None] | None = None,
+    *,
+    given: GivenPair | None = None,
+) -> MultiTokenHeads:
     """`graftlm distill`: write the text, grow the heads, save them into the run's folder with their agreement.
 
-    The folder then holds model.safetensors and config.json (the heads), text.jsonl (what the model wrote),
-    agreement.json, metrics.jsonl and run.yaml. Text that is there from an interrupted run is used again.
+    Returns the heads. The folder then holds model.safetensors and config.json (the heads), text.jsonl (what the model
+    wrote), agreement.json, metrics.jsonl and run.yaml. Text that is there from an interrupted run is used again.
     """
-    model, tokenizer = load_model(config.model, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = given_model(*(given or (config.model, None)), trust_remote_code=config.trust_remote_code)
     model = merged(model)
     new_heads(config, model)  # a wrong folder or layer is noticed before the long writing
     texts = collect_texts(model, tokenizer, config, run.folder, progress)
@@ -314,6 +347,7 @@ def distill(config: DistillConfig, run: Run, progress: Callable[[str, int, int],
         before = ", ".join(f"{s:.1%}" for s in result.before[kind])
         state = "undistilled" if config.refresh is None else "before"
         say(f"agreement on {kind} text, head 1 to {len(shares)}: {of_heads} ({state}: {before})")
+    return result.heads
 
 
 def collect_texts(

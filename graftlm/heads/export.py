@@ -23,10 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graftlm.errors import InputError
+from graftlm.heads.config import ExportConfig
 from graftlm.heads.heads import CONFIG_FILE, WEIGHTS_FILE, MultiTokenHeads
-from graftlm.models.checkpoint_values import read_object
+from graftlm.models.adapters import merged
 from graftlm.models.decoder import Decoder
+from graftlm.models.load import load_model
 from graftlm.runs.files import written_together
+from graftlm.runs.run import Run
 
 LAYERS = {"LlamaDecoderLayer": "llama", "MistralDecoderLayer": "llama", "Qwen3DecoderLayer": "qwen3"}
 """Class of the head's layer -> model type of speculators' layer with the same parameters."""
@@ -34,11 +37,16 @@ VERSION = "0.9.0"
 """Of speculators, whose format this is."""
 
 
-def check_replaceable(folder: Path) -> None:
-    """InputError where `folder` holds the config.json of anything but a speculator: of a model, or of heads."""
-    file = folder / CONFIG_FILE
-    if file.exists() and "speculators_model_type" not in read_object(file):
-        raise InputError(f"output folder {folder} holds a {CONFIG_FILE} that is no speculator's; give another --output")
+def run_export(config: ExportConfig, run: Run) -> str:
+    """Write the first head of `config.heads` into the run's folder; returns the name of the model it drafts for."""
+    model, _ = load_model(config.model, trust_remote_code=config.trust_remote_code)
+    if hasattr(model, "merge_and_unload") and config.verifier is None:
+        raise InputError(
+            f"{config.model} is an adapter, which engines do not draft for: merge it, and give the result as --verifier"
+        )
+    model, verifier = merged(model), config.verifier or config.model
+    export_eagle3(model, MultiTokenHeads.from_pretrained(config.heads, model), run.folder, verifier)
+    return verifier
 
 
 def export_eagle3(model: Any, heads: MultiTokenHeads, folder: Path, verifier: str) -> None:

@@ -39,6 +39,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from graftlm.decoding.config import Drafting, Steering
 from graftlm.decoding.generation import named_arguments, setting
 from graftlm.errors import InputError
 from graftlm.models.caches import new_cache
@@ -379,6 +380,14 @@ def steered(
         return load_part(base, None)
     assert model.tokenizer is not None  # it was loaded by name
     return model, model.tokenizer
+
+
+def load_steered(name: str, config: Steering) -> tuple[Any, PreTrainedTokenizerBase]:
+    """`steered` with the options of a config; InputError for heads beside an expert."""
+    model, tokenizer = steered(name, config.expert, config.antiexpert, config.alpha)
+    if isinstance(config, Drafting) and config.heads is not None and isinstance(model, ProxyTunedModel):
+        raise InputError("--heads: heads know one model, and this is a base model with its expert")
+    return model, tokenizer
 
 
 def steering(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftlm.lazy import lazy_attributes
+from graftlm.lazy import callable_package, lazy_attributes
 
 if TYPE_CHECKING:
     from graftlm.models.forking import forking_token_mask
@@ -43,3 +43,5 @@ __getattr__ = lazy_attributes(
         "reward_function": "graftlm.reinforce.rewards",
     },
 )
+
+callable_package(__name__, "graftlm.reinforce.reinforce:reinforce_model")

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl.rewards import get_soft_overlong_punishment
 
 from graftlm.data.encoding import encode_messages
 from graftlm.data.load import begun_once, data_fingerprint
 from graftlm.errors import InputError
 from graftlm.models.adapters import untie
+from graftlm.models.given import Given, GivenPair, name_of
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.format_guards import FormatDivergence, Guard, WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor
@@ -33,7 +34,7 @@ from graftlm.reinforce.rewards import reward_function
 from graftlm.reinforce.trainer import ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer
 from graftlm.runs.console import printable, say
 from graftlm.runs.files import read_json_lines
-from graftlm.runs.run import Run
+from graftlm.runs.run import Run, call_verb
 from graftlm.tasks import TASKS
 from graftlm.tasks.reasoning import PREFIX
 from graftlm.tuning.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
@@ -51,19 +52,47 @@ REWARDS = "rewards.jsonl"
 REPORT = "report.html"
 
 
-def reinforce(config: ReinforceConfig, run: Run, *, dry_run: bool = False) -> None:
-    """Train as `config` says, log to `run`, save the trained model and a report into its folder.
+def reinforce_model(
+    model: Given,
+    data: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> PreTrainedModel | PeftModel | None:
+    """`graftlm.reinforce`: train a model with a verifiable reward, into a run folder; returns the trained model.
 
-    With `dry_run`, print the plan (prompts, steps, trainable parameters, one prompt) and stop.
+    Args:
+        model: a name as `load_model` takes it, or a loaded model, which is changed.
+        data: prompts: reasoning-gym:NAME, a built-in task, a file with prompts, or a hub id.
+        tokenizer: of a loaded model (None: the one that is saved where it came from).
+        resume, overwrite: go on with the run in the folder `output`, or replace it.
+        settings: the further fields of ReinforceConfig, such as reward="answer" and output="run".
+
+    Raises InputError as `graftlm reinforce` does.
+    """
+    given = (model, tokenizer)
+    settings = {"model": name_of(model), "data": data, **settings}
+    return call_verb("reinforce", ReinforceConfig, reinforce, settings, resume=resume, overwrite=overwrite, given=given)
+
+
+def reinforce(
+    config: ReinforceConfig, run: Run, *, given: GivenPair | None = None, dry_run: bool = False
+) -> PreTrainedModel | PeftModel | None:
+    """Train as `config` says, log to `run`, save the trained model and a report into its folder; returns the model.
+
+    `given`: a loaded model in the place of `config.model`, and its tokenizer. With `dry_run`, print the plan (prompts,
+    steps, trainable parameters, one prompt) and stop.
 
     Raises:
         InputError: for data, a reward, formats or settings that cannot be used.
         KeyboardInterrupt: after Ctrl-C, once the step under way is done and a checkpoint is saved.
     """
-    trainer = build_trainer(config, run)
+    trainer = build_trainer(config, run, given)
     if dry_run:
         print(printable(describe_plan(trainer, config)))
-        return
+        return None
     rows = trainer.train_dataset
     run.record(
         data_fingerprint=data_fingerprint(rows),
@@ -79,9 +108,10 @@ def reinforce(config: ReinforceConfig, run: Run, *, dry_run: bool = False) -> No
                 title=f"{config.model} on {config.data}", settings=asdict(config),
             )  # fmt: skip
             say(f"report: {run.folder / REPORT}")
+    return trainer.accelerator.unwrap_model(trainer.model).eval()
 
 
-def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
+def build_trainer(config: ReinforceConfig, run: Run, given: GivenPair | None = None) -> ForkingTokenGRPOTrainer:
     """The trainer with its model, prompts, reward and monitor, ready to run."""
     reward = reward_function(
         config.reward or default_reward(config.data), seconds=config.reward_seconds, log=run.folder / REWARDS
@@ -93,7 +123,7 @@ def build_trainer(config: ReinforceConfig, run: Run) -> ForkingTokenGRPOTrainer:
     # Steps as small as RL's are lost in bfloat16 weights.
     dtype = "float32" if config.method == "full" else "auto"
     model, tokenizer = model_to_train(
-        config.model, config.trainer, dtype=dtype, trust_remote_code=config.trust_remote_code
+        given or (config.model, None), config.trainer, dtype=dtype, trust_remote_code=config.trust_remote_code
     )
     rows = begun_once(rows, tokenizer)
     check_prompts(rows, tokenizer, config)

@@ -42,6 +42,7 @@ def option(
     flag: str | None = None,
     formerly: str | None = None,
     variable: str | None = None,
+    secret: bool = False,
     resumable: bool = True,
     files: tuple[str, ...] = (),
     **bounds: float,
@@ -56,6 +57,7 @@ def option(
         flag: another flag than the field's own name, such as "--task" for the field `tasks`, which is repeated.
         formerly: an earlier name of the field, still taken with a FutureWarning.
         variable: the environment variable that gives the flag's value.
+        secret: the value is not printed.
         resumable, files: of the field `output`: whether its command takes --resume, and the endings that make it one
             file instead of a folder.
         bounds: above=, at_least=, below= and at_most= of its Range, which `check_ranges` holds it to.
@@ -66,7 +68,7 @@ def option(
     }  # fmt: skip
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def require(condition: bool, flag: str, value: Any, rule: str) -> None:

@@ -15,20 +15,33 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from graftlm.decoding.heads_decoding import HeadsDecoding
 from graftlm.errors import InputError
+from graftlm.proxy.model import load_steered
 from graftlm.runs.console import say
+from graftlm.runs.run import Run
 from graftlm.serve.app import create_app
 from graftlm.serve.batching import Engine
 from graftlm.serve.connections import Connection, Limits, room_for_connections
 from graftlm.serve.metrics import Metrics
 from graftlm.serve.prompts import Prompts
 from graftlm.serve.protocol import CompletionRequest
-from graftlm.serve.settings import ServeSettings
+from graftlm.serve.settings import ServeConfig, ServeSettings
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # After the time for what runs: for the error that tells the rest of it, before connections are cut.
 SECONDS_TO_SAY_SO = 2
 SECONDS_BETWEEN_NEWS = 60
+
+
+def run_serve(config: ServeConfig, run: Run) -> None:
+    """Serve the model that `config` names, steered or with heads that draft as it says."""
+
+    def load() -> tuple[Any, Any]:
+        model, tokenizer = load_steered(config.model, config)
+        return (model if config.heads is None else HeadsDecoding.load(model, config.heads)), tokenizer
+
+    serve(load, config.model, config)
 
 
 def serve(load: Callable[[], tuple[Any, Any]], name: str, settings: ServeSettings) -> None:

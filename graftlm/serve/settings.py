@@ -1,14 +1,15 @@
-"""What `graftlm serve` can be told; nothing heavy is imported here, so that the command line may read the defaults."""
+"""The options of `graftlm serve`; nothing heavy is imported here, so that the command line may read the defaults."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from graftlm.decoding.config import Drafting
 from graftlm.errors import InputError
+from graftlm.runs.config import option
+from graftlm.runs.ranges import check_ranges
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-COUNTS = ("max_batch_size", "max_queue", "max_tokens_limit", "max_body_bytes", "max_connections")
-SECONDS = ("request_seconds", "arrival_seconds", "grace_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,28 +19,30 @@ class ServeSettings:
     Raises InputError for a value out of range, and for a host that others can reach without a key.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_key: str | None = field(default=None, repr=False)
-    max_batch_size: int = 16  # sequences that are written at once
-    max_queue: int = 128  # sequences that wait, and the most that one request may ask for
-    max_tokens_limit: int = 1024  # a request's `max_tokens`, and what a chat gets that names none
-    max_body_bytes: int = 4 * 1024 * 1024
-    max_connections: int = 512
-    request_seconds: float = 300.0
-    arrival_seconds: float = 30.0  # for a request's head, for its body, and for a client that reads nothing
-    grace_seconds: float = 30.0  # for what runs when the server is told to stop
-    gather_seconds: float = 0.005  # how long an idle model waits for company to the first request
+    host: str = option("127.0.0.1", "Address to listen at; one that others reach needs --api-key.")
+    port: int = option(8000, "Port to listen at; 0 takes any free one.", at_least=0, at_most=65535)
+    api_key: str | None = option(
+        None,
+        "Key that clients must send. The variable GRAFTLM_API_KEY keeps it out of the list of processes.",
+        variable="GRAFTLM_API_KEY",
+        secret=True,
+    )
+    max_batch_size: int = option(16, "Sequences that are written at once.", at_least=1)
+    max_queue: int = option(128, "Sequences that wait, and the most that one request may ask for.", at_least=1)
+    max_tokens_limit: int = option(
+        1024, "The most that a request's max_tokens may be, and what a chat gets that names none.", at_least=1
+    )
+    max_body_bytes: int = option(4 * 1024 * 1024, "Size of a request.", at_least=1)
+    max_connections: int = option(512, "Connections at once.", at_least=1)
+    request_seconds: float = option(300.0, "Time for a request.", above=0)
+    arrival_seconds: float = option(
+        30.0, "Time for a request's head and for its body to arrive, and for a client to read on.", above=0
+    )
+    grace_seconds: float = option(30.0, "Time for what runs when the server is told to stop.", above=0)
+    gather_seconds: float = option(0.005, "How long an idle model waits for company to the first request.", at_least=0)
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but at least 1 is needed")
-        for name in SECONDS:
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but more than 0 is needed")
-        if not 0 <= self.port <= 65535:
-            raise InputError(f"--port is {self.port}, but 0 to 65535 is possible")
+        check_ranges(self)
         if self.api_key is not None and not self.api_key.strip():
             raise InputError("--api-key is empty; give a key, or leave it out")
         if self.api_key is None and not self.is_local:
@@ -52,3 +55,14 @@ class ServeSettings:
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in LOCAL_HOSTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ServeSettings, Drafting):
+    """Options of `graftlm serve`."""
+
+    model: str = option("smollm2-135m", "Hub id, folder or adapter folder.", argument="MODEL")
+
+    def __post_init__(self) -> None:
+        Drafting.__post_init__(self)
+        ServeSettings.__post_init__(self)

@@ -1,24 +1,25 @@
-"""Built-in tasks: data, prompt and metrics in one small class each."""
+"""Tasks: data, prompt and metrics in one small class each. Imported when first used."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from graftlm.errors import InputError
-from graftlm.tasks.asking import Answer, Example
-from graftlm.tasks.base import Task
-from graftlm.tasks.capitals import Capitals
-from graftlm.tasks.elements import Elements
-from graftlm.tasks.file_probe import FileProbe, is_probe_file
-from graftlm.tasks.glosses import Glosses
-from graftlm.tasks.harness import PREFIX, HarnessTask
-from graftlm.tasks.metric import Metric
-from graftlm.tasks.molecules import Molecules
-from graftlm.tasks.perplexity import Code, GeneralText
-from graftlm.tasks.reasoning import PREFIX as REASONING
-from graftlm.tasks.reasoning import Reasoning
-from graftlm.tasks.result import TaskResult
+from graftlm.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from graftlm.tasks.asking import Answer, Example
+    from graftlm.tasks.base import Task
+    from graftlm.tasks.builtin import TASKS, get_task
+    from graftlm.tasks.capitals import Capitals
+    from graftlm.tasks.elements import Elements
+    from graftlm.tasks.file_probe import FileProbe
+    from graftlm.tasks.glosses import Glosses
+    from graftlm.tasks.harness import HarnessTask
+    from graftlm.tasks.metric import Metric
+    from graftlm.tasks.molecules import Molecules
+    from graftlm.tasks.perplexity import Code, GeneralText
+    from graftlm.tasks.reasoning import Reasoning
+    from graftlm.tasks.result import TaskResult
 
 __all__ = [
     "TASKS",
@@ -39,20 +40,24 @@ __all__ = [
     "get_task",
 ]
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Molecules, Capitals, Elements, Glosses, GeneralText, Code)}
-
-
-def get_task(name: str) -> Task:
-    """The built-in task of that name, `reasoning-gym:NAME`, `lm-eval:NAME` of the LM Evaluation Harness, or the probe
-    out of that file; InputError, with the nearest name, if there is none."""
-    if name in TASKS:
-        return TASKS[name]()
-    if name.startswith(PREFIX):
-        return HarnessTask(name)
-    if name.startswith(REASONING):
-        return Reasoning(name)
-    if is_probe_file(name):
-        return FileProbe(Path(name))
-    nearest = get_close_matches(name, TASKS, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose one of {', '.join(TASKS)}"
-    raise InputError(f"unknown task {name!r}: {hint}")
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "TASKS": "graftlm.tasks.builtin",
+        "Answer": "graftlm.tasks.asking",
+        "Capitals": "graftlm.tasks.capitals",
+        "Code": "graftlm.tasks.perplexity",
+        "Elements": "graftlm.tasks.elements",
+        "Example": "graftlm.tasks.asking",
+        "FileProbe": "graftlm.tasks.file_probe",
+        "GeneralText": "graftlm.tasks.perplexity",
+        "Glosses": "graftlm.tasks.glosses",
+        "HarnessTask": "graftlm.tasks.harness",
+        "Metric": "graftlm.tasks.metric",
+        "Molecules": "graftlm.tasks.molecules",
+        "Reasoning": "graftlm.tasks.reasoning",
+        "Task": "graftlm.tasks.base",
+        "TaskResult": "graftlm.tasks.result",
+        "get_task": "graftlm.tasks.builtin",
+    },
+)

@@ -24,7 +24,7 @@ from graftlm.data.encoding import without_end
 from graftlm.errors import InputError
 from graftlm.models.adapters import merged, train_adapter
 from graftlm.models.finite import not_finite
-from graftlm.models.load import load_model
+from graftlm.models.given import GivenPair, given_model, name_of
 from graftlm.runs.console import say
 from graftlm.runs.files import partial_of, write_text, written_folder
 from graftlm.runs.run import SUMMARY, Run
@@ -71,14 +71,15 @@ def arguments_as(kind: type[Arguments], args: Any) -> Arguments:
     return kind(**given)
 
 
-def model_to_train(name: str, further: Mapping[str, Any], *, trust_remote_code: bool, **defaults: Any) -> Any:
-    """`load_model` with what `further` (from --trainer) says in `model_init_kwargs` of MODEL_OPTIONS; InputError for
+def model_to_train(model: GivenPair, further: Mapping[str, Any], *, trust_remote_code: bool, **defaults: Any) -> Any:
+    """`given_model` with what `further` (from --trainer) says in `model_init_kwargs` of MODEL_OPTIONS; InputError for
     others. A tokenizer that ends each text does so no more: TRL encodes prompts with it."""
     given = further.get(MODEL_SETTINGS) or {}
     if not isinstance(given, Mapping) or (unknown := [key for key in given if key not in MODEL_OPTIONS]):
         what = f"does not take {unknown[0]!r}" if isinstance(given, Mapping) else f"is {given!r}"
         raise InputError(f"--trainer {MODEL_SETTINGS} {what}: give a mapping of {', '.join(MODEL_OPTIONS)}")
-    model, tokenizer = load_model(name, trust_remote_code=trust_remote_code, **{**defaults, **given})
+    name = name_of(model[0])
+    model, tokenizer = given_model(*model, trust_remote_code=trust_remote_code, **{**defaults, **given})
     opened = without_end(tokenizer)
     if opened is not tokenizer:
         say(f"graftlm: the tokenizer of {name} ends each text; the one in training, and beside the result, does not")

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from graftlm.data.load import begun_once, data_fingerprint, load_rows, prompt_too_long, row_lengths
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
+from graftlm.models.given import Given, GivenPair, name_of
 from graftlm.runs.console import say
-from graftlm.runs.run import Run
+from graftlm.runs.run import Run, call_verb
 from graftlm.tuning.callbacks import ConsoleCallback, InterruptCallback, RunCallback
 from graftlm.tuning.config import TuneConfig
 from graftlm.tuning.sample import describe_plan
@@ -34,20 +36,48 @@ from graftlm.tuning.training import (
 )
 
 
-def tune(config: TuneConfig, run: Run, *, dry_run: bool = False) -> None:
-    """Train as `config` says, log to `run`, save the tuned model into its folder.
+def tune_model(
+    model: Given,
+    data: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> PreTrainedModel | PeftModel | None:
+    """`graftlm.tune`: fine-tune a model, multi-token or next-token, into a run folder; returns the tuned model.
 
-    With `dry_run`, print the plan (trainable parameters, steps, memory, one row with its loss mask) and stop.
+    Args:
+        model: a name as `load_model` takes it, or a loaded model, which is changed.
+        data: a built-in task, a JSON(L), CSV or Parquet file, or a hub id.
+        tokenizer: of a loaded model (None: the one that is saved where it came from).
+        resume, overwrite: go on with the run in the folder `output`, or replace it.
+        settings: the further fields of TuneConfig, such as heads="cold" and output="run".
+
+    Raises InputError as `graftlm tune` does.
+    """
+    given = (model, tokenizer)
+    settings = {"model": name_of(model), "data": data, **settings}
+    return call_verb("tune", TuneConfig, tune, settings, resume=resume, overwrite=overwrite, given=given)
+
+
+def tune(
+    config: TuneConfig, run: Run, *, given: GivenPair | None = None, dry_run: bool = False
+) -> PreTrainedModel | PeftModel | None:
+    """Train as `config` says, log to `run`, save the tuned model into its folder; returns it.
+
+    `given`: a loaded model in the place of `config.model`, and its tokenizer. With `dry_run`, print the plan (trainable
+    parameters, steps, memory, one row with its loss mask) and stop.
 
     Raises:
         InputError: for data, heads or settings that cannot be used.
         KeyboardInterrupt: after Ctrl-C, once the step under way is done and a checkpoint is saved.
     """
-    trainer = build_trainer(config, run)
+    trainer = build_trainer(config, run, given)
     cut = [found for split in ("train", config.eval_split) if split and (found := describe_cut(config, split, trainer))]
     if dry_run:
         print("\n".join([describe_plan(trainer), *cut]))
-        return
+        return None
     for line in cut if run.is_main else []:
         say(f"graftlm: {line}")
     run.record(
@@ -56,12 +86,15 @@ def tune(config: TuneConfig, run: Run, *, dry_run: bool = False) -> None:
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     )
     train_and_save(trainer, run, push_to_hub=config.push_to_hub is not None)
+    return trainer.accelerator.unwrap_model(trainer.model).model.eval()
 
 
-def build_trainer(config: TuneConfig, run: Run) -> MultiTokenTrainer:
+def build_trainer(config: TuneConfig, run: Run, given: GivenPair | None = None) -> MultiTokenTrainer:
     """The trainer with its model, heads and rows, ready to run."""
     arguments = training_arguments(config, run.folder)
-    model, tokenizer = model_to_train(config.model, config.trainer, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = model_to_train(
+        given or (config.model, None), config.trainer, trust_remote_code=config.trust_remote_code
+    )
     longest = arguments.max_length
     rows = checked_rows(config, "train", tokenizer, longest)
     evaluated = checked_rows(config, config.eval_split, tokenizer, longest) if config.eval_split else None

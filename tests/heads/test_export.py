@@ -120,7 +120,7 @@ def test_the_command_writes_it_once(
     tokenizer.save_pretrained(tmp_path / "model")
     MultiTokenHeads.from_model(model, 2).save_pretrained(tmp_path / "heads")
     given = ["export", str(tmp_path / "model"), "--heads", str(tmp_path / "heads"), "--output", str(tmp_path / "out")]
-    for status, message in ((0, "one token a draft"), (2, "holds config.json")):
+    for status, message in ((0, "one token a draft"), (2, "out holds a run; give --overwrite")):
         with pytest.raises(SystemExit) as exit_:
             main(given)
         assert (exit_.value.code or 0) == status and message in capsys.readouterr().err
@@ -130,7 +130,7 @@ def test_the_command_writes_it_once(
     }  # fmt: skip
 
 
-def test_only_a_speculator_is_overwritten(
+def test_a_speculator_is_overwritten_but_no_model_and_no_heads(
     model: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, heads, output = (str(tmp_path / name) for name in ("model", "heads", "speculator"))
@@ -148,5 +148,5 @@ def test_only_a_speculator_is_overwritten(
     for name in (folder, heads):
         before = (Path(name) / "config.json").read_bytes()
         assert status(name) == 2
-        assert f"{name} holds a config.json that is no speculator's" in capsys.readouterr().err
+        assert f"{name} holds other things" in capsys.readouterr().err
         assert (Path(name) / "config.json").read_bytes() == before

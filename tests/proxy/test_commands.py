@@ -48,8 +48,8 @@ def test_generate_writes_what_the_steered_model_writes(
     assert run("generate", str(tmp_path / "composition"), *common[2:]) == 0
     assert capsys.readouterr().out == text, "the folder of the composition is a model like any other"
     MultiTokenHeads.from_model(model.base, 1).save_pretrained(tmp_path / "heads")
-    assert run("generate", str(tmp_path / "composition"), *common[2:], "--draft", str(tmp_path / "heads")) == 2
-    assert "--draft: heads know one model" in capsys.readouterr().err
+    assert run("generate", str(tmp_path / "composition"), *common[2:], "--heads", str(tmp_path / "heads")) == 2
+    assert "--heads: heads know one model" in capsys.readouterr().err
 
 
 def test_evaluate_measures_the_steered_model(

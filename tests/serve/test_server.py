@@ -130,7 +130,7 @@ def test_a_missing_extra_is_one_line_that_names_it(
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets others use the model; give --api-key KEY or set GRAFTLM_API_KEY"),
         (["--host", "::"], "--host :: lets others use the model"),
         (["--api-key", " "], "--api-key is empty"),
-        (["--max-queue", "0"], "--max-queue is 0, but at least 1 is needed"),
+        (["--max-queue", "0"], "--max-queue is 0, but it must be at least 1"),
         (["--request-seconds", "nan"], "--request-seconds is nan"),
         (["--port", "70000"], "--port is 70000"),
         (["--host", "no.such.host.invalid", "--api-key", "k"], "cannot listen at no.such.host.invalid:8000"),

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import graftlm.models.given as given
 from graftlm.errors import InputError
 from graftlm.tasks import TASKS, Metric, Task, TaskResult, get_task
 from graftlm.tasks.evaluation import evaluate
@@ -93,7 +93,7 @@ def test_a_model_given_by_name_is_loaded_with_its_tokenizer(
         loaded.append(name)
         return make_model(), tokenizer
 
-    monkeypatch.setitem(sys.modules, "graftlm.models.load", SimpleNamespace(load_model=load_model))
+    monkeypatch.setattr(given, "load_model", load_model)
     task, calls = Recorder(), []
     evaluate("some-model", None, [task], shots=2, seed=3, progress=lambda *call: calls.append(call))
     assert loaded == ["some-model"] and task.tokenizer is tokenizer
@@ -102,7 +102,7 @@ def test_a_model_given_by_name_is_loaded_with_its_tokenizer(
 
 
 def test_a_model_without_a_tokenizer_is_refused(make_model: Any):
-    with pytest.raises(InputError, match="needs the model's tokenizer"):
+    with pytest.raises(InputError, match="was not loaded by name: pass its tokenizer along"):
         evaluate(make_model(), None, ["capitals"])
 
 
