@@ -3,13 +3,13 @@ what the models wrote."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from graftlm.auditing.examples import examples_sections, facts_sections
-from graftlm.auditing.parts import change_cell, change_legend, change_point, gain_section
 from graftlm.auditing.result import AuditResult, Change, TunedAudit
 from graftlm.auditing.summary import describe_retention, percent
 from graftlm.auditing.verdict import audit_verdict
@@ -25,7 +25,9 @@ from graftlm.report.page import (
     write_page,
 )
 from graftlm.report.plots import Bar, Line, bar_plot, heat_map, line_plot
-from graftlm.report.tables import Row, capital, group_row, number_table
+from graftlm.report.scatter import Point, scatter_plot
+from graftlm.report.tables import Row, arrow, capital, group_row, number_table
+from graftlm.tasks import Metric
 
 
 def write_audit_report(
@@ -70,13 +72,32 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
         return None
     task = result.tasks[0]
     metric = result.base_results[task].gain_metric
-    points = [
-        change_point(result.short_names[name], audited, task, metric, model=place)
-        for place, (name, audited) in enumerate(result.tuned.items(), start=1)
-    ]
+    points = []
+    for place, (name, audited) in enumerate(result.tuned.items(), start=1):
+        change, retention = audited.changes[task].get(metric.name), audited.mean_retention
+        if change is not None and retention is not None:
+            gain, low, high = change.gain
+            label, model = result.short_names[name], min(place, 5)
+            points.append(Point(label=label, x=retention, y=gain, low=low, high=high, model=model))
     note = f"Up: gain on {task}, with its 95 % interval. Right: more of what the base model knew is left. Retention is "
     note += "what is left above a guess, or for text the ratio of the perplexities; see docs/auditing.md."
     return gain_section(points, metric, note=note)
+
+
+def gain_section(points: Sequence[Point | None], metric: Metric, *, note: str, near: bool = False) -> Markup | None:
+    """Gain on `metric` (y) against retention (x), a point a model; None where no model has both."""
+    shown = [point for point in points if point is not None and math.isfinite(point.x) and math.isfinite(point.y)]
+    if not shown:
+        return None
+    plot = scatter_plot(
+        "Gain against retention",
+        "; ".join(f"{point.label}: retention {point.x:.0%}, gain {point.y:.3f}" for point in shown),
+        shown,
+        x_label="retention (mean over the probes)",
+        y_label=f"gain: {metric.gain_words}",
+        near=near,
+    )
+    return section("Gain against retention", element("figure", plot), note=note)
 
 
 def _measures(result: AuditResult) -> Markup:
@@ -91,7 +112,7 @@ def _measures(result: AuditResult) -> Markup:
             name = join(
                 capital(metric.label), element("small", f"{'↑' if metric.higher_is_better else '↓'} {metric.direction}")
             )
-            changes = [change_cell(each.changes[task].get(metric.name)) for each in result.tuned.values()]
+            changes = [_change(each.changes[task].get(metric.name)) for each in result.tuned.values()]
             between = [_difference(pair.changes[task].get(metric.name)) for pair in result.between]
             rows.append((name, [metric.floor, first.metrics[metric.name], *changes, *between]))
     if any(audited.retention for audited in result.tuned.values()):
@@ -101,8 +122,22 @@ def _measures(result: AuditResult) -> Markup:
     return section(
         "Every measure",
         number_table("Mean over the examples; below it the difference to the base model", headings, rows),
-        element("p", change_legend(), class_="note"),
+        element(
+            "p",
+            *(arrow(True, "better"), " better and ", arrow(False, "worse"), " worse than the base model: the 95 % "),
+            "interval of the difference leaves out zero. Floor: what a trivial answer reaches.",
+            class_="note",
+        ),
     )
+
+
+def _change(change: Change | None) -> Markup | None:
+    """The tuned model's value, an arrow where the difference counts as one, and below it the difference."""
+    if change is None:
+        return None
+    word = "better" if change.better else "worse"
+    sign = join(" ", arrow(change.better, f"{word} than base")) if change.shown else None
+    return join(f"{change.tuned:.3f}", sign, element("small", change.difference))
 
 
 def _difference(change: Change | None) -> Markup | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from graftlm.auditing.parts import gain_section
+from graftlm.auditing.page import gain_section
 from graftlm.auditing.result import Change
 from graftlm.experiments.arms import UNTRAINED
 from graftlm.experiments.comparison import Results, change_of
