@@ -13,11 +13,13 @@ import typer
 from trl import GRPOConfig, SFTConfig
 from typer.testing import CliRunner
 
+from graftlm.auditing.config import AuditConfig
 from graftlm.cli import app
 from graftlm.decoding.config import GenerateConfig
 from graftlm.errors import InputError
 from graftlm.experiments.config import StudyConfig
 from graftlm.heads.config import DistillConfig
+from graftlm.models.restore_config import RestoreConfig
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.trainer import ForkingTokenGRPOConfig
 from graftlm.runs.config import load_config
@@ -31,6 +33,7 @@ from graftlm.tuning.training import trainer_arguments
 
 CONFIGS: dict[type, dict[str, Any]] = {
     DistillConfig: {}, TuneConfig: {"heads": "cold", "eval_split": "test"}, ReinforceConfig: {}, StudyConfig: {},
+    AuditConfig: {"base": "b"}, RestoreConfig: {"tuned": "t", "layers": "0", "output": "o"},
     EvaluateConfig: {"models": ["m"]}, GenerateConfig: {"prompts": ["a"]}, ServeConfig: {},
 }  # fmt: skip
 FREE_FLAGS = {"--alpha"}
@@ -66,7 +69,7 @@ def test_each_number_of_a_config_has_a_range_that_is_kept_and_shown(config: type
             with pytest.raises(InputError, match=f"^{flag} is {value!r}, but it must be "):
                 load_config(config, None, {**CONFIGS[config], field.name: repr(value)})
     verb = config.__name__.removesuffix("Config").lower()
-    assert "at least 1" in CliRunner().invoke(app, [verb, "--help"]).output
+    assert "at least" in CliRunner().invoke(app, [verb, "--help"]).output
 
 
 def test_each_number_of_a_flag_has_a_range_that_is_kept() -> None:

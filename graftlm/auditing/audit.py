@@ -3,36 +3,67 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from graftlm.auditing.comparison import changes
+from graftlm.auditing.condition import check_conditions, parse_condition
+from graftlm.auditing.config import DEFAULT_PROBES, AuditConfig
 from graftlm.auditing.diversity import Pattern
 from graftlm.auditing.measurement import Measurement, Reference, timed
+from graftlm.auditing.page import write_audit_report
 from graftlm.auditing.result import AuditResult, TunedPair
 from graftlm.errors import InputError
+from graftlm.models.given import Given, given_model, name_of
 from graftlm.models.pair import ModelPair, SteeredPair
-from graftlm.models.pair_loading import at_rest, check_base, loaded, opened_pair
+from graftlm.models.pair_loading import at_rest, check_base, opened_pair
+from graftlm.proxy.model import steering
 from graftlm.reinforce.formats import Format
 from graftlm.runs.console import Report
+from graftlm.runs.run import Run
 from graftlm.tasks import Task, get_task
 
-Steering = Callable[[Any, PreTrainedTokenizerBase], Any]
-Tuned: TypeAlias = str | PreTrainedModel | PeftModel
-"""A model's name, or the loaded model."""
-DEFAULT_PROBES = ("capitals", "elements", "glosses", "general-text", "code")
+Steer = Callable[[Any, PreTrainedTokenizerBase], Any]
+Several: TypeAlias = "Given | Sequence[Given] | Mapping[str, Given]"
+
+
+def run(config: AuditConfig, run: Run, progress: Report | None = None) -> AuditResult:
+    """Audit models as `config` says; audit.json and report.html go into the run's folder.
+
+    Raises InputError, before a model is loaded, for a condition on what is not measured.
+    """
+    tasks = [get_task(name) for name in config.tasks]
+    probes = [get_task(name) for name in config.probes if name not in config.tasks]
+    check_conditions([parse_condition(text) for text in config.fail_if], tasks, probes)
+    result = audit(
+        config.base,
+        config.tuned,
+        steered=steering(config.base, config.expert, config.antiexpert, config.alpha),
+        tasks=tasks,
+        probes=probes,
+        limit=config.limit,
+        layer_groups=config.layer_groups,
+        formats=config.formats or None,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=progress,
+    )
+    run.write_json("audit.json", asdict(result))
+    write_audit_report(run.folder / "report.html", result, title=f"Audit of models tuned from {config.base}")
+    return result
 
 
 def audit(
-    base: str | PreTrainedModel,
-    tuned: Tuned | Sequence[Tuned] | Mapping[str, Tuned] = (),
+    base: Given,
+    tuned: Several = (),
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    steered: Mapping[str, Steering] | None = None,
+    steered: Mapping[str, Steer] | None = None,
     tasks: Sequence[str | Task] = (),
     probes: Sequence[str | Task] = DEFAULT_PROBES,
     limit: int | None = 100,
@@ -49,7 +80,7 @@ def audit(
         tuned: one or several models, by name (folders, adapters, hub ids) or loaded; a mapping gives them other names.
             An adapter on `base`, named or a PeftModel around it, needs no second copy of the base model. Loaded models
             keep their weights, and have their modes again afterwards.
-        tokenizer: that of a loaded `base`; a name brings its own.
+        tokenizer: that of a loaded `base` (default: the one that is saved where it came from).
         steered: further models that leave the base model's weights alone and steer it: name -> function of the loaded
             base model and its tokenizer that gives such a model (ProxyTunedModel). They have no parts by layer.
         tasks: what the models were tuned for.
@@ -65,6 +96,8 @@ def audit(
     finite, and whatever `load_model` and `evaluate` refuse.
     """
     steered, models = steered or {}, named_models(tuned)
+    if not models and not steered:
+        raise InputError("no tuned model is given; name at least one to compare with the base model")
     check_names([*models, *steered])
     if layer_groups < 1:
         raise InputError(f"layer_groups must be at least 1, not {layer_groups}")
@@ -76,7 +109,7 @@ def audit(
         check_base(base, each)
     seconds: dict[str, float] = {}
     with timed(seconds, "loading"):
-        model, tokenizer = loaded(base, tokenizer)
+        model, tokenizer = given_model(base, tokenizer)
     measurement = Measurement(
         tokenizer=tokenizer, tasks=chosen[0], probes=chosen[1], limit=limit, layer_groups=layer_groups, formats=formats,
         batch_size=batch_size, seed=seed, progress=progress, seconds=seconds,
@@ -85,7 +118,7 @@ def audit(
     def pair_of(name: str) -> AbstractContextManager[ModelPair]:
         if name in steered:
             return nullcontext(SteeredPair(model, steered[name](model, tokenizer)))
-        return opened_pair(model, tokenizer, base, models[name])
+        return opened_pair(model, tokenizer, name_of(base), models[name])
 
     reference: Reference | None = None
     audited = {}
@@ -97,7 +130,7 @@ def audit(
                 audited[name] = measurement.compare(pair, reference, weights, name)
     assert reference is not None  # there is at least one name
     return AuditResult(
-        base=base if isinstance(base, str) else base.name_or_path or "base model",
+        base=name_of(base) or "base model",
         tasks=[task.name for task in chosen[0]],
         probes=[probe.name for probe in chosen[1]],
         base_results=reference.results,
@@ -112,7 +145,7 @@ def audit(
     )
 
 
-def named_models(tuned: Tuned | Sequence[Tuned] | Mapping[str, Tuned]) -> dict[str, Tuned]:
+def named_models(tuned: Several) -> dict[str, Given]:
     """Name -> model; a loaded model without a name is called "tuned", or "tuned 1", "tuned 2" and so on.
 
     Raises InputError for a name that is given twice.
@@ -120,19 +153,17 @@ def named_models(tuned: Tuned | Sequence[Tuned] | Mapping[str, Tuned]) -> dict[s
     if isinstance(tuned, Mapping):
         return dict(tuned)
     models = list(tuned) if isinstance(tuned, (list, tuple)) else [tuned]
-    named: dict[str, Tuned] = {}
-    for place, model in enumerate(models, start=1):
-        name = model if isinstance(model, str) else "tuned" if len(models) == 1 else f"tuned {place}"
-        if name in named:
-            raise InputError(f"model {name} is given twice; give each one once")
-        named[name] = model
-    return named
+    numbers = [""] if len(models) == 1 else [f" {place}" for place in range(1, len(models) + 1)]
+    names = [
+        os.fspath(model) if isinstance(model, (str, os.PathLike)) else f"tuned{number}"
+        for model, number in zip(models, numbers, strict=True)
+    ]
+    check_names(names)
+    return dict(zip(names, models, strict=True))
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise InputError where there is no name, or one stands twice."""
-    if not names:
-        raise InputError("no tuned model is given; name at least one to compare with the base model")
+    """Raise InputError where a name stands twice."""
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"model {name} is given twice; give each one once")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from graftlm.auditing.audit import DEFAULT_PROBES
+from graftlm.auditing.config import DEFAULT_PROBES
 from graftlm.auditing.result import short_names
 from graftlm.experiments.arms import UNTRAINED, Arm, read_arm
 from graftlm.experiments.comparison import Results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,35 +15,26 @@ from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
 from graftlm.models.adapters import merged, take_off
+from graftlm.models.given import Given
 from graftlm.models.load import adapter_on, fingerprint, load_model
 from graftlm.models.pair import AdapterPair, ModelPair, WholePair
 
 
-def loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A model and its tokenizer: loaded where `model` is a name. InputError for a loaded model without a tokenizer."""
-    if isinstance(model, str):
-        model, own_tokenizer = load_model(model)
-        return model, tokenizer or own_tokenizer
-    if tokenizer is None:
-        raise InputError("the model is given loaded and without its tokenizer: pass tokenizer=")
-    return model, tokenizer
-
-
 @contextmanager
-def opened_pair(base: Any, tokenizer: PreTrainedTokenizerBase, base_name: Any, tuned: Any) -> Iterator[ModelPair]:
+def opened_pair(base: Any, tokenizer: PreTrainedTokenizerBase, base_name: str, tuned: Given) -> Iterator[ModelPair]:
     """The pair of `base`, a loaded model, and `tuned`, a model's name or a loaded model.
 
-    `base_name`: the name that `base` was loaded from, where it is one. The name of an adapter on this base is put on it
+    `base_name`: the name that `base` was loaded from ("" where it was not). A named adapter on this base is put on it
     and taken off at the end; any other model is loaded whole beside it, merged where it is an adapter on another base,
     or one that leaves something of itself when it is switched off. A PeftModel around `base` is switched off and on.
     Raises InputError where the two cannot be compared.
     """
-    if not isinstance(tuned, str):
+    if not isinstance(tuned, (str, os.PathLike)):
         with at_rest(tuned):
             yield _pair_of_loaded(base, tuned)
         return
-    before = _few_logits(base)
-    adapted = adapter_on(base, tokenizer, base_name if isinstance(base_name, str) else base.name_or_path, tuned)
+    before, tuned = _few_logits(base), os.fspath(tuned)
+    adapted = adapter_on(base, tokenizer, base_name, tuned)
     if adapted is None:
         model, own_tokenizer = load_model(tuned)
         check_vocabulary(tokenizer, own_tokenizer, tuned)
@@ -94,10 +86,10 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def check_base(base: Any, tuned: Any) -> None:
+def check_base(base: Given, tuned: Given) -> None:
     """Raise InputError where a loaded `base` has an adapter in its layers and `tuned` is not that adapter's model: it
     would run with the adapter switched on."""
-    if isinstance(base, str) or not any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+    if isinstance(base, (str, os.PathLike)) or not any(isinstance(module, BaseTunerLayer) for module in base.modules()):
         return
     if not isinstance(tuned, PeftModel) or tuned.get_base_model() is not base:
         raise InputError(

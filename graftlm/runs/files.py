@@ -43,8 +43,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def written_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A scratch folder for these files, which replace those in `folder` in the end, unless there is an error.
+def written_together(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
+    """A scratch folder for these files (or all that it then holds), which replace those in `folder` in the end, unless
+    there is an error.
 
     Its name is always the same, so that what a kill leaves is gone with the next call.
     """
@@ -53,7 +54,7 @@ def written_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     scratch.mkdir(parents=True)
     try:
         yield scratch
-        for name in names:
+        for name in names or sorted(os.listdir(scratch)):
             os.replace(scratch / name, folder / name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

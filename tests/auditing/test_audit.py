@@ -17,6 +17,7 @@ from graftlm.auditing.condition import check_conditions, failures, parse_conditi
 from graftlm.cli import main
 from graftlm.errors import InputError
 from graftlm.models.load import load_model
+from graftlm.runs.yaml_text import parse_yaml
 from graftlm.tasks import Capitals, Metric, get_task
 from tests.auditing.models import adapted, noisy
 from tests.conftest import tiny_model
@@ -126,7 +127,7 @@ def test_a_base_model_with_an_adapter_in_it_is_not_taken_for_a_plain_one(
     base = adapted(tiny_model(layers=2)).get_base_model()
     with pytest.raises(InputError, match="the base model has an adapter in its layers"):
         audit(base, tiny_model(layers=2), tokenizer=tokenizer, probes=[probe])
-    with pytest.raises(InputError, match="without its tokenizer: pass tokenizer="):
+    with pytest.raises(InputError, match="pass its tokenizer along, as tokenizer="):
         audit(tiny_model(layers=2), tiny_model(layers=2), probes=[probe])
 
 
@@ -147,10 +148,14 @@ def test_the_command_writes_page_and_json_and_fails_on_a_condition(
     shown = capsys.readouterr()
     assert "noisy: divergence is" in shown.err and "general-text" in shown.out
     document = json.loads((tmp_path / "a" / "audit.json").read_text("utf-8"))
+    written = parse_yaml((tmp_path / "a" / "run.yaml").read_text("utf-8"))
+    assert written["config"]["tuned"] == [names[1]] and written["sources"]["limit"] == "flag" and "finished" in written
     assert document["tuned"][names[1]]["divergence"] > 0
     assert (tmp_path / "a" / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     assert run(*common, "--output", str(tmp_path / "a")) == 2
-    assert "holds audit.json" in capsys.readouterr().err
+    assert "holds a run; give --overwrite" in capsys.readouterr().err
+    assert run("audit", "--config", str(tmp_path / "a"), "--output", str(tmp_path / "a"), "--overwrite") == 1
+    capsys.readouterr()
     assert run(*common, "--output", str(tmp_path / "b"), "--json", "--fail-if", "divergence>99") == 0
     assert json.loads(capsys.readouterr().out)["probes"] == ["general-text"]
 
@@ -160,7 +165,7 @@ def test_the_command_writes_page_and_json_and_fails_on_a_condition(
     [
         (["--fail-if", "retention=0.9"], "a condition such as 'retention<0.9'"),
         (["--fail-if", "retention.nothing<0.9"], "'retention.nothing' is not in this audit"),
-        (["--format", "json"], "NAME=REGEX"),
+        (["--format", "json"], "key=value is expected"),
         (["--probe", "capitols"], "did you mean 'capitals'?"),
         (["--probe", "capitals", "--probe", "capitals"], "given twice"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from graftlm.errors import InputError
 from graftlm.models.load import load_model
-from graftlm.models.restore import parse_layers, restore
+from graftlm.models.restore import restore
+from graftlm.models.restore_config import parse_layers
 from tests.auditing.models import noisy
 from tests.conftest import tiny_model
 
@@ -103,18 +103,18 @@ def test_bad_input_is_named_and_nothing_written(
 def test_a_folder_in_use_stays_as_it_is(base: str, whole: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    for overwrite, message in ((False, "in use"), (True, "holds other things than a model")):
-        with pytest.raises(InputError, match=message):
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="holds other things"):
             restore(whole, tmp_path / "out", layers="0", base=base, overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
-    for inner in ("", "model"):  # the models that are read stay, and so does a folder around one
-        folder = tmp_path / "run"
-        shutil.copytree(whole, folder / inner)
-        (folder / "config.json").touch()
-        with pytest.raises(InputError, match="which is read"):
-            restore(str(folder / inner), folder, layers="0", base=base, overwrite=True)
-        assert (folder / inner / "model.safetensors").exists()
-        shutil.rmtree(folder)
+    restore(whole, tmp_path / "run", layers="0", base=base)
+    with pytest.raises(InputError, match="which is read"):
+        restore(str(tmp_path / "run"), tmp_path / "run", layers="0", base=base, overwrite=True)
+    with pytest.raises(InputError, match="holds a run; give --overwrite"):
+        restore(whole, tmp_path / "run", layers="0", base=base)
+    with pytest.raises(InputError, match="layer 9"):
+        restore(whole, tmp_path / "run", layers="9", base=base, overwrite=True)
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_an_earlier_result_is_replaced_on_request(base: str, whole: str, tmp_path: Path) -> None:
@@ -122,6 +122,7 @@ def test_an_earlier_result_is_replaced_on_request(base: str, whole: str, tmp_pat
     (tmp_path / "out" / "old").touch()
     restore(whole, tmp_path / "out", layers="0", base=base, overwrite=True)
     assert (tmp_path / "out" / "model.safetensors").exists() and not (tmp_path / "out" / "old").exists()
+    assert "layers: '0'" in (tmp_path / "out" / "run.yaml").read_text()
 
 
 def test_a_loaded_model_is_changed_in_place(base: str, whole: str) -> None:
