@@ -75,7 +75,7 @@ class Place:
         return self.run(name, "tune", config, tune)
 
     def multi_token(self, name: str, **settings: Any) -> Any:
-        return self.tune(name, heads="cold", num_heads=2, coefficient=0.3, **settings)
+        return self.tune(name, heads="cold", num_heads=2, mtp_coefficient=0.3, **settings)
 
     def distill(self, name: str) -> Any:
         config = DistillConfig(
@@ -116,7 +116,7 @@ TRAJECTORIES: dict[str, Callable[[Place, str], Any]] = {
     "tune-multi-token-lora": Place.multi_token,
     "tune-multi-token-full": lambda place, name: place.multi_token(name, method="full", train_heads=True),
     "tune-entropy-anchored": lambda place, name: place.multi_token(
-        name, weights="entropy", anchor="kl", protect_layers=0.3, gradient_accumulation=2
+        name, mtp_weights="entropy", anchor="kl", protect_layers=0.3, gradient_accumulation=2
     ),
     "tune-packed": lambda place, name: place.multi_token(name, packing=True, trainer={"lr_scheduler_type": "linear"}),
     "distill": Place.distill,

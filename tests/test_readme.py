@@ -102,7 +102,7 @@ def assert_takes(function: Any, keywords: list[str]) -> None:
 
 def test_the_recipe_is_valid_and_shows_the_defaults() -> None:
     config, sources = load_config(TuneConfig, ROOT / "examples" / "tune.yaml", {})
-    for name in ("coefficient", "decay", "schedule", "learning_rate", "lora_rank", "lora_alpha"):
+    for name in ("mtp_coefficient", "mtp_decay", "mtp_schedule", "learning_rate", "lora_rank", "lora_alpha"):
         assert sources[name] == "config file"
         assert getattr(config, name) == TuneConfig.__dataclass_fields__[name].default
 

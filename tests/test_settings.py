@@ -126,7 +126,7 @@ def test_each_number_of_the_trainers_config_has_a_range_or_is_listed_as_unbounde
         ({"adam_beta1": 1.0}, "adam_beta1 is 1.0, but it must be at least 0 and below 1"),
         ({"packing_strategy": "best"}, "packing_strategy is 'best', but one of bfd"),
         ({"report_to": ["nobody"]}, "report_to names 'nobody', but the trackers are "),
-        ({"decay": 2}, "decay is 2, but it must be above 0 and at most 1"),
+        ({"mtp_decay": 2}, "mtp_decay is 2, but it must be above 0 and at most 1"),
         ({"lerning_rate": 1}, "unknown field 'lerning_rate'; did you mean 'learning_rate'"),
         ({"optim": "adamx"}, "optim is 'adamx', but one of adamw_torch, "),
     ],

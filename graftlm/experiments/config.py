@@ -10,7 +10,7 @@ from typing import Any
 from graftlm.errors import InputError
 from graftlm.experiments.arms import Arm, mapping, read_arm
 from graftlm.heads.config import MOST_HEADS
-from graftlm.runs.config import REQUIRED, describe_unknown, option, read_config_file, require
+from graftlm.runs.config import REQUIRED, describe_unknown, option, read_config_file, require, takes_earlier_names
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
 
 LADDER = Path("study")
@@ -19,6 +19,7 @@ ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
 MEASURES = {"gain": "tasks", "retention": "probes"}
 
 
+@takes_earlier_names
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """Arms trained on the same rows with the same seeds, each measured on the same tasks and probes."""
@@ -38,9 +39,10 @@ class StudyConfig:
     probes: list[str] = option(["capitals", "elements", "general-text"], "Comma-separated probes of what is forgotten.")
     limit: int = option(100, "Test examples of each.", at_least=2)
     num_heads: int = option(4, "Heads.", at_least=1, at_most=MOST_HEADS)
-    coefficient: float = option(
-        0.1, "Weight of the heads' loss (the paper's 0.01 is too small to show at 135M).", at_least=0
-    )
+    mtp_coefficient: float = option(
+        0.1, "Weight of the heads' loss (the paper's 0.01 is too small to show at 135M).", at_least=0,
+        formerly="coefficient",
+    )  # fmt: skip
     max_steps: int = option(50, "Optimizer steps of each training.", at_least=1)
     batch_size: int = option(8, "Rows in a step.", at_least=1)
     learning_rate: float = option(6e-4, "Peak learning rate of LoRA.", above=0)
@@ -90,8 +92,10 @@ class StudyConfig:
             full = arm.settings.get("method") == "full"
             rate = self.full_learning_rate if full else self.learning_rate
             given |= {"max_steps": self.max_steps, "batch_size": self.batch_size, "learning_rate": rate}
-            if arm.settings.get("objective") != "next-token":
-                given |= {"heads": heads, "num_heads": self.num_heads, "coefficient": self.coefficient}
+            terms = arm.settings.get("terms")
+            if arm.settings.get("objective") != "next-token" if terms is None else "multi_token" in terms:
+                given |= {"heads": heads, "num_heads": self.num_heads}
+                given |= {"mtp_coefficient": self.mtp_coefficient} if terms is None else {}
                 given |= {"heads_learning_rate": self.heads_learning_rate} if arm.settings.get("train_heads") else {}
         return replace(arm, settings={**given, **arm.settings})
 

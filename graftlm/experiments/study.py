@@ -37,7 +37,7 @@ def experiment_of(config: StudyConfig, folder: Path) -> Experiment:
     """The experiment of a study whose results go to `folder`."""
     heads = str(folder / HEADS)
     arms = [config.filled(arm, heads) for arm in config.chosen_arms.values()]
-    weighted = [arm for arm in arms if arm.settings.get("weights") == "importance"]
+    weighted = [arm for arm in arms if arm.settings.get("mtp_weights") == "importance"]
     if weighted and not any(column in WEIGHT_COLUMNS for column in load_rows(config.data).column_names):
         if split_names(config.arms) != ["all"] or config.own_arms:
             raise InputError(

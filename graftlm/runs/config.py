@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import math
 import os
 import reprlib
@@ -136,7 +137,7 @@ def current_names(
         if new in current:
             raise InputError(f"{name} and {new} are one setting, which was renamed; give {new} alone")
         if new != name:
-            warnings.warn(f"{name} is now {new}; the old name goes in the next release", FutureWarning, stacklevel=3)
+            warn_of_earlier_name(name, new)
         current[new] = value
     return current
 
@@ -257,3 +258,42 @@ def split_optional(annotation: Any) -> tuple[Any, bool]:
 def describe(value: Any) -> str:
     """A value as an error line shows it: of a long one the beginning, of a deep one the outermost."""
     return "null" if value is None else SHORT.repr(value)
+
+
+def takes_earlier_names(cls: type[Config]) -> type[Config]:
+    """Class decorator of a config: its fields' earlier names (`formerly`) are taken by the constructor and can be read
+    and set, each with a FutureWarning."""
+    renamed = {each.metadata["formerly"]: each.name for each in fields(cls) if each.metadata.get("formerly")}  # type: ignore[arg-type]
+    build = cls.__init__
+
+    @functools.wraps(build)
+    def take(self: Any, *values: Any, **named: Any) -> None:
+        for earlier in renamed.keys() & named.keys():
+            if renamed[earlier] in named:
+                raise InputError(
+                    f"{earlier} and {renamed[earlier]} are one setting, which was renamed; give the latter"
+                )
+            warn_of_earlier_name(earlier, renamed[earlier])
+            named[renamed[earlier]] = named.pop(earlier)
+        build(self, *values, **named)
+
+    def attribute(earlier: str, name: str) -> property:
+        def read(self: Any) -> Any:
+            warn_of_earlier_name(earlier, name)
+            return getattr(self, name)
+
+        def write(self: Any, value: Any) -> None:
+            warn_of_earlier_name(earlier, name)
+            setattr(self, name, value)
+
+        return property(read, write)
+
+    cls.__init__ = take  # type: ignore[method-assign]
+    for earlier, name in renamed.items():
+        setattr(cls, earlier, attribute(earlier, name))
+    return cls
+
+
+def warn_of_earlier_name(earlier: str, name: str) -> None:
+    message = f"{earlier} is now {name}; the old name goes in the next release"
+    warnings.warn(message, FutureWarning, stacklevel=3)

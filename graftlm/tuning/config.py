@@ -5,18 +5,95 @@ One field is the YAML key, the command-line flag (with dashes), its help and its
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from graftlm.errors import InputError
 from graftlm.heads.config import MOST_HEADS
-from graftlm.runs.config import option, require
+from graftlm.runs.config import coerce, describe, option, require, takes_earlier_names
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
-from graftlm.tuning.terms.settings import Schedule, Weighting
+from graftlm.tuning.terms import TERMS, term_class
+from graftlm.tuning.terms.settings import (
+    KLAnchorSettings,
+    MultiTokenSettings,
+    Schedule,
+    TermSettings,
+    Weighting,
+    declared,
+    read_settings,
+)
+
+FLAGS: dict[str, tuple[type[TermSettings], dict[str, str], str]] = {
+    "multi_token": (
+        MultiTokenSettings,
+        {
+            "mtp_coefficient": "weight",
+            "mtp_decay": "decay",
+            "mtp_schedule": "schedule",
+            "mtp_weights": "token_weights",
+            "forking_fraction": "forking_fraction",
+        },
+        "--objective multi-token",
+    ),
+    "kl_anchor": (KLAnchorSettings, {"anchor_weight": "weight", "anchor_data": "data"}, "--anchor kl"),
+}
+"""Term that has flags of its own -> its settings, the flags of them, and the flag that asks for it."""
+OF_HEADS = ("heads", "num_heads", "train_heads", "heads_learning_rate")
+
+
+def refuse_idle(config: Any, names: Iterable[str], rule: str, prefix: str = "--") -> None:
+    """InputError for the first of these fields that is not at its default, since nothing reads it."""
+    for name in names:
+        value, default = getattr(config, name), type(config).__dataclass_fields__[name].default
+        if value != default:
+            shown = name.replace("_", "-") if prefix else name
+            raise InputError(f"{prefix}{shown} is {describe(value)}, but {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """Fine-tuning with the multi-token or the next-token objective (DESIGN 3, 5; CAFT stage 2)."""
+class TermOptions:
+    """Terms of the loss that keep what the base model knows."""
+
+    anchor: Literal["none", "kl"] = option("none", "kl adds KL(base ‖ tuned) on general text.")
+    anchor_weight: float = declared(KLAnchorSettings, "weight")
+    anchor_data: str | None = declared(KLAnchorSettings, "data")
+    terms: dict[str, Any] | None = option(
+        None,
+        f"Terms added to the loss, as NAME={{setting: value, ...}}; the names: {', '.join(TERMS)}. "
+        "--anchor and --objective with their settings are short for two of them.",
+    )
+
+    @property
+    def terms_of_flags(self) -> list[str]:
+        """The terms that flags ask for."""
+        return ["kl_anchor"] if self.anchor == "kl" else []
+
+    def term_settings(self) -> dict[str, TermSettings]:
+        """The terms beside the loss itself with their settings, from the flags and from `terms`.
+
+        Raises InputError for an unknown term or setting, and for a setting of a term that is not there.
+        """
+        found: dict[str, TermSettings] = {}
+        for name, (kind, flags, asked) in FLAGS.items():
+            flags = {flag: setting for flag, setting in flags.items() if hasattr(self, flag)}
+            if name in (self.terms or {}):
+                refuse_idle(self, flags, f"terms gives the settings of {name}: say it there")
+            elif name in self.terms_of_flags:
+                found[name] = kind(**{setting: getattr(self, flag) for flag, setting in flags.items()})
+            else:
+                refuse_idle(self, flags, f"it needs {asked}")
+        for name, given in (self.terms or {}).items():
+            culprit = f"terms: {name}"
+            block = coerce({} if given is None else given, dict[str, Any], culprit)
+            found[name] = read_settings(term_class(name).Settings, block, culprit)
+        return found
+
+
+@takes_earlier_names
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(TermOptions):
+    """Fine-tuning with the multi-token or the next-token objective, and terms that keep what the base model knows."""
 
     model: str = option("smollm2-135m", "Model to tune: hub id, folder, adapter folder, or smollm2-135m.")
     data: str = option("molecules", "Training rows: a built-in task, a JSON(L), CSV or Parquet file, or a hub id.")
@@ -26,11 +103,11 @@ class TuneConfig:
     num_heads: int = option(4, "Heads where they are cold.", at_least=1, at_most=MOST_HEADS)
     train_heads: bool = option(False, "Train the heads along instead of keeping them frozen.")
     heads_learning_rate: float | None = option(None, "Learning rate of trained heads (default: the model's).", above=0)
-    coefficient: float = option(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.", at_least=0)
-    decay: float = option(0.8, "d in that sum.", above=0, at_most=1)
-    schedule: Schedule = option("rsine", "s(t): rsine falls from 1 to 0, sine and linear rise, constant stays.")
-    weights: Weighting = option("uniform", "Which tokens the auxiliary heads learn from.")
-    forking_fraction: float = option(0.2, "Share of tokens that --weights entropy keeps.", above=0, at_most=1)
+    mtp_coefficient: float = declared(MultiTokenSettings, "weight", formerly="coefficient")
+    mtp_decay: float = declared(MultiTokenSettings, "decay", formerly="decay")
+    mtp_schedule: Schedule = declared(MultiTokenSettings, "schedule", formerly="schedule")  # noqa: RUF009
+    mtp_weights: Weighting = declared(MultiTokenSettings, "token_weights", formerly="weights")  # noqa: RUF009
+    forking_fraction: float = declared(MultiTokenSettings, "forking_fraction")
     method: Literal["lora", "full", "frozen-unembedding"] = option("lora", "Which weights of the model are trained.")
     lora_rank: int = option(16, "LoRA rank.", at_least=1)
     lora_alpha: int = option(32, "LoRA alpha.", at_least=1)
@@ -38,9 +115,6 @@ class TuneConfig:
     protect_layers: float = option(
         0.0, "Share of the layers, from the bottom, that is left untouched.", at_least=0, below=1
     )
-    anchor: Literal["none", "kl"] = option("none", "kl adds KL(base ‖ tuned) on general text.")
-    anchor_weight: float = option(0.1, "Weight of that term.", at_least=0)
-    anchor_data: str | None = option(None, "Text rows for it (default: a bundled set).")
     learning_rate: float = option(6e-4, "Peak learning rate of AdamW.", above=0)
     epochs: float = option(1.0, "Passes over the rows.", above=0)
     max_steps: int | None = option(None, "Stop after so many optimizer steps instead.", at_least=1)
@@ -62,16 +136,10 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        require(
-            self.objective == "next-token" or self.heads is not None,
-            "heads",
-            self.heads,
-            "multi-token tuning needs them: run `graftlm distill` first, or give --heads cold",
-        )
-        anchored = self.anchor == "kl"
-        require(anchored or self.anchor_data is None, "anchor_data", self.anchor_data, "it needs --anchor kl")
-        own_weight = self.anchor_weight != TuneConfig.anchor_weight
-        require(anchored or not own_weight, "anchor_weight", self.anchor_weight, "it needs --anchor kl")
+        if self.terms is not None and "multi_token" not in self.terms:
+            object.__setattr__(self, "objective", "next-token")
+        self.term_settings()
+        self._check_heads()
         for name in ("early_stopping", "eval_steps"):
             value = getattr(self, name)
             require(value is None or self.eval_split is not None, name, value, "it needs an --eval-split")
@@ -81,3 +149,22 @@ class TuneConfig:
             self.save_steps,
             "with --early-stopping each evaluation is a checkpoint: give --eval-steps instead",
         )
+
+    @property
+    def terms_of_flags(self) -> list[str]:
+        return [*super().terms_of_flags, *(["multi_token"] if self.objective == "multi-token" else [])]
+
+    def _check_heads(self) -> None:
+        if self.objective == "next-token":
+            both = "multi_token" in (self.terms or {})
+            require(not both, "objective", self.objective, "terms has multi_token: leave out one")
+            refuse_idle(self, OF_HEADS, "it needs --objective multi-token")
+            return
+        require(
+            self.heads is not None,
+            "heads",
+            self.heads,
+            "multi-token tuning needs them: run `graftlm distill` first, or give --heads cold",
+        )
+        if not self.train_heads:
+            refuse_idle(self, ["heads_learning_rate"], "it needs --train-heads")

@@ -22,8 +22,9 @@ from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.heads.loss import IGNORE
 from graftlm.models.decoder import Decoder, decoder_layers, plain_model
-from graftlm.runs.config import option
+from graftlm.runs.config import coerce, option, takes_earlier_names, typed_fields
 from graftlm.runs.ranges import check_ranges
+from graftlm.tuning.config import FLAGS, refuse_idle
 from graftlm.tuning.model import TermsModel, TermsOutput
 from graftlm.tuning.proofs import check_packing, why_not_by_parts
 from graftlm.tuning.resuming import ResumableTrainer
@@ -37,14 +38,17 @@ from graftlm.tuning.terms.settings import (
     Schedule,
     TermSettings,
     Weighting,
-    schedule_factor,
+    declared,
 )
 from graftlm.tuning.token_weights import TokenWeightsCollator, align_token_weights
 from graftlm.tuning.training import arguments_as
 
 HEADS_FOLDER = "heads"
+MTP_FLAGS = FLAGS["multi_token"][1]
+OF_HEADS = ("train_heads", "heads_learning_rate")
 
 
+@takes_earlier_names
 @dataclass
 class MultiTokenConfig(SFTConfig):
     """`trl.SFTConfig` and the settings of the multi-token loss (see `graftlm.tuning.terms.multi_token`).
@@ -52,18 +56,18 @@ class MultiTokenConfig(SFTConfig):
     Unlike in TRL, bf16 is off by default where there is no GPU: CPUs run it many times slower than float32.
     """
 
-    coefficient: float = option(0.01, "c in L = L0 + c · s(t) · Σ d^k · L_k.", at_least=0)
-    decay: float = option(0.8, "d in that sum.", above=0, at_most=1)
-    schedule: str = option("rsine", "s(t): rsine, sine, linear or constant.")
-    weights: str = option("uniform", "Which tokens the heads learn from: uniform, entropy, surprisal, importance.")
-    forking_fraction: float = option(0.2, "Share of tokens that weights=entropy keeps.", above=0, at_most=1)
+    mtp_coefficient: float = declared(MultiTokenSettings, "weight", formerly="coefficient")
+    mtp_decay: float = declared(MultiTokenSettings, "decay", formerly="decay")
+    mtp_schedule: str = declared(MultiTokenSettings, "schedule", formerly="schedule")
+    mtp_weights: str = declared(MultiTokenSettings, "token_weights", formerly="weights")
+    forking_fraction: float = declared(MultiTokenSettings, "forking_fraction")
     train_heads: bool = option(False, "Train the heads along instead of keeping them frozen.")
     heads_learning_rate: float | None = option(None, "Learning rate of trained heads; None: the model's.", at_least=0)
     freeze_unembedding: bool = option(False, "Leave the unembedding (and an embedding tied to it) as it is.")
     protect_layers: float = option(
         0.0, "Share of the layers, from the bottom, that is left untouched.", at_least=0, below=1
     )
-    anchor_weight: float = option(0.0, "Weight of KL(base ‖ tuned) on the trainer's anchor_texts.", at_least=0)
+    anchor_weight: float = declared(KLAnchorSettings, "weight", default=0.0)
 
     def __post_init__(self) -> None:
         bf16: bool | None = self.bf16  # type: ignore[has-type]
@@ -71,15 +75,20 @@ class MultiTokenConfig(SFTConfig):
             self.bf16 = False
         super().__post_init__()
         check_ranges(self, prefix="")
-        schedule_factor(self.schedule, 0, 1)  # type: ignore[arg-type]
-        if self.weights not in ("uniform", "entropy", "surprisal", "importance"):
-            raise InputError(f"weights is {self.weights!r}; it is uniform, entropy, surprisal or importance")
-        if self.weights == "importance" and (self.packing or self.padding_free or self.truncation_mode == "keep_end"):
-            raise InputError("weights 'importance' excludes packing, padding_free and truncation_mode 'keep_end'")
+        self.multi_token_settings()
+        cut = self.packing or self.padding_free or self.truncation_mode == "keep_end"
+        if self.mtp_weights == "importance" and cut:
+            raise InputError("mtp_weights 'importance' excludes packing, padding_free and truncation_mode 'keep_end'")
         if self.loss_type != "nll":
             raise InputError(f"loss_type={self.loss_type!r} is not supported with the multi-token loss: use 'nll'")
         if self.label_smoothing_factor:
             raise InputError("label_smoothing_factor is not supported with the multi-token loss: set it to 0")
+
+    def multi_token_settings(self) -> MultiTokenSettings:
+        """Settings of the term of heads. Raises InputError for a word or a number that there is not."""
+        types = {field.name: annotation for field, annotation in typed_fields(MultiTokenSettings)}
+        given = {name: coerce(getattr(self, flag), types[name], flag) for flag, name in MTP_FLAGS.items()}
+        return MultiTokenSettings(**given)
 
 
 class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
@@ -111,12 +120,12 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         **trainer_kwargs: Any,
     ) -> None:
         args = MultiTokenConfig("multi-token") if args is None else arguments_as(MultiTokenConfig, args)
-        if args.weights == "importance":
+        if args.mtp_weights == "importance":
             args.remove_unused_columns = False  # TRL would drop the weights
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         self._check_arguments(with_heads=heads is not None)
         self.model_accepts_loss_kwargs = True  # the loss is normalised here, whatever the model's own forward takes
-        if args.weights == "importance":
+        if args.mtp_weights == "importance":
             self._attach_token_weights()
         plain = self.model
         own_terms = [*self._next_token_terms(), *self._multi_token_terms(plain, heads), *self._anchors(anchor_texts)]
@@ -155,23 +164,18 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         self, plain: nn.Module, heads: MultiTokenHeads | str | os.PathLike[str] | None
     ) -> list[Term]:
         if heads is None:
+            refuse_idle(self.args, [*MTP_FLAGS, *OF_HEADS], "there are no heads", prefix="")
             return []
         if not isinstance(heads, MultiTokenHeads):
             heads = MultiTokenHeads.from_pretrained(heads, plain)
         weight = Decoder(plain).unembedding.weight
         heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(self.args.train_heads)
-        args: Any = self.args
-        settings = MultiTokenSettings(
-            weight=args.coefficient,
-            decay=args.decay,
-            schedule=args.schedule,
-            token_weights=args.weights,
-            forking_fraction=args.forking_fraction,
-        )
-        return [MultiToken(settings, heads)]
+        return [MultiToken(self.args.multi_token_settings(), heads)]
 
     def _anchors(self, texts: Sequence[str] | None) -> list[Term]:
         if self.args.anchor_weight == 0:
+            if texts:
+                raise InputError("anchor_texts are given, but anchor_weight is 0")
             return []
         if not texts:
             raise InputError("anchor_weight is set, but there are no anchor_texts to hold the model to")

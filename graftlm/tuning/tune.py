@@ -22,9 +22,10 @@ from graftlm.models.given import Given, GivenPair, name_of
 from graftlm.runs.console import say
 from graftlm.runs.run import Run, call_verb
 from graftlm.tuning.callbacks import ConsoleCallback, InterruptCallback, RunCallback
-from graftlm.tuning.config import TuneConfig
+from graftlm.tuning.config import FLAGS, TermOptions, TuneConfig
 from graftlm.tuning.sample import describe_plan
-from graftlm.tuning.terms.kl_anchor import anchor_texts
+from graftlm.tuning.terms import term_class
+from graftlm.tuning.terms.base import Term
 from graftlm.tuning.trainer import MultiTokenConfig, MultiTokenTrainer
 from graftlm.tuning.training import (
     checkpointing,
@@ -98,13 +99,12 @@ def build_trainer(config: TuneConfig, run: Run, given: GivenPair | None = None) 
     longest = arguments.max_length
     rows = checked_rows(config, "train", tokenizer, longest)
     evaluated = checked_rows(config, config.eval_split, tokenizer, longest) if config.eval_split else None
-    heads = None
-    if config.objective == "multi-token":
-        assert config.heads is not None  # TuneConfig sees to it
+    heads: Any = config.heads
+    if heads is not None:
         heads = (
             MultiTokenHeads.from_model(model, config.num_heads)
-            if config.heads == "cold"
-            else MultiTokenHeads.from_pretrained(config.heads, model)
+            if heads == "cold"
+            else MultiTokenHeads.from_pretrained(heads, model)
         )
     model, adapter = trained_part(model, config.method, config.lora_rank, config.lora_alpha, config.lora_dropout)
     callbacks: list[Any] = [RunCallback(run), InterruptCallback()]
@@ -116,7 +116,7 @@ def build_trainer(config: TuneConfig, run: Run, given: GivenPair | None = None) 
             model,
             arguments,
             heads=heads,
-            anchor_texts=anchor_texts(config.anchor_data) if config.anchor == "kl" else None,
+            terms=terms_of(config),
             train_dataset=rows,
             eval_dataset=evaluated,
             processing_class=tokenizer,
@@ -157,6 +157,11 @@ def describe_cut(config: TuneConfig, split: str, trainer: MultiTokenTrainer) -> 
     )
 
 
+def terms_of(config: TermOptions) -> list[Term]:
+    """The config's terms, but for that of heads, which the trainer makes of its own arguments."""
+    return [term_class(name)(each) for name, each in config.term_settings().items() if name != "multi_token"]
+
+
 def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:
     """The trainer's arguments; `config.trainer` has the last word. Raises InputError for an unknown one."""
     evaluates = config.eval_split is not None
@@ -167,17 +172,13 @@ def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:
     if config.early_stopping is not None:
         saving = {"save_strategy": evaluating["eval_strategy"], "save_steps": config.eval_steps or 500}
         evaluating |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    multi_token = config.term_settings().get("multi_token")
     settings: dict[str, Any] = {
-        "coefficient": config.coefficient,
-        "decay": config.decay,
-        "schedule": config.schedule,
-        "weights": config.weights,
-        "forking_fraction": config.forking_fraction,
+        **{flag: getattr(multi_token, name) for flag, name in FLAGS["multi_token"][1].items() if multi_token},
         "train_heads": config.train_heads,
         "heads_learning_rate": config.heads_learning_rate,
         "freeze_unembedding": config.method == "frozen-unembedding",
         "protect_layers": config.protect_layers,
-        "anchor_weight": config.anchor_weight if config.anchor == "kl" else 0.0,
         "learning_rate": config.learning_rate,
         "num_train_epochs": config.epochs,
         "max_steps": config.max_steps if config.max_steps is not None else -1,

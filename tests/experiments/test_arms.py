@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from graftlm.errors import InputError
-from graftlm.experiments.arms import read_arm
+from graftlm.experiments.arms import Arm, read_arm
 from graftlm.experiments.config import StudyConfig
 from graftlm.experiments.study import experiment_of
 from graftlm.tuning.config import TuneConfig
@@ -30,12 +30,15 @@ def test_arms_of_a_file_come_with_those_that_they_are_from() -> None:
 
 
 def test_the_study_gives_what_an_arm_leaves_out() -> None:
-    config = StudyConfig(learning_rate=1e-3, full_learning_rate=1e-4, coefficient=0.2, batch_size=2, output="o")
+    config = StudyConfig(learning_rate=1e-3, full_learning_rate=1e-4, mtp_coefficient=0.2, batch_size=2, output="o")
     filled = {name: config.filled(arm, "o/heads").settings for name, arm in config.chosen_arms.items()}
     tuned = {name: TuneConfig(output="o", **settings) for name, settings in filled.items()}
     assert tuned["next-token-full"].learning_rate == 1e-4 and tuned["next-token-lora"].learning_rate == 1e-3
     assert tuned["cold-heads"].heads == "cold" and tuned["distilled-heads"].heads == "o/heads"
     assert {each.batch_size for each in tuned.values()} == {2} and "heads" not in filled["next-token-lora"]
+    assert tuned["cold-heads"].mtp_coefficient == 0.2
+    plain = Arm(name="plain", verb="tune", settings={"terms": {"l2_to_base": {}}})
+    assert "heads" not in config.filled(plain, "o/heads").settings
     own = {"slow": {"from": "next-token-lora", "tune": {"learning_rate": 1e-5}}}
     config = StudyConfig(own_arms=own)
     assert config.filled(config.chosen_arms["slow"], "h").settings["learning_rate"] == 1e-5

@@ -96,7 +96,7 @@ def test_all_kept_gives_the_completion_back_and_its_importance(data: str, pruner
 @pytest.mark.filterwarnings(PEFT_WARNING)
 def test_tune_takes_the_ranks_as_weights(data: str, pruner: str, tmp_path: Path) -> None:
     pruned(data, tmp_path / "out.jsonl", pruner, "surprisal", keep=1.0)
-    options = {"objective": "multi-token", "weights": "importance", "heads": "cold", "max-steps": "1"}
+    options = {"objective": "multi-token", "mtp-weights": "importance", "heads": "cold", "max-steps": "1"}
     flags = [text for name, value in options.items() for text in (f"--{name}", value)]
     result = graftlm("tune", "--model", pruner, "--data", "out.jsonl", "--output", "run", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

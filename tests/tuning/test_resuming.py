@@ -113,7 +113,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "evaluated-each-epoch": (17, {"eval_split": "validation", "save_steps": 4, "lora_dropout": 0.2}),
     "best": (25, {"eval_split": "validation", "eval_steps": 3, "early_stopping": 20, "save_steps": None,
                   "lora_dropout": 0.2}),
-    "anchored": (25, {"anchor": "kl", "anchor_weight": 0.5, "weights": "entropy", "num_heads": 2, "heads": "cold",
+    "anchored": (25, {"anchor": "kl", "anchor_weight": 0.5, "mtp_weights": "entropy", "num_heads": 2, "heads": "cold",
                       "objective": "multi-token"}),
     "at-the-last-step": (32, {}),
 }  # fmt: skip

@@ -64,6 +64,7 @@ def run(tokenizer: PreTrainedTokenizerBase, folder: Path, **settings: Any) -> tu
     model, heads = model_and_heads(dtype=dtype, **model_settings)
     if not settings.pop("with_heads", True):
         heads = None
+        settings.setdefault("mtp_coefficient", 0.01)
     torch.manual_seed(1)
     trainer = MultiTokenTrainer(
         model,
@@ -128,7 +129,7 @@ def test_coefficient_zero_is_the_trajectory_of_trl(
     trainer, trajectory = run(
         tokenizer,
         tmp_path,
-        coefficient=0.0,
+        mtp_coefficient=0.0 if with_heads else 0.01,
         gradient_accumulation_steps=2,
         peft_config=peft_config,
         with_heads=with_heads,
@@ -174,7 +175,7 @@ def test_the_heads_losses_are_logged_as_head_losses_says(tokenizer: PreTrainedTo
 def test_a_log_over_steps_with_and_without_heads_counts_all_of_them(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    settings = {"learning_rate": 0.0, "schedule": "linear"}  # which leaves the heads out of the first step
+    settings = {"learning_rate": 0.0, "mtp_schedule": "linear"}  # which leaves the heads out of the first step
     once, _ = run(tokenizer, tmp_path, max_steps=1, per_device_train_batch_size=16, **settings)
     twice, _ = run(tokenizer, tmp_path, max_steps=2, per_device_train_batch_size=8, logging_steps=2, **settings)
     for name in ("next_token_loss", "mean_token_accuracy"):
@@ -274,7 +275,7 @@ def test_arguments_of_trl_and_transformers_train_as_trl_does_with_them(
         return made
 
     ours, theirs = trained(MultiTokenTrainer), trained(SFTTrainer)
-    assert isinstance(ours.args, MultiTokenConfig) and ours.args.coefficient == 0.01
+    assert isinstance(ours.args, MultiTokenConfig) and ours.args.mtp_coefficient == 0.01
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-6)
     for name in (field.name for field in fields(theirs.args) if field.init and "ddp" not in field.name):
         assert getattr(ours.args, name) == getattr(theirs.args, name), name
@@ -545,10 +546,10 @@ def test_a_loss_that_is_not_finite_stops_training(tokenizer: PreTrainedTokenizer
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"schedule": "cosine"}, "cosine"),
-        ({"weights": "importances"}, "importances"),
+        ({"mtp_schedule": "cosine"}, "cosine"),
+        ({"mtp_weights": "importances"}, "importances"),
         ({"protect_layers": 1.0}, "protect_layers"),
-        ({"coefficient": -1.0}, "coefficient"),
+        ({"mtp_coefficient": -1.0}, "mtp_coefficient"),
         ({"loss_type": "dft"}, "loss_type"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing"),
     ],
@@ -565,6 +566,13 @@ def test_contradictions_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path
         MultiTokenTrainer(model, config(tmp_path, anchor_weight=0.1), **given)
     with pytest.warns(FutureWarning), pytest.raises(InputError, match="compute_loss_func"):
         MultiTokenTrainer(model, config(tmp_path), compute_loss_func=lambda *_: None, **given)
+    with pytest.raises(InputError, match="anchor_texts are given, but anchor_weight is 0"):
+        MultiTokenTrainer(model, config(tmp_path), anchor_texts=ANCHOR_TEXTS, **given)
+    for settings in ({"mtp_coefficient": 5.0}, {"mtp_schedule": "sine"}, {"train_heads": True}):
+        with pytest.raises(InputError, match=f"{next(iter(settings))} is .*, but there are no heads"):
+            MultiTokenTrainer(
+                model, config(tmp_path, **{"mtp_coefficient": 0.01, **settings}), **{**given, "heads": None}
+            )
     reentrant = config(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(InputError, match="use_reentrant"):
         MultiTokenTrainer(model, reentrant, **given)
@@ -573,7 +581,7 @@ def test_contradictions_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["entropy", "surprisal"])
 def test_every_weighting_trains(weighting: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    trainer, _ = run(tokenizer, tmp_path, weights=weighting, train_heads=True, max_steps=10, learning_rate=1e-2)
+    trainer, _ = run(tokenizer, tmp_path, mtp_weights=weighting, train_heads=True, max_steps=10, learning_rate=1e-2)
     for name in ("next_token_loss", "head_1_loss"):
         assert losses(trainer, name)[-1] < losses(trainer, name)[0]
 
@@ -595,11 +603,11 @@ def test_importance_weights_reach_the_heads(tokenizer: PreTrainedTokenizerBase, 
     for name, weight in (("none", 0.0), ("all", 1.0), ("half", 0.5)):
         weighted = plain.add_column("importance", [[weight] * len(c) for c in plain["completion"]])
         trainer, _ = run(
-            tokenizer, tmp_path, weights="importance", train_dataset=weighted, max_steps=1, schedule="constant"
+            tokenizer, tmp_path, mtp_weights="importance", train_dataset=weighted, max_steps=1, mtp_schedule="constant"
         )
         logged = trainer.state.log_history[0]
         found[name] = logged["loss"] - logged["next_token_loss"]
-    uniform, _ = run(tokenizer, tmp_path, max_steps=1, schedule="constant")
+    uniform, _ = run(tokenizer, tmp_path, max_steps=1, mtp_schedule="constant")
     logged = uniform.state.log_history[0]
     assert found["all"] == pytest.approx(logged["loss"] - logged["next_token_loss"], abs=1e-5)
     assert found["half"] == pytest.approx((found["none"] + found["all"]) / 2, abs=1e-5)
@@ -612,4 +620,15 @@ def test_missing_importance_weights_are_refused(
 ) -> None:
     data = rows() if given is None else rows().add_column("importance", [given] * 16)
     with pytest.raises(InputError, match=says):
-        run(tokenizer, tmp_path, weights="importance", train_dataset=data)
+        run(tokenizer, tmp_path, mtp_weights="importance", train_dataset=data)
+
+
+def test_earlier_names_of_settings_are_taken_for_one_release(tmp_path: Path) -> None:
+    earlier = {"coefficient": 0.5, "decay": 0.7, "schedule": "sine", "weights": "entropy"}
+    with pytest.warns(FutureWarning, match="is now mtp_"):
+        made = MultiTokenConfig(str(tmp_path), **earlier)
+    assert (made.mtp_coefficient, made.mtp_decay, made.mtp_schedule, made.mtp_weights) == tuple(earlier.values())
+    with pytest.warns(FutureWarning, match="decay is now mtp_decay"):
+        assert made.decay == 0.7
+    with pytest.raises(InputError, match="one setting"):
+        MultiTokenConfig(str(tmp_path), coefficient=0.5, mtp_coefficient=0.5)

@@ -27,8 +27,10 @@ from graftlm import load_model
 from graftlm.cli import main
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
+from graftlm.runs.config import load_config
 from graftlm.runs.run import Run
 from graftlm.tuning.config import TuneConfig
+from graftlm.tuning.terms.settings import KLAnchorSettings
 from graftlm.tuning.tune import build_trainer, tune
 from tests.conftest import tiny_model
 from tests.tuning.plain import PEFT_WARNING, assert_same
@@ -59,8 +61,11 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
+NEXT_TOKEN = {"objective": "next-token", "heads": None, "num_heads": 4, "mtp_coefficient": 0.01}
+
+
 def config(model_folder: Path, data: Path, output: Path, **settings: Any) -> TuneConfig:
-    given = {"heads": "cold", "num_heads": 2, "batch_size": 4, "max_steps": 6, "coefficient": 0.3, **settings}
+    given = {"heads": "cold", "num_heads": 2, "batch_size": 4, "max_steps": 6, "mtp_coefficient": 0.3, **settings}
     return TuneConfig(model=str(model_folder), data=str(data), output=str(output), **given)
 
 
@@ -94,7 +99,8 @@ def environment() -> dict[str, str]:
 def test_a_run_leaves_a_model_that_loads_its_log_and_its_settings(
     objective: str, method: str, model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    folder = run(config(model_folder, data, tmp_path / "run", objective=objective, method=method, learning_rate=1e-2))
+    settings = {} if objective == "multi-token" else NEXT_TOKEN
+    folder = run(config(model_folder, data, tmp_path / "run", method=method, learning_rate=1e-2, **settings))
     tuned, _ = load_model(str(folder / "model"))
     untrained, _ = load_model(str(model_folder))
     ids = torch.arange(40, 60)[None]
@@ -161,15 +167,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model_folder: Path, data: Path, tmp_
     assert process.returncode == 130, errors
     last = errors.strip().splitlines()[-1]
     assert "checkpoint saved at step" in last
-    assert "graftlm tune run/run.yaml --resume" in last
+    assert "graftlm tune --config run/run.yaml --resume" in last
     step = int(last.split("at step ")[1].split(";")[0])
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").is_file()
 
 
 @pytest.mark.slow
 def test_an_adapter_is_trained_on_instead_of_stacked(model_folder: Path, data: Path, tmp_path: Path) -> None:
-    first = run(config(model_folder, data, tmp_path / "first", objective="next-token"))
-    second = run(config(first / "model", data, tmp_path / "second", objective="next-token"))
+    first = run(config(model_folder, data, tmp_path / "first", **NEXT_TOKEN))
+    second = run(config(first / "model", data, tmp_path / "second", **NEXT_TOKEN))
     one, two = (load_file(f / "model" / "adapter_model.safetensors") for f in (first, second))
     assert one.keys() == two.keys()
     assert any(not torch.equal(one[name], two[name]) for name in one)
@@ -188,12 +194,12 @@ def test_modules_that_an_adapter_saves_whole_are_trained_on_and_other_adapters_r
         settings = json.loads((tmp_path / name / "adapter_config.json").read_text())
         settings["base_model_name_or_path"] = str(model_folder)
         (tmp_path / name / "adapter_config.json").write_text(json.dumps(settings))
-    folder = run(config(tmp_path / "whole", data, tmp_path / "run", objective="next-token"))
+    folder = run(config(tmp_path / "whole", data, tmp_path / "run", **NEXT_TOKEN))
     before, after = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "whole", folder / "model"))
     [head] = [name for name in before if "lm_head" in name]
     assert not torch.equal(before[head], after[head])
     with pytest.raises(InputError, match="the adapter is IA3, and only LoRA is trained on"):
-        run(config(tmp_path / "ia3", data, tmp_path / "other", objective="next-token"))
+        run(config(tmp_path / "ia3", data, tmp_path / "other", **NEXT_TOKEN))
 
 
 @pytest.mark.slow
@@ -239,6 +245,19 @@ def test_early_stopping_goes_on_counting_after_a_resume(model_folder: Path, data
     [
         ({"anchor_data": "text.jsonl"}, "--anchor-data is 'text.jsonl', but it needs --anchor kl"),
         ({"anchor_weight": 0.5}, "--anchor-weight is 0.5, but it needs --anchor kl"),
+        ({"mtp_coefficient": 5.0}, "--mtp-coefficient is 5.0, but it needs --objective multi-token"),
+        ({"heads": "nowhere"}, "--heads is 'nowhere', but it needs --objective multi-token"),
+        ({"train_heads": True}, "--train-heads is True, but it needs --objective multi-token"),
+        ({"terms": {"kl_anchor": {"weight": 1.0}}, "anchor_weight": 0.5}, "terms gives the settings of kl_anchor"),
+        ({"terms": {"multi_token": {}}}, "--objective is 'next-token', but terms has multi_token"),
+        ({"terms": {"kl_anker": {}}}, "unknown term 'kl_anker'; did you mean 'kl_anchor'?"),
+        (
+            {"terms": {"kl_anchor": {"wieght": 1.0}}},
+            "kl_anchor: unknown setting 'wieght'; did you mean 'weight'",
+        ),
+        ({"terms": {"kl_anchor": {"weight": "much"}}}, "terms: kl_anchor: weight is 'much', but a finite number"),
+        ({"terms": {"kl_anchor": {"weight": -1.0}}}, "terms: kl_anchor: weight is -1.0, but it must be at least 0"),
+        ({"terms": {"kl_anchor": 3}}, "terms: kl_anchor is 3, but a mapping"),
         ({"max_steps": 0}, "--max-steps is 0"),
         ({"early_stopping": 2, "eval_split": "validation", "save_steps": 5}, "each evaluation is a checkpoint"),
     ],
@@ -246,6 +265,25 @@ def test_early_stopping_goes_on_counting_after_a_resume(model_folder: Path, data
 def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TuneConfig(objective="next-token", **settings)
+
+
+def test_a_block_of_terms_says_what_its_flags_say() -> None:
+    settings = {"weight": 0.3, "token_weights": "entropy"}
+    block = TuneConfig(heads="cold", terms={"multi_token": settings, "kl_anchor": {"weight": 1.0}})
+    flags = TuneConfig(heads="cold", mtp_coefficient=0.3, mtp_weights="entropy", anchor="kl", anchor_weight=1.0)
+    assert block.term_settings() == flags.term_settings()
+    assert TuneConfig(terms={}).objective == "next-token" and TuneConfig(terms={}).term_settings() == {}
+    assert TuneConfig(terms={}, anchor="kl").term_settings() == {"kl_anchor": KLAnchorSettings()}
+
+
+def test_earlier_names_are_taken_from_python_a_file_and_flags_for_one_release(tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match="weights is now mtp_weights"):
+        assert TuneConfig(heads="cold", weights="entropy").mtp_weights == "entropy"
+    file = tmp_path / "tune.yaml"
+    file.write_text("heads: cold\ncoefficient: 0.5\n")
+    with pytest.warns(FutureWarning, match="is now mtp_"):
+        made, _ = load_config(TuneConfig, file, {"decay": "0.7"})
+    assert (made.mtp_coefficient, made.mtp_decay) == (0.5, 0.7)
 
 
 def test_the_model_is_loaded_as_the_trainers_settings_say(model_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -295,7 +333,7 @@ def test_importance_weights_come_from_the_data(model_folder: Path, tmp_path: Pat
     rows = [{"prompt": "a:", "completion": " bcd", "importance": [0.0, 1.0, 0.5, 1.0]}] * 8
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = run(config(model_folder, path, tmp_path / "run", weights="importance", max_steps=2))
+    folder = run(config(model_folder, path, tmp_path / "run", mtp_weights="importance", max_steps=2))
     assert (folder / "model").is_dir()
 
 
@@ -376,7 +414,7 @@ def bad_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, tu
             "does not take 'load_in_4bit'",
         ),
         "no heads": (["--model", model, "--data", rows], "distill"),
-        "wrong number": ([*base, "--coefficient", "-1"], "--coefficient"),
+        "wrong number": ([*base, "--mtp-coefficient", "-1"], "--mtp-coefficient"),
     }
 
 

@@ -48,7 +48,7 @@ def config(output_dir: str | Path, **settings: Any) -> MultiTokenConfig:
         "per_device_train_batch_size": 4,
         "max_steps": 4,
         "learning_rate": 5e-3,
-        "coefficient": 0.3,
+        "mtp_coefficient": 0.3,
         "gradient_checkpointing": False,
         "dataset_num_proc": None,
     }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from graftlm.errors import InputError
-from graftlm.runs.config import option
+from graftlm.runs.config import coerce, current_names, option, typed_fields
 from graftlm.runs.ranges import check_ranges
 
 Schedule = Literal["rsine", "sine", "linear", "constant"]
 Weighting = Literal["uniform", "entropy", "surprisal", "importance"]
+FORKING_FRACTION = 0.2
 
 
 def schedule_factor(schedule: Schedule, step: int, total_steps: int) -> float:
@@ -53,7 +55,14 @@ class MultiTokenSettings(TermSettings):
     decay: float = option(0.8, "d in that sum.", above=0, at_most=1)
     schedule: Schedule = option("rsine", "s(t): rsine falls from 1 to 0, sine and linear rise, constant stays.")
     token_weights: Weighting = option("uniform", "Which tokens the auxiliary heads learn from.")
-    forking_fraction: float = option(0.2, "Share of tokens that the weights `entropy` keep.", above=0, at_most=1)
+    forking_fraction: float = option(
+        FORKING_FRACTION, "Share of tokens that the weights `entropy` keep.", above=0, at_most=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.token_weights != "entropy" and self.forking_fraction != FORKING_FRACTION:
+            raise InputError(f"forking_fraction is {self.forking_fraction}, but only the weights `entropy` read it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +71,23 @@ class KLAnchorSettings(TermSettings):
 
     weight: float = option(0.1, "Weight of KL(base ‖ tuned) on general text.", at_least=0)
     data: str | None = option(None, "Text rows for it (default: a bundled set).")
+
+
+def declared(settings: type, name: str, *, formerly: str | None = None, **changes: Any) -> Any:
+    """A config field that is declared as the field `name` of `settings`: default, help and range stand there alone.
+
+    formerly: as in `option`. changes: another `default`.
+    """
+    [original] = [each for each in fields(settings) if each.name == name]
+    return field(**{"default": original.default, "metadata": {**original.metadata, "formerly": formerly}, **changes})
+
+
+def read_settings(kind: type[TermSettings], given: Mapping[str, Any], culprit: str) -> TermSettings:
+    """Settings out of a mapping, such as a block of YAML. Raises InputError that names the culprit and the setting."""
+    known = {field.name: (field, annotation) for field, annotation in typed_fields(kind)}
+    named = current_names(given, known, f"{culprit}: unknown setting")
+    values = {name: coerce(value, known[name][1], f"{culprit}: {name}") for name, value in named.items()}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{culprit}: {error}") from error
