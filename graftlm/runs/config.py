@@ -72,6 +72,15 @@ def option(
     return field(default=default, metadata=metadata, repr=not secret)
 
 
+def declared(settings: type, name: str, *, formerly: str | None = None, **changes: Any) -> Any:
+    """A config field that is declared as the field `name` of `settings`: default, help and range stand there alone.
+
+    formerly: as in `option`. changes: another `default`.
+    """
+    [original] = [each for each in fields(settings) if each.name == name]
+    return field(**{"default": original.default, "metadata": {**original.metadata, "formerly": formerly}, **changes})
+
+
 def require(condition: bool, flag: str, value: Any, rule: str) -> None:
     """Raise InputError that names the flag, the value and the rule that it breaks."""
     if not condition:

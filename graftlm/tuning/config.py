@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from graftlm.errors import InputError
 from graftlm.heads.config import MOST_HEADS
-from graftlm.runs.config import coerce, describe, option, require, takes_earlier_names
+from graftlm.runs.config import coerce, declared, describe, option, require, takes_earlier_names
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
 from graftlm.tuning.terms import TERMS, term_class
 from graftlm.tuning.terms.settings import (
@@ -20,25 +20,17 @@ from graftlm.tuning.terms.settings import (
     Schedule,
     TermSettings,
     Weighting,
-    declared,
     read_settings,
 )
 
-FLAGS: dict[str, tuple[type[TermSettings], dict[str, str], str]] = {
-    "multi_token": (
-        MultiTokenSettings,
-        {
-            "mtp_coefficient": "weight",
-            "mtp_decay": "decay",
-            "mtp_schedule": "schedule",
-            "mtp_weights": "token_weights",
-            "forking_fraction": "forking_fraction",
-        },
-        "--objective multi-token",
-    ),
-    "kl_anchor": (KLAnchorSettings, {"anchor_weight": "weight", "anchor_data": "data"}, "--anchor kl"),
+MULTI_TOKEN_FLAGS = {
+    "mtp_coefficient": "weight",
+    "mtp_decay": "decay",
+    "mtp_schedule": "schedule",
+    "mtp_weights": "token_weights",
+    "forking_fraction": "forking_fraction",
 }
-"""Term that has flags of its own -> its settings, the flags of them, and the flag that asks for it."""
+"""Field of TuneConfig -> field of MultiTokenSettings."""
 OF_HEADS = ("heads", "num_heads", "train_heads", "heads_learning_rate")
 
 
@@ -53,15 +45,21 @@ def refuse_idle(config: Any, names: Iterable[str], rule: str, prefix: str = "--"
 
 @dataclass(frozen=True, kw_only=True)
 class TermOptions:
-    """Terms of the loss that keep what the base model knows."""
+    """Terms of the loss that keep what the base model knows.
+
+    FLAGS: term that has fields of its own here -> its settings, the fields of them, and the flag that asks for it.
+    """
+
+    FLAGS: ClassVar[dict[str, tuple[type[TermSettings], dict[str, str], str]]] = {
+        "kl_anchor": (KLAnchorSettings, {"anchor_weight": "weight", "anchor_data": "data"}, "--anchor kl")
+    }
 
     anchor: Literal["none", "kl"] = option("none", "kl adds KL(base ‖ tuned) on general text.")
     anchor_weight: float = declared(KLAnchorSettings, "weight")
     anchor_data: str | None = declared(KLAnchorSettings, "data")
     terms: dict[str, Any] | None = option(
         None,
-        f"Terms added to the loss, as NAME={{setting: value, ...}}; the names: {', '.join(TERMS)}. "
-        "--anchor and --objective with their settings are short for two of them.",
+        f"Terms added to the loss, as NAME={{setting: value, ...}}; names: {', '.join(TERMS)}. Flags stand for some.",
     )
 
     @property
@@ -75,8 +73,7 @@ class TermOptions:
         Raises InputError for an unknown term or setting, and for a setting of a term that is not there.
         """
         found: dict[str, TermSettings] = {}
-        for name, (kind, flags, asked) in FLAGS.items():
-            flags = {flag: setting for flag, setting in flags.items() if hasattr(self, flag)}
+        for name, (kind, flags, asked) in self.FLAGS.items():
             if name in (self.terms or {}):
                 refuse_idle(self, flags, f"terms gives the settings of {name}: say it there")
             elif name in self.terms_of_flags:
@@ -94,6 +91,11 @@ class TermOptions:
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(TermOptions):
     """Fine-tuning with the multi-token or the next-token objective, and terms that keep what the base model knows."""
+
+    FLAGS: ClassVar[dict[str, tuple[type[TermSettings], dict[str, str], str]]] = {
+        "multi_token": (MultiTokenSettings, MULTI_TOKEN_FLAGS, "--objective multi-token"),
+        **TermOptions.FLAGS,
+    }
 
     model: str = option("smollm2-135m", "Model to tune: hub id, folder, adapter folder, or smollm2-135m.")
     data: str = option("molecules", "Training rows: a built-in task, a JSON(L), CSV or Parquet file, or a hub id.")

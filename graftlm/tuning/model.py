@@ -16,7 +16,7 @@ from graftlm.heads.heads import MultiTokenHeads
 from graftlm.tuning.terms.base import Pass, Step, Term, TermOutput, weighted
 from graftlm.tuning.terms.multi_token import MultiToken
 from graftlm.tuning.terms.next_token import NextToken, Routers
-from graftlm.tuning.terms.settings import MultiTokenSettings, Weighting
+from graftlm.tuning.terms.settings import FORKING_FRACTION, MultiTokenSettings, Weighting
 
 
 @dataclass
@@ -126,7 +126,7 @@ class MultiTokenModel(TermsModel):
         heads: MultiTokenHeads | None,
         *,
         weights: Weighting = "uniform",
-        forking_fraction: float = 0.2,
+        forking_fraction: float = FORKING_FRACTION,
         **options: Any,
     ) -> None:
         settings = MultiTokenSettings(token_weights=weights, forking_fraction=forking_fraction)

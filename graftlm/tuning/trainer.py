@@ -22,9 +22,9 @@ from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.heads.loss import IGNORE
 from graftlm.models.decoder import Decoder, decoder_layers, plain_model
-from graftlm.runs.config import coerce, option, takes_earlier_names, typed_fields
+from graftlm.runs.config import coerce, declared, option, takes_earlier_names, typed_fields
 from graftlm.runs.ranges import check_ranges
-from graftlm.tuning.config import FLAGS, refuse_idle
+from graftlm.tuning.config import MULTI_TOKEN_FLAGS, refuse_idle
 from graftlm.tuning.model import TermsModel, TermsOutput
 from graftlm.tuning.proofs import check_packing, why_not_by_parts
 from graftlm.tuning.resuming import ResumableTrainer
@@ -38,13 +38,11 @@ from graftlm.tuning.terms.settings import (
     Schedule,
     TermSettings,
     Weighting,
-    declared,
 )
 from graftlm.tuning.token_weights import TokenWeightsCollator, align_token_weights
 from graftlm.tuning.training import arguments_as
 
 HEADS_FOLDER = "heads"
-MTP_FLAGS = FLAGS["multi_token"][1]
 OF_HEADS = ("train_heads", "heads_learning_rate")
 
 
@@ -87,7 +85,7 @@ class MultiTokenConfig(SFTConfig):
     def multi_token_settings(self) -> MultiTokenSettings:
         """Settings of the term of heads. Raises InputError for a word or a number that there is not."""
         types = {field.name: annotation for field, annotation in typed_fields(MultiTokenSettings)}
-        given = {name: coerce(getattr(self, flag), types[name], flag) for flag, name in MTP_FLAGS.items()}
+        given = {name: coerce(getattr(self, flag), types[name], flag) for flag, name in MULTI_TOKEN_FLAGS.items()}
         return MultiTokenSettings(**given)
 
 
@@ -164,7 +162,7 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         self, plain: nn.Module, heads: MultiTokenHeads | str | os.PathLike[str] | None
     ) -> list[Term]:
         if heads is None:
-            refuse_idle(self.args, [*MTP_FLAGS, *OF_HEADS], "there are no heads", prefix="")
+            refuse_idle(self.args, [*MULTI_TOKEN_FLAGS, *OF_HEADS], "there are no heads", prefix="")
             return []
         if not isinstance(heads, MultiTokenHeads):
             heads = MultiTokenHeads.from_pretrained(heads, plain)

@@ -22,10 +22,9 @@ from graftlm.models.given import Given, GivenPair, name_of
 from graftlm.runs.console import say
 from graftlm.runs.run import Run, call_verb
 from graftlm.tuning.callbacks import ConsoleCallback, InterruptCallback, RunCallback
-from graftlm.tuning.config import FLAGS, TermOptions, TuneConfig
+from graftlm.tuning.config import MULTI_TOKEN_FLAGS, TuneConfig
 from graftlm.tuning.sample import describe_plan
-from graftlm.tuning.terms import term_class
-from graftlm.tuning.terms.base import Term
+from graftlm.tuning.terms import make_terms
 from graftlm.tuning.trainer import MultiTokenConfig, MultiTokenTrainer
 from graftlm.tuning.training import (
     checkpointing,
@@ -107,6 +106,7 @@ def build_trainer(config: TuneConfig, run: Run, given: GivenPair | None = None) 
             else MultiTokenHeads.from_pretrained(heads, model)
         )
     model, adapter = trained_part(model, config.method, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    terms = {name: settings for name, settings in config.term_settings().items() if name != "multi_token"}
     callbacks: list[Any] = [RunCallback(run), InterruptCallback()]
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping))
@@ -116,7 +116,7 @@ def build_trainer(config: TuneConfig, run: Run, given: GivenPair | None = None) 
             model,
             arguments,
             heads=heads,
-            terms=terms_of(config),
+            terms=make_terms(terms),
             train_dataset=rows,
             eval_dataset=evaluated,
             processing_class=tokenizer,
@@ -157,11 +157,6 @@ def describe_cut(config: TuneConfig, split: str, trainer: MultiTokenTrainer) -> 
     )
 
 
-def terms_of(config: TermOptions) -> list[Term]:
-    """The config's terms, but for that of heads, which the trainer makes of its own arguments."""
-    return [term_class(name)(each) for name, each in config.term_settings().items() if name != "multi_token"]
-
-
 def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:
     """The trainer's arguments; `config.trainer` has the last word. Raises InputError for an unknown one."""
     evaluates = config.eval_split is not None
@@ -174,7 +169,7 @@ def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:
         evaluating |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     multi_token = config.term_settings().get("multi_token")
     settings: dict[str, Any] = {
-        **{flag: getattr(multi_token, name) for flag, name in FLAGS["multi_token"][1].items() if multi_token},
+        **{flag: getattr(multi_token, name) for flag, name in MULTI_TOKEN_FLAGS.items() if multi_token},
         "train_heads": config.train_heads,
         "heads_learning_rate": config.heads_learning_rate,
         "freeze_unembedding": config.method == "frozen-unembedding",

@@ -176,7 +176,8 @@ def test_the_balancing_loss_of_a_mixture_of_experts_is_added_as_in_trl(
 
     settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     given = {"heads": MultiTokenHeads.from_model(mixture(), 2)} if with_heads else {}
-    ours = build(MultiTokenTrainer, mixture(), tokenizer, tmp_path, given=given, mtp_coefficient=0.0, **settings)
+    off = {"mtp_coefficient": 0.0} if with_heads else {}
+    ours = build(MultiTokenTrainer, mixture(), tokenizer, tmp_path, given=given, **off, **settings)
     assert_alike(ours, build(SFTTrainer, mixture(), tokenizer, tmp_path, **settings))
     assert ours.state.log_history[0]["aux_loss"] > 1
 

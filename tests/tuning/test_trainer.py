@@ -59,6 +59,7 @@ def run(tokenizer: PreTrainedTokenizerBase, folder: Path, **settings: Any) -> tu
         "train_dataset": settings.pop("train_dataset", rows()),
         "eval_dataset": settings.pop("eval_dataset", None),
         "anchor_texts": settings.pop("anchor_texts", None),
+        "terms": settings.pop("terms", ()),
     }
     callbacks = settings.pop("callbacks", [])
     model, heads = model_and_heads(dtype=dtype, **model_settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ from graftlm.runs.config import describe_unknown
 
 if TYPE_CHECKING:
     from graftlm.tuning.terms.base import Term
+    from graftlm.tuning.terms.settings import TermSettings
 
 TERMS = {
     "multi_token": "MultiToken",
     "kl_anchor": "KLAnchor",
+    "l2_to_base": "L2ToBase",
 }
 """Name of a term, which is its file's too -> its class. (The next-token loss is always there.)"""
 
@@ -24,3 +27,8 @@ def term_class(name: str) -> type[Term]:
         raise InputError(f"unknown term {describe_unknown(name, TERMS)}")
     found: type[Term] = getattr(import_module(f"{__name__}.{name}"), TERMS[name])
     return found
+
+
+def make_terms(settings: Mapping[str, TermSettings]) -> list[Term]:
+    """The terms of these names with these settings."""
+    return [term_class(name)(each) for name, each in settings.items()]

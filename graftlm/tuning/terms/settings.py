@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from graftlm.errors import InputError
@@ -71,15 +71,6 @@ class KLAnchorSettings(TermSettings):
 
     weight: float = option(0.1, "Weight of KL(base ‖ tuned) on general text.", at_least=0)
     data: str | None = option(None, "Text rows for it (default: a bundled set).")
-
-
-def declared(settings: type, name: str, *, formerly: str | None = None, **changes: Any) -> Any:
-    """A config field that is declared as the field `name` of `settings`: default, help and range stand there alone.
-
-    formerly: as in `option`. changes: another `default`.
-    """
-    [original] = [each for each in fields(settings) if each.name == name]
-    return field(**{"default": original.default, "metadata": {**original.metadata, "formerly": formerly}, **changes})
 
 
 def read_settings(kind: type[TermSettings], given: Mapping[str, Any], culprit: str) -> TermSettings:
