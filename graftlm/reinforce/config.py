@@ -12,10 +12,12 @@ from graftlm.errors import InputError
 from graftlm.reinforce.built_in_rewards import specs
 from graftlm.runs.config import option, require
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
+from graftlm.tuning.config import TermOptions
+from graftlm.tuning.terms import term_class
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReinforceConfig:
+class ReinforceConfig(TermOptions):
     """Reinforcement learning with a verifiable reward, on forking tokens (arXiv 2506.01939), its formats watched
     (arXiv 2504.07912)."""
 
@@ -80,6 +82,9 @@ class ReinforceConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        for name in self.term_settings():
+            if name in (self.terms or {}) and term_class(name).needs_labels:
+                raise InputError(f"terms: {name} reads supervised labels, which completions do not have")
         require(
             self.overlong_buffer < self.max_completion_length,
             "overlong_buffer", self.overlong_buffer, "it must be below max-completion-length",

@@ -38,6 +38,7 @@ from graftlm.runs.run import Run, call_verb
 from graftlm.tasks import TASKS
 from graftlm.tasks.reasoning import PREFIX
 from graftlm.tuning.callbacks import ConsoleCallback, InterruptCallback, RunCallback, TableCallback, updates_together
+from graftlm.tuning.terms import make_terms
 from graftlm.tuning.training import (
     model_to_train,
     refused_settings,
@@ -142,6 +143,7 @@ def build_trainer(config: ReinforceConfig, run: Run, given: GivenPair | None = N
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=adapter,
+            terms=make_terms(config.term_settings()),
             callbacks=[*([monitor] if monitor else []), RunCallback(run), InterruptCallback()],
         )
     if adapted:

@@ -19,7 +19,7 @@ neither (continuous batching, tools) is one made. Without Triton, where TRL unem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -35,9 +35,11 @@ from graftlm.errors import InputError
 from graftlm.models.adapters import alteration_of, lasting_alteration
 from graftlm.models.decoder import acts_in_forward, backbone_of, plain_model
 from graftlm.models.forking import forking_token_mask, forking_token_mask_of_all_processes, token_entropy
-from graftlm.runs.config import option
+from graftlm.reinforce.config import ReinforceConfig
+from graftlm.runs.config import declared, option
 from graftlm.runs.ranges import check_ranges
 from graftlm.tuning.resuming import ResumableTrainer
+from graftlm.tuning.terms.base import Pass, StepCounter, Term, weighted
 from graftlm.tuning.training import arguments_as
 
 Scope = Literal["rollout", "micro-batch", "response"]
@@ -54,10 +56,10 @@ class ForkingTokenGRPOConfig(GRPOConfig):
     `top_entropy_quantile` is set besides.
     """
 
-    forking_fraction: float = option(0.2, "Share of the tokens with the policy loss; 1 is all.", above=0, at_most=1)
-    forking_scope: str = option("rollout", "Over what the share is taken: rollout (batch), micro-batch or response.")
-    forking_normaliser: str = option("kept", "What the policy loss is divided by: kept tokens (paper) or all (TRL).")
-    forking_tokens: str = option("top", "Which tokens: top (by entropy), rest (all others) or random (as many).")
+    forking_fraction: float = declared(ReinforceConfig, "forking_fraction")
+    forking_scope: str = declared(ReinforceConfig, "forking_scope")
+    forking_normaliser: str = declared(ReinforceConfig, "forking_normaliser")
+    forking_tokens: str = declared(ReinforceConfig, "forking_tokens")
     start_agreement_steps: int = option(
         20,
         "Rollout batches between measurements of the mask's agreement with the start model's (LoRA; 0: never).",
@@ -91,9 +93,18 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     args: ForkingTokenGRPOConfig
 
     def __init__(
-        self, model: Any, reward_funcs: Any = None, args: TrainingArguments | None = None, *others: Any, **named: Any
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
+        terms: Sequence[Term] = (),
+        **named: Any,
     ) -> None:
-        """As GRPOTrainer; `args` is completed with ForkingTokenGRPOConfig's defaults where it is another's."""
+        """As GRPOTrainer; `args` is completed with ForkingTokenGRPOConfig's defaults where it is another's.
+
+        terms: added to the loss (graftlm/tuning/terms). Raises InputError for one that needs labels.
+        """
         args = ForkingTokenGRPOConfig("forking-tokens") if args is None else arguments_as(ForkingTokenGRPOConfig, args)
         # An adapter that this trainer adds can be switched off to have the start model; one that was there cannot.
         added = None if hasattr(model, "peft_config") else named.get("peft_config")
@@ -105,7 +116,11 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
             )
         self._start_is_without_adapter = added is not None and not altered
         super().__init__(model, reward_funcs, args, *others, **named)
-        check_no_end(getattr(self.processing_class, "tokenizer", self.processing_class))
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        check_no_end(tokenizer)
+        self._terms = terms
+        self._steps = StepCounter(self)
+        self._prepare_terms(tokenizer)
         self._recorded: list[Tensor] | None = None
         self._turns = 0
         self._scored: Tensor | None = None
@@ -115,6 +130,14 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self._rollouts = 0
         self._drawn: dict[str, tuple[int, int]] = {}
         """Of train and eval: the last step at which random tokens were drawn, and how often before in it."""
+
+    def _prepare_terms(self, tokenizer: Any) -> None:
+        for term in self._terms:
+            if term.needs_labels:
+                raise InputError(f"terms: {term.name} reads supervised labels, which completions do not have")
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise InputError(f"{term.name} cannot be used here where the weights are divided over devices")
+            term.prepare(self.model, tokenizer)
 
     @property
     def _masks(self) -> bool:
@@ -240,12 +263,25 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     ) -> Any:
         self._weights = inputs.get(MASK)
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._terms and self.model.training:
+            loss = loss + self._loss_of_terms(model)
         if not return_outputs and self.model.training and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is unharmed: "
                 "lower the learning rate"
             )
         return loss
+
+    def _loss_of_terms(self, model: nn.Module) -> Tensor | float:
+        """Sum of the terms in this batch; what they log joins TRL's metrics."""
+        step = self._steps.next()
+        given = Pass(self.accelerator.unwrap_model(model), step)
+        terms = [term for term in self._terms if term.settings.weight_at(step.number, step.total) > 0]
+        outputs = [term.forward(given) for term in terms]
+        for name, (total, count) in (entry for output in outputs for entry in output.log.items()):
+            mean = self.accelerator.reduce(total.float() / max(count, 1), "mean")
+            self._metrics["train"][name].append(float(mean))
+        return sum(weighted(term, output, step) for term, output in zip(terms, outputs, strict=True))
 
     # -- log-probabilities and entropies --------------------------------------------------------------------------
 

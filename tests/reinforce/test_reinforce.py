@@ -176,6 +176,8 @@ def test_what_cannot_be_run_is_named(
     ("settings", "culprit"),
     [
         ({"batch_size": 3}, "--batch-size is 3.*= 8 must be divisible"),
+        ({"terms": {"multi_token": {}}}, "terms: multi_token reads supervised labels"),
+        ({"anchor_weight": 0.3}, "--anchor-weight is 0.3, but it needs --anchor kl"),
         ({"guard": "divergence"}, "--guard is 'divergence'.*--formats"),
         ({"forking_fraction": 0.0}, "--forking-fraction is 0.0"),
         ({"formats": {"seven": 7}}, "--formats seven is 7"),
@@ -264,7 +266,7 @@ def test_kill_9_then_resume_writes_the_same_rollouts_and_ends_with_the_same_weig
     small = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     flags = ["reinforce", "--model", str(model_folder), "--data", str(data), "--reward", "regex:[a-m]", *small,
              "--max-steps", "12", "--save-steps", "2", "--formats", "letter=^[a-z]",
-             "--learning-rate", "0.01"]  # fmt: skip
+             "--learning-rate", "0.01", "--anchor", "kl", "--terms", "l2_to_base={weight: 0.1}"]  # fmt: skip
     whole = graftlm(*flags, "--output", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr[-2000:]
     killed = subprocess.Popen(

@@ -25,11 +25,15 @@ from graftlm.reinforce.trainer import (
     ForkingTokenGRPOTrainer,
     loss_mask,
 )
+from graftlm.tuning.terms.kl_anchor import KLAnchor
+from graftlm.tuning.terms.next_token import NextToken
+from graftlm.tuning.terms.settings import KLAnchorSettings
 from tests.conftest import VOCABULARY, tiny_model
 from tests.models.test_forking import plain_mask
 from tests.reinforce.training import TRL_WARNING, config, rows, small_bytes, trainer
 from tests.tuning.test_distributed import ROOT, torchrun
 from tests.tuning.test_proofs import BY_FORWARD
+from tests.tuning.training import ANCHOR_TEXTS
 
 pytestmark = pytest.mark.filterwarnings(TRL_WARNING)
 
@@ -205,6 +209,28 @@ def test_the_mask_and_its_agreement_with_the_start_model_are_logged(
     assert all(line["forking/threshold"] > 0 for line in log)
     agreement = [line.get("forking/start_agreement") for line in log]
     assert agreement[0] == 1 and agreement[1] is None and agreement[2] is not None and agreement[2] < 1
+
+
+@pytest.mark.slow
+def test_an_anchor_holds_the_model_to_its_base_and_one_of_weight_zero_changes_nothing(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    found = {}
+    for weight in (None, 0.0, 1e-6, 30.0):
+        terms = [] if weight is None else [KLAnchor(KLAnchorSettings(weight=weight), ANCHOR_TEXTS)]
+        made = trainer(tokenizer, tmp_path, terms=terms, lora=True, max_steps=8, learning_rate=2e-2)
+        made.train()
+        found[weight] = made
+    assert losses(found[0.0]) == losses(found[None])
+    divergence = {weight: [line["anchor_divergence"] for line in found[weight].state.log_history if "loss" in line]
+                  for weight in (1e-6, 30.0)}  # fmt: skip
+    assert divergence[30.0][0] == pytest.approx(0.0, abs=1e-6)
+    assert max(divergence[30.0][-3:]) < 0.5 * min(divergence[1e-6][-3:])
+
+
+def test_a_term_of_labels_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="next_token reads supervised labels"):
+        trainer(tokenizer, tmp_path, terms=[NextToken()])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from graftlm.reinforce.format_guards import WithinFormat
 from graftlm.reinforce.formats import Format, FormatMonitor
 from graftlm.reinforce.trainer import MASK, ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer, loss_mask
+from graftlm.tuning.terms.base import Term
 from tests.conftest import tiny_model
 from tests.tuning.training import Kill
 
@@ -98,6 +100,7 @@ def trainer(
     reward: Any = small_bytes,
     model: Any = None,
     longest: int = 2,
+    terms: Sequence[Term] = (),
     **settings: Any,
 ) -> GRPOTrainer:
     own = issubclass(kind, ForkingTokenGRPOTrainer)
@@ -110,6 +113,7 @@ def trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
+        **({"terms": terms} if own else {}),
     )
 
 
