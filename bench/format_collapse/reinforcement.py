@@ -32,7 +32,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from graftlm.reinforce.format_guards import FormatDivergence, Guard, WithinFormat
-from graftlm.reinforce.formats import Format, FormatMonitor
+from graftlm.reinforce.format_monitor import FormatMonitor
+from graftlm.reinforce.formats import Format
 from graftlm.runs.console import say
 from graftlm.runs.files import write_text
 

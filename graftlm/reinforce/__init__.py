@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from graftlm.models.forking import forking_token_mask
     from graftlm.reinforce.built_in_rewards import reward
     from graftlm.reinforce.format_guards import FormatDivergence, WithinFormat
-    from graftlm.reinforce.formats import Format, FormatMonitor
+    from graftlm.reinforce.format_monitor import FormatMonitor
+    from graftlm.reinforce.formats import Format
     from graftlm.reinforce.rewards import reward_function
     from graftlm.reinforce.trainer import ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer
 
@@ -36,7 +37,7 @@ __getattr__ = lazy_attributes(
         "ForkingTokenGRPOTrainer": "graftlm.reinforce.trainer",
         "Format": "graftlm.reinforce.formats",
         "FormatDivergence": "graftlm.reinforce.format_guards",
-        "FormatMonitor": "graftlm.reinforce.formats",
+        "FormatMonitor": "graftlm.reinforce.format_monitor",
         "WithinFormat": "graftlm.reinforce.format_guards",
         "forking_token_mask": "graftlm.models.forking",
         "reward": "graftlm.reinforce.built_in_rewards",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftlm.reinforce.formats import ALARM_SHARE, DEAD_SHARE
+from graftlm.reinforce.format_monitor import ALARM_SHARE, DEAD_SHARE
 from graftlm.report.markup import Markup
 from graftlm.report.page import (
     captioned,
@@ -47,7 +47,7 @@ def write_reinforce_report(
 
 
 def reinforce_verdict(steps: Steps, formats: Steps) -> list[str]:
-    """What the run did to reward, entropy and formats, in sentences; nothing is said of what one run cannot show."""
+    """Sentences on how reward, entropy and formats changed; none on what a single run cannot show."""
     lines = []
     if steps:
         before, after = ends(steps, reward_of)
@@ -128,7 +128,7 @@ def _plot(
 ) -> Markup | None:
     drawn = []
     for place, (name, value) in enumerate(values.items()):
-        points = [(float(line["step"]), found) for line in lines if (found := value(line)) is not None]
+        points = [(float(line["step"]), y) for line in lines if (y := value(line)) is not None]
         if points:
             colour = f"--model-{place % COLOURS + 1}"
             drawn.append(Line(label=name, tag=name, colour=colour, points=points))

@@ -35,16 +35,16 @@ def load_prompts(source: str, *, rows: int, options: Mapping[str, Any] | None = 
         return made.remove_columns("completion")
     if options:
         raise InputError(f"--data-options are for reasoning-gym:NAME, but the data is {source!r}")
-    found = [row_of(place, row) for place, row in itertools.islice(read_source(source, "train"), rows)]
-    if not found:
+    read = [row_of(place, row) for place, row in itertools.islice(read_source(source, "train"), rows)]
+    if not read:
         raise InputError(f"data {source!r} has no rows")
-    columns = list(dict.fromkeys(name for row in found for name in row))
+    columns = list(dict.fromkeys(name for row in read for name in row))
     if reserved := [name for name in columns if name in RESERVED]:
         raise InputError(f"data {source!r} has a column {reserved[0]!r}, a name that TRL uses itself: rename it")
     parts = []
     for name in columns:
         try:
-            parts.append(Dataset.from_dict({name: [row.get(name) for row in found]}))
+            parts.append(Dataset.from_dict({name: [row.get(name) for row in read]}))
         except pyarrow.ArrowException as error:
             raise InputError(f"column {name!r} of data {source!r} holds values of several kinds: {error}") from error
     return concatenate_datasets(parts, axis=1)

@@ -27,7 +27,8 @@ from graftlm.models.adapters import untie
 from graftlm.models.given import Given, GivenPair, name_of
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.format_guards import FormatDivergence, Guard, WithinFormat
-from graftlm.reinforce.formats import Format, FormatMonitor
+from graftlm.reinforce.format_monitor import FormatMonitor
+from graftlm.reinforce.formats import Format
 from graftlm.reinforce.page import reward_of, write_reinforce_report
 from graftlm.reinforce.prompts import load_prompts
 from graftlm.reinforce.rewards import reward_function
@@ -51,6 +52,10 @@ from graftlm.tuning.training import (
 FORMATS = "formats.jsonl"
 REWARDS = "rewards.jsonl"
 REPORT = "report.html"
+SAME_IN_TRL = ("forking_fraction", "forking_scope", "forking_normaliser", "forking_tokens", "beta", "epsilon",
+               "epsilon_high", "learning_rate", "num_generations", "max_completion_length", "temperature", "seed",
+               "trust_remote_code")  # fmt: skip
+"""Settings of the trainer that have the name of ours."""
 
 
 def reinforce_model(
@@ -174,7 +179,7 @@ def complete_reference(trainer: ForkingTokenGRPOTrainer) -> None:
 
 
 def default_reward(data: str) -> str:
-    """What the data is scored by where no reward is given; InputError where it has none of its own."""
+    """The reward of the data where none is given; InputError where it has none of its own."""
     if data.startswith(PREFIX):
         return data
     if data in TASKS:
@@ -213,27 +218,15 @@ def training_arguments(config: ReinforceConfig, folder: Path) -> ForkingTokenGRP
         )
     gpu = torch.cuda.is_available()
     settings: dict[str, Any] = {
-        "forking_fraction": config.forking_fraction,
-        "forking_scope": config.forking_scope,
-        "forking_normaliser": config.forking_normaliser,
-        "forking_tokens": config.forking_tokens,
-        "beta": config.beta,
-        "epsilon": config.epsilon,
-        "epsilon_high": config.epsilon_high,
-        "learning_rate": config.learning_rate,
+        **{name: getattr(config, name) for name in SAME_IN_TRL},
         "lr_scheduler_type": "constant",
-        "num_generations": config.num_generations,
         "per_device_train_batch_size": config.batch_size,
         "gradient_accumulation_steps": accumulated,
         "steps_per_generation": accumulated * config.updates_per_rollout,
-        "max_completion_length": config.max_completion_length,
-        "temperature": config.temperature,
         "num_train_epochs": config.epochs,
         "max_steps": config.max_steps if config.max_steps is not None else -1,
-        "trust_remote_code": config.trust_remote_code,
         "use_vllm": config.vllm,
         "vllm_mode": "colocate",
-        "seed": config.seed,
         "report_to": [name.strip() for name in config.report_to.split(",")],
         "push_to_hub": config.push_to_hub is not None,
         "hub_model_id": config.push_to_hub,
@@ -278,7 +271,7 @@ def describe_step(line: dict[str, Any]) -> str:
 
 
 def describe_plan(trainer: ForkingTokenGRPOTrainer, config: ReinforceConfig) -> str:
-    """What a run would do, for --dry-run."""
+    """The plan of a run, for --dry-run."""
     arguments, rows = trainer.args, trainer.train_dataset
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     steps, together = arguments.max_steps, updates_together(arguments)

@@ -101,7 +101,7 @@ def _ending(exit_code: int | None) -> str:
 
 
 def serve(connection: Connection, load: Callable[[], Function]) -> None:
-    """What the worker runs until the trainer closes `connection`."""
+    """Answer the trainer until it closes `connection`; the worker runs this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's
     if os.name == "posix":
         os.setsid()

@@ -284,7 +284,7 @@ def scored_columns(spec: str, wanted: Sequence[str], given: Mapping[str, Any]) -
 
 
 def function_columns(spec: str, signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the function takes and can be pickled; InputError if a column that it has no default for is missing."""
+    """The arguments that the function takes and that can be pickled; InputError if one without a default is missing."""
     parameters = signature.parameters.values()
     by_keyword = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for parameter in by_keyword:

@@ -130,7 +130,7 @@ class Task(ABC):
         )
 
     def _entry(self, example: Example, answer: Answer) -> dict[str, Any]:
-        """What stands in `TaskResult.examples`."""
+        """The example's entry in `TaskResult.examples`."""
         entry: dict[str, Any] = {"prompt": example.prompt, "reference": example.reference, "output": answer.text}
         entry |= self.score(example, answer)
         if answer.likelihood is not None:

@@ -132,15 +132,15 @@ def _plain(text: str) -> str:
     The point and the sign of a number stay: 1.5 is not 15, and -5 not 5.
     """
     text = unicodedata.normalize("NFKD", text)
-    kept = []
+    characters = []
     for place, character in enumerate(text):
         before, after = text[place - 1 : place], text[place + 1 : place + 2]
         if character.isalnum():
-            kept.append(character)
+            characters.append(character)
         elif after.isdigit() and (
             character == "." if before.isdigit() else character in ".-−" and not before.isalnum()
         ):
-            kept.append(character.replace("−", "-"))
+            characters.append(character.replace("−", "-"))
         elif not unicodedata.combining(character) and character not in ".'’‘`":
-            kept.append(" ")
-    return " ".join("".join(kept).split())
+            characters.append(" ")
+    return " ".join("".join(characters).split())

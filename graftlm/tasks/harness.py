@@ -70,19 +70,19 @@ class HarnessTask(Task):
         group do not agree."""
         from lm_eval.tasks import get_task_dict
 
-        found: dict[str, Metric] = {}
+        metrics: dict[str, Metric] = {}
         for task in _leaves(get_task_dict([self.asked], self.manager)):
             filters = [each["name"] for each in task.config.filter_list or []] or ["none"]
             for (metric, higher), chosen in itertools.product(task.higher_is_better().items(), filters):
                 name = metric_name(metric, chosen)
-                if higher is None or (name in found and found[name].higher_is_better != higher):
+                if higher is None or (name in metrics and metrics[name].higher_is_better != higher):
                     raise InputError(
                         f"lm-eval does not say whether {metric} of {self.name} is better high or low: set "
                         "higher_is_better in the metric_list of its YAML file"
                     )
                 kind: Kind = "accuracy" if metric in NAMES and higher else "mean"
-                found[name] = Metric(name, name.replace("_", " "), higher_is_better=higher, kind=kind)
-        return tuple(found.values())
+                metrics[name] = Metric(name, name.replace("_", " "), higher_is_better=higher, kind=kind)
+        return tuple(metrics.values())
 
     def examples(self, split: Split, seed: int = 0) -> list[Example]:
         """The prompts and right answers of the harness's own evaluation set."""
@@ -115,7 +115,7 @@ class HarnessTask(Task):
         begin = time.perf_counter()
         if progress is not None:
             progress(0, 1)
-        found: Any = simple_evaluate(
+        measured: Any = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=without_end(tokenizer), batch_size=batch_size),
             tasks=[self.asked],
             task_manager=self.manager,
@@ -130,9 +130,9 @@ class HarnessTask(Task):
         )
         if progress is not None:
             progress(1, 1)
-        samples = [sample for of_task in found["samples"].values() for sample in of_task]
+        samples = [sample for of_task in measured["samples"].values() for sample in of_task]
         examples = merged_examples(samples)
-        results = found["results"]
+        results = measured["results"]
         metrics = read_metrics(results[self.asked] if self.asked in results else next(iter(results.values())))
         known = {metric.name for metric in declared}
         if unknown := [name for name in metrics if name not in known]:
@@ -152,12 +152,12 @@ class HarnessTask(Task):
 
 def read_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": ...} -> {"accuracy": 0.5}"""
-    found = {}
+    metrics = {}
     for key, value in result.items():
         metric, comma, chosen = key.partition(",")
         if comma and "_stderr" not in metric and isinstance(value, (int, float)):
-            found[metric_name(metric, chosen)] = float(value)
-    return found
+            metrics[metric_name(metric, chosen)] = float(value)
+    return metrics
 
 
 def metric_name(metric: str, chosen: str) -> str:
@@ -202,7 +202,7 @@ def _arguments(sample: Mapping[str, Any]) -> list[Any]:
 
 
 def _output(sample: Mapping[str, Any], arguments: Sequence[Any]) -> str:
-    """What was generated, or the likeliest choice."""
+    """The generated text, or the likeliest choice."""
     answers = sample["filtered_resps"]
     if len(answers) == len(arguments) > 1:
         best = max(range(len(answers)), key=lambda place: answers[place][0])

@@ -16,7 +16,9 @@ from trl import GRPOTrainer
 
 from graftlm.errors import InputError
 from graftlm.reinforce.format_guards import FormatDivergence, WithinFormat
-from graftlm.reinforce.formats import Format, FormatMonitor, divergence, entropy, final_answer
+from graftlm.reinforce.format_measures import divergence, entropy, final_answer
+from graftlm.reinforce.format_monitor import FormatMonitor
+from graftlm.reinforce.formats import Format
 from graftlm.reinforce.page import reward_of
 from tests.reinforce.training import TRL_WARNING, trainer
 

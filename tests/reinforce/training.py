@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from graftlm.reinforce.format_guards import WithinFormat
-from graftlm.reinforce.formats import Format, FormatMonitor
+from graftlm.reinforce.format_monitor import FormatMonitor
+from graftlm.reinforce.formats import Format
 from graftlm.reinforce.trainer import MASK, ForkingTokenGRPOConfig, ForkingTokenGRPOTrainer, loss_mask
 from graftlm.tuning.terms.base import Term
 from tests.conftest import tiny_model
