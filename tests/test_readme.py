@@ -15,7 +15,7 @@ from graftlm.cli import app
 from graftlm.experiments.config import StudyConfig
 from graftlm.heads.config import DistillConfig
 from graftlm.reinforce.config import ReinforceConfig
-from graftlm.runs.config import coerce_flag, field_types, flag_name, load_config
+from graftlm.runs.config import load_config, typed_fields
 from graftlm.tasks import get_task
 from graftlm.tuning.config import TuneConfig
 
@@ -55,24 +55,18 @@ def programs() -> list[Any]:
 def test_every_command_line_in_the_documentation_is_accepted(line: str) -> None:
     _, verb, *arguments = shlex.split(line)
     group: Any = typer.main.get_command(app)
-    command = group.commands[verb]
     if " ".join([verb, *arguments[:1]]) in group.commands:  # a verb of two words
         verb = f"{verb} {arguments.pop(0)}"
-        command = group.commands[verb]
-    if hasattr(command, "commands"):  # a group, such as `graftlm proxy`
-        command = command.commands[arguments.pop(0)]
-    given = command.make_context(verb, arguments).params
+    given = group.commands[verb].make_context(verb, arguments).params
     for task in given.get("task") or []:
         assert get_task(task).name == task
     if verb not in CONFIGS:
         return
     config = CONFIGS[verb]
-    types = field_types(config)
+    names = {field.name for field, _ in typed_fields(config)}
     # Typer makes lists of click's tuples, and None of empty ones, when it calls the function.
-    flags = {n: list(v) if isinstance(v, tuple) else v for n, v in given.items() if n in types and v not in (None, ())}
-    for name, value in flags.items():
-        coerce_flag(value, types[name], flag_name(name))
-    file = given["config_file"] or given["config_option"]
+    flags = {n: list(v) if isinstance(v, tuple) else v for n, v in given.items() if n in names and v not in (None, ())}
+    file = given.get("config_argument") or given["config_option"]
     if file is None or (ROOT / file).exists():
         load_config(config, file and ROOT / file, flags, command=verb)
 
