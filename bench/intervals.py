@@ -1,4 +1,4 @@
-"""Means with what they vary by."""
+"""Means and their spread, for the tables of the benches."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def mean(values: Any) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, and of several the least and the largest."""
+    """The mean, and of several values the least and the largest."""
     return f"{mean(values):.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
 def difference(ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[float, float, float]:
-    """Of the means of two sets of runs [runs, examples], with a 95 % bootstrap interval over the examples."""
+    """(difference, low, high) of the means of two sets of runs [runs, examples]: 95 % bootstrap over the examples."""
     change = np.mean(np.asarray(ours), axis=0) - np.mean(np.asarray(theirs), axis=0)
     draws = np.random.default_rng(0).integers(len(change), size=(2000, len(change)))
     low, high = np.quantile(change[draws].mean(axis=1), [0.025, 0.975])

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.auditing.comparison import changes
 from graftlm.auditing.condition import check_conditions, parse_condition
 from graftlm.auditing.config import DEFAULT_PROBES, AuditConfig
 from graftlm.auditing.diversity import Pattern
-from graftlm.auditing.measurement import Measurement, Reference, timed
+from graftlm.auditing.intervals import changes
+from graftlm.auditing.measurement import Measurement, Opening, timed
 from graftlm.auditing.page import write_audit_report
 from graftlm.auditing.result import AuditResult, TunedPair
 from graftlm.errors import InputError
@@ -95,44 +96,28 @@ def audit(
     Raises InputError for models that cannot be compared (other architecture, size or vocabulary), a weight that is not
     finite, and whatever `load_model` and `evaluate` refuse.
     """
-    steered, models = steered or {}, named_models(tuned)
-    if not models and not steered:
-        raise InputError("no tuned model is given; name at least one to compare with the base model")
-    check_names([*models, *steered])
-    if layer_groups < 1:
-        raise InputError(f"layer_groups must be at least 1, not {layer_groups}")
-    chosen = [[get_task(each) if isinstance(each, str) else each for each in kind] for kind in (tasks, probes)]
-    check_tasks([*chosen[0], *chosen[1]])
-    for name, pattern in (formats or {}).items():
-        Format(name, pattern)
-    for each in models.values():
-        check_base(base, each)
+    models, steered = named_models(tuned), steered or {}
+    check_models(base, models, steered)
+    tasks, probes = ([get_task(each) if isinstance(each, str) else each for each in kind] for kind in (tasks, probes))
+    check_settings([*tasks, *probes], layer_groups, formats or {})
     seconds: dict[str, float] = {}
     with timed(seconds, "loading"):
         model, tokenizer = given_model(base, tokenizer)
     measurement = Measurement(
-        tokenizer=tokenizer, tasks=chosen[0], probes=chosen[1], limit=limit, layer_groups=layer_groups, formats=formats,
+        tokenizer=tokenizer, tasks=tasks, probes=probes, limit=limit, layer_groups=layer_groups, formats=formats,
         batch_size=batch_size, seed=seed, progress=progress, seconds=seconds,
     )  # fmt: skip
-
-    def pair_of(name: str) -> AbstractContextManager[ModelPair]:
-        if name in steered:
-            return nullcontext(SteeredPair(model, steered[name](model, tokenizer)))
-        return opened_pair(model, tokenizer, name_of(base), models[name])
-
-    reference: Reference | None = None
-    audited = {}
+    pairs: dict[str, Opening] = {
+        name: partial(opened_pair, model, tokenizer, name_of(base), each) for name, each in models.items()
+    }
+    for name, steer in steered.items():
+        pairs[name] = partial(steered_pair, model, tokenizer, steer)
     with at_rest(model):
-        for name in (*models, *steered):
-            with pair_of(name) as pair:
-                weights = measurement.weights(pair)  # first, as it refuses weights that are not finite
-                reference = reference or measurement.reference(pair)
-                audited[name] = measurement.compare(pair, reference, weights, name)
-    assert reference is not None  # there is at least one name
+        reference, audited = measurement.measure(pairs)
     return AuditResult(
         base=name_of(base) or "base model",
-        tasks=[task.name for task in chosen[0]],
-        probes=[probe.name for probe in chosen[1]],
+        tasks=[task.name for task in tasks],
+        probes=[probe.name for probe in probes],
         base_results=reference.results,
         base_diversity=reference.diversity,
         tuned=audited,
@@ -145,6 +130,12 @@ def audit(
     )
 
 
+@contextmanager
+def steered_pair(base: Any, tokenizer: PreTrainedTokenizerBase, steer: Steer) -> Iterator[ModelPair]:
+    """The pair of `base` and the model that steers it."""
+    yield SteeredPair(base, steer(base, tokenizer))
+
+
 def named_models(tuned: Several) -> dict[str, Given]:
     """Name -> model; a loaded model without a name is called "tuned", or "tuned 1", "tuned 2" and so on.
 
@@ -153,27 +144,35 @@ def named_models(tuned: Several) -> dict[str, Given]:
     if isinstance(tuned, Mapping):
         return dict(tuned)
     models = list(tuned) if isinstance(tuned, (list, tuple)) else [tuned]
-    numbers = [""] if len(models) == 1 else [f" {place}" for place in range(1, len(models) + 1)]
-    names = [
-        os.fspath(model) if isinstance(model, (str, os.PathLike)) else f"tuned{number}"
-        for model, number in zip(models, numbers, strict=True)
-    ]
-    check_names(names)
-    return dict(zip(names, models, strict=True))
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise InputError where a name stands twice."""
-    for name in names:
-        if names.count(name) > 1:
+    named: dict[str, Given] = {}
+    for place, model in enumerate(models, start=1):
+        number = "" if len(models) == 1 else f" {place}"
+        name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else f"tuned{number}"
+        if name in named:
             raise InputError(f"model {name} is given twice; give each one once")
+        named[name] = model
+    return named
 
 
-def check_tasks(tasks: Sequence[Task]) -> None:
-    """Raise InputError where there is no task or probe, or one name stands twice."""
+def check_models(base: Given, models: Mapping[str, Given], steered: Mapping[str, Steer]) -> None:
+    """Raise InputError where there is no model, one name stands twice, or one cannot be compared with `base`."""
+    if not models and not steered:
+        raise InputError("no tuned model is given; name at least one to compare with the base model")
+    if both := models.keys() & steered.keys():
+        raise InputError(f"model {both.pop()} is given twice; give each one once")
+    for model in models.values():
+        check_base(base, model)
+
+
+def check_settings(tasks: Sequence[Task], layer_groups: int, formats: Mapping[str, Pattern]) -> None:
+    """Raise InputError for no task or probe, one that stands twice, no group of layers, or a wrong format."""
     names = [task.name for task in tasks]
     if not names:
         raise InputError("neither a task nor a probe is given; name at least one")
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{name!r} is given twice; name each task or probe once, as one or the other")
+    if layer_groups < 1:
+        raise InputError(f"layer_groups must be at least 1, not {layer_groups}")
+    for name, pattern in formats.items():
+        Format(name, pattern)

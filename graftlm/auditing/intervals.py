@@ -7,7 +7,7 @@ Examples are drawn anew with replacement, the same draw for all models, and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 COVERAGE = 0.95
+
+
+def changes(
+    before: Mapping[str, TaskResult], after: Mapping[str, TaskResult], seed: int = 0
+) -> dict[str, dict[str, Change]]:
+    """Task or probe -> metric -> change, without metrics that cannot be compared."""
+    changed: dict[str, dict[str, Change]] = {}
+    for task, result in before.items():
+        each = [bootstrap_change(result, after[task], metric, seed=seed) for metric in result.metrics]
+        changed[task] = {change.metric.name: change for change in each if change is not None}
+    return changed
 
 
 def bootstrap_change(

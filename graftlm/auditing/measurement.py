@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from graftlm.auditing.comparison import compare_results
 from graftlm.auditing.divergence import base_written_divergence, write_base_texts
 from graftlm.auditing.diversity import FORMATS, Pattern, measure_diversity
+from graftlm.auditing.intervals import bootstrap_retention, changes
 from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.restoration import reference_pairs, restore_each
 from graftlm.auditing.result import Diversity, LayerDrift, Restored, TunedAudit, WeightChange
+from graftlm.auditing.retention import facts_changed, retention
 from graftlm.auditing.weights import weight_changes
 from graftlm.data.load import general_prompts, general_text
 from graftlm.data.written_text import WrittenText
+from graftlm.errors import InputError
 from graftlm.models.pair import ModelPair
 from graftlm.runs.console import Report, prefixed
 from graftlm.tasks import FileProbe, Task, TaskResult
 from graftlm.tasks.evaluation import evaluate
 from graftlm.tasks.facts import FactProbe
 
+Opening = Callable[[], AbstractContextManager[ModelPair]]
 WRITTEN_TOKENS = 1500  # of text that the base model writes for the divergence
 REFERENCES = 40  # of each task and probe, measured at each restoration
 SAMPLED_PROMPTS = 16  # for the diversity
@@ -65,6 +68,22 @@ class Measurement:
     progress: Report | None
     seconds: dict[str, float]
 
+    def measure(self, pairs: Mapping[str, Opening]) -> tuple[Reference, dict[str, TunedAudit]]:
+        """Measure the base model, and each tuned model (name -> what opens its pair) against it.
+
+        Raises InputError for a weight that is not finite, and whatever opening a pair and `evaluate` refuse.
+        """
+        reference: Reference | None = None
+        audited = {}
+        for name, opened in pairs.items():
+            with opened() as pair:
+                weights = self.weights(pair)  # first: models that do not compare are refused at once
+                reference = reference or self.reference(pair)
+                audited[name] = self.compare(pair, reference, weights, name)
+        if reference is None:
+            raise InputError("there is no pair of models to measure")
+        return reference, audited
+
     def reference(self, pair: ModelPair) -> Reference:
         """Measure the base model."""
         with pair.base() as model:
@@ -81,17 +100,22 @@ class Measurement:
         with pair.tuned() as model:
             results = self.evaluate(model, name)
             diversity = self.diversity(model)
-        drift = [] if pair.same_weights else self.drift(pair, name)
         with timed(self.seconds, "divergence"):
             step = self.step(f"{name}: divergence")
             divergence, error = base_written_divergence(pair, self.tokenizer, reference.texts, progress=step)
-        return replace(
-            compare_results(reference.results, results, [probe.name for probe in self.probes], self.seed),
+        base, probes = reference.results, [probe.name for probe in self.probes]
+        shares = {probe: retention(base[probe], results[probe]) for probe in probes}
+        return TunedAudit(
+            results=results,
+            changes=changes(base, results, self.seed),
+            facts={probe: facts_changed(base[probe], results[probe]) for probe in probes},
+            retention={probe: share for probe, share in shares.items() if share is not None},
+            retention_bounds=bootstrap_retention([(base[probe], results[probe]) for probe in probes], seed=self.seed),
             divergence=divergence,
             divergence_error=error,
             weights=weights,
-            drift=drift,
-            restoration=[] if pair.same_weights else self.restoration(pair, name),
+            drift=self.drift(pair, name) if weights else [],
+            restoration=self.restoration(pair, name) if weights else [],
             diversity=diversity,
         )
 

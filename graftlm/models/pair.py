@@ -65,9 +65,6 @@ class ModelPair(ABC):
             inner = inner.split(".", 1)[1]
         return inner.removesuffix(".weight")
 
-    same_weights = False
-    """True where the tuned model leaves every weight of the base model as it is."""
-
     @abstractmethod
     def base(self) -> AbstractContextManager[Any]:
         """The base model."""
@@ -78,7 +75,7 @@ class ModelPair(ABC):
 
     @abstractmethod
     def weights(self) -> Iterator[WeightPair]:
-        """Each weight that may differ, one at a time, names as in the base model."""
+        """Each weight that may differ, one at a time, names as in the base model; none where all are the same."""
 
 
 class WholePair(ModelPair):
@@ -200,8 +197,6 @@ class AdapterPair(ModelPair):
 
 class SteeredPair(ModelPair):
     """The base model, and a model that steers it while decoding (ProxyTunedModel) and changes no weight of it."""
-
-    same_weights = True
 
     def __init__(self, base: PreTrainedModel, steered: PreTrainedModel) -> None:
         super().__init__(base)
