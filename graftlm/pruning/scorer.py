@@ -10,11 +10,12 @@ what it was (`graftlm.pruning.known_sequences`), and only what comes after q nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -24,8 +25,8 @@ from graftlm.models.caches import keeps_only_keys_and_values
 from graftlm.models.decoder import Decoder
 from graftlm.models.linear_cross_entropy import chunk_rows
 from graftlm.pruning.choices import Objective
-from graftlm.pruning.grouping import cheapest_groups
 from graftlm.pruning.known_sequences import KnownSequences
+from graftlm.pruning.passes import cache_of, cheapest_groups, moved, states_of
 
 Span = tuple[int, int]
 """Where a unit starts in the sequence, and where it ends."""
@@ -39,8 +40,23 @@ STATES_IN_PASS, STATES_KEPT = 16, 32
 read itself included, and are kept for later passes."""
 
 
+class Shortened(NamedTuple):
+    """The sequence without one unit, a row of a pass.
+
+    `known`: log-probabilities of its beginning that hold already. `begin`, `stop`: the positions that the pass has to
+    find the log-probabilities of; before `begin` it takes keys and values from earlier passes.
+    """
+
+    unit: int
+    span: Span
+    ids: Tensor
+    known: Tensor
+    begin: int
+    stop: int
+
+
 class Best(NamedTuple):
-    """What a pass found out about the sequence without `span`: all that is needed to go on from there."""
+    """Results of a pass over the sequence without `span`: all that is needed to go on from there."""
 
     span: Span
     score: float
@@ -94,10 +110,10 @@ class Scorer:
         self.log_probs = torch.zeros(0, dtype=torch.float64)
         """[time], of each token that counts for the objective, in nats; 0 for the others."""
         self.following: dict[int, float] = {}
-        """Of units: log P of the token after it, if the unit were not there, in nats; only what still holds."""
+        """For units: log P of the token after it, if the unit were not there, in nats; only values that still hold."""
         self.known = KnownSequences(self.first, STATES_KEPT * batch_tokens)
         self.best: Best | None = None
-        """Of the units scored since the last deletion the one with the highest score."""
+        """The unit with the highest score of those scored since the last deletion."""
         self._read(0)
         if self.cache is not None and not self._goes_on_alike():
             self.cache = None
@@ -109,70 +125,65 @@ class Scorer:
         return float(self.log_probs.sum())
 
     def spans(self) -> dict[int, Span]:
-        """Of each unit that is left."""
-        found, start = {}, self.first
+        """The span of each unit that is left."""
+        spans, start = {}, self.first
         for unit in self.left:
-            found[unit] = (start, start + self.sizes[unit])
+            spans[unit] = (start, start + self.sizes[unit])
             start += self.sizes[unit]
-        return found
+        return spans
 
     @torch.no_grad()
     def scores(self, units: Sequence[int]) -> Tensor:
         """The objective [len(units)] in nats without each of `units`; float64."""
-        found = self.read_without(units)
-        return torch.stack([found[unit].sum() for unit in units])
+        log_probs = self.read_without(units)
+        return torch.stack([log_probs[unit].sum() for unit in units])
 
     @torch.no_grad()
-    def read_without(self, units: Sequence[int], reach: int | None = None) -> dict[int, Tensor]:
-        """Of the sequence without each of `units` what `log_probs` is for the whole: [time], nats, float64.
+    def read_without(self, units: Sequence[int], ahead: int | None = None) -> dict[int, Tensor]:
+        """What `log_probs` is for the whole, for the sequence without each of `units`: [time], nats, float64.
 
-        reach: only so many tokens from where the sequence is not what it was when it was read last; for the objective
-            `joint`, and where a model's rows can start at different positions.
+        ahead: read only so many tokens from where the sequence is not what it was when it was read last; for the
+            objective `joint`, and where a model's rows can start at different positions.
         """
-        every = self.spans()
         if self.objective == "answer" or self.cache is None or not self.decoder.takes_positions:
-            reach = None
-        known = {unit: len(self._known(unit, every[unit])) if self.cache is not None else 0 for unit in units}
-        stops, room = dict.fromkeys(units, len(self.ids) - 1), len(self.ids)
-        if reach is not None:
-            changed = {unit: max(known[unit], self.known.held_until(unit)) for unit in units}
-            stops = {unit: min(len(self.ids) - self.sizes[unit], changed[unit] + reach) for unit in units}
-            # Rows that start at different positions are twice there for a moment, and may end further right.
-            room = 2 * (room + max(stops[unit] - known[unit] for unit in units))
-        ordered = sorted(units, key=lambda unit: known[unit] - stops[unit])
-        lengths = [stops[unit] - known[unit] for unit in ordered]
+            ahead = None
+        spans = self.spans()
+        together = ahead is None
+        rows = [self._shortened(unit, spans[unit], ahead) for unit in units]
+        # Rows that start together end where the longest one does.
+        rows.sort(key=lambda row: row.begin if together else row.begin - row.stop)
+        lengths = [(len(self.ids) - 1 if together else row.stop) - row.begin for row in rows]
+        # Rows that start at different positions are twice there for a moment, and may end further right.
+        room = len(self.ids) if together else 2 * (len(self.ids) + lengths[0])
         most_rows = STATES_IN_PASS * self.batch_tokens // room
         pass_cost = PASS_COST.get(self.device.type, OTHER_PASS_COST)
-        groups = cheapest_groups(lengths, self.batch_tokens, most_rows, pass_cost)
-        found: dict[int, Tensor] = {}
-        for group in groups:
-            spans = {unit: every[unit] for unit in ordered[group]}
-            found |= self._read_shortened(spans, None if reach is None else stops)
-        return found
+        log_probs: dict[int, Tensor] = {}
+        for group in cheapest_groups(lengths, self.batch_tokens, most_rows, pass_cost):
+            log_probs |= self._read_rows(rows[group], together=together)
+        return log_probs
 
     @torch.no_grad()
     def estimates(self, units: Sequence[int]) -> Tensor:
         """`scores` as if no token but the one after the unit noticed; takes no pass."""
-        every = self.spans()
-        counting = [unit for unit in units if every[unit][1] >= self._first_target() and unit not in self.following]
-        if counting:
-            previous, after = ([every[unit][0] - 1 for unit in counting], [every[unit][1] for unit in counting])
-            found = self._log_probs(self.hidden[previous], self.ids[after])
-            self.following |= dict(zip(counting, found.tolist(), strict=True))
+        spans, first_target = self.spans(), self._first_target()
+        new = [unit for unit in units if spans[unit][1] >= first_target and unit not in self.following]
+        if new:
+            before, after = [spans[unit][0] - 1 for unit in new], [spans[unit][1] for unit in new]
+            log_probs = self._log_probs(self.hidden[before], self.ids[after])
+            self.following |= dict(zip(new, log_probs.tolist(), strict=True))
         sums = torch.cat([self.log_probs.new_zeros(1), self.log_probs.cumsum(0)])
-        starts, rest = zip(
-            *((every[unit][0], max(every[unit][1] + 1, self._first_target())) for unit in units), strict=True
-        )
+        starts = [spans[unit][0] for unit in units]
+        rests = [max(spans[unit][1] + 1, first_target) for unit in units]
         following = sums.new_tensor([self.following.get(unit, 0.0) for unit in units])
-        return sums[list(starts)] + following + sums[-1] - sums[list(rest)]
+        return sums[starts] + following + sums[-1] - sums[rests]
 
     @torch.no_grad()
     def delete(self, unit: int) -> None:
-        """For good; without a pass where no other unit scored as high since the last deletion."""
-        every = self.spans()
-        start, stop = span = every[unit]
+        """Delete `unit` for good; without a pass where no other unit scored as high since the last deletion."""
+        spans = self.spans()
+        start, stop = span = spans[unit]
         self.left.remove(unit)
-        self.following = {other: found for other, found in self.following.items() if every[other][1] < start}
+        self.following = {other: value for other, value in self.following.items() if spans[other][1] < start}
         if self.cache is not None:
             self.cache.crop(start - (len(self.ids) - 1))
         self.ids = torch.cat([self.ids[:start], self.ids[stop:]])
@@ -182,6 +193,8 @@ class Scorer:
             self._read(start)
         else:
             self.log_probs, self.hidden, self.cache = best.log_probs, best.hidden, best.cache
+
+    # -- the whole sequence -----------------------------------------------------------------------------------------
 
     def _first_target(self, length: int | None = None) -> int:
         """The first position that counts for the objective, in a sequence of that length."""
@@ -194,9 +207,8 @@ class Scorer:
         hidden = self._run(self.ids[None, begin:-1], self.cache)[0]
         self.hidden = torch.cat([self.hidden[:begin].to(hidden), hidden])
         first = max(start, self._first_target())
-        found = self._log_probs(self.hidden[first - 1 :], self.ids[first:])
-        before = self.log_probs[:start]
-        self.log_probs = torch.cat([before, before.new_zeros(first - len(before)), found])
+        new = self._log_probs(self.hidden[first - 1 :], self.ids[first:])
+        self.log_probs = _joined(self.log_probs[:start], first, new)
 
     def _goes_on_alike(self) -> bool:
         """Whether half of the sequence, read after the other half, has the log-probabilities it had in one piece."""
@@ -209,50 +221,66 @@ class Scorer:
         tolerance = 1e-3 if self.hidden.dtype in (torch.float32, torch.float64) else 0.5
         return bool(torch.allclose(self.log_probs, whole, rtol=tolerance, atol=tolerance))
 
-    def _known(self, unit: int, span: Span) -> Tensor:
-        """Log-probabilities at the start of the sequence without `unit` that hold already."""
-        found = self.known.log_probs(unit)
-        return self.log_probs[: span[0]] if found is None else found
+    # -- sequences without a unit -----------------------------------------------------------------------------------
 
-    def _read_shortened(self, spans: Mapping[int, Span], stops: Mapping[int, int] | None) -> dict[int, Tensor]:
-        """`read_without` in one pass, whose rows start together and end with the sequence, or, with `stops`, each start
-        where its sequence is known to, and end before that position."""
-        units = list(spans)
-        whole = [torch.cat([self.ids[:start], self.ids[stop:]]) for start, stop in spans.values()]
-        ids = whole if stops is None else [each[: stops[unit]] for unit, each in zip(units, whole, strict=True)]
-        known = [self._known(unit, span) for unit, span in spans.items()]
-        cache, before, begins = None, self.hidden[None, :0].expand(len(units), -1, -1), [0] * len(units)
-        if self.cache is not None:
-            begins = [min(map(len, known))] * len(units) if stops is None else [len(old) for old in known]
-        shifts = [max(begins) - begin for begin in begins]
-        if self.cache is not None:
-            states = self.known.before(units, _states(self.cache, self.hidden[None]), max(begins))
-            *keys_and_values, before = (_moved(state, shifts) for state in states)
-            cache = _cache(keys_and_values)
-            del states, keys_and_values  # or they would stay beside those that the pass makes of them
+    def _shortened(self, unit: int, span: Span, ahead: int | None) -> Shortened:
+        ids = torch.cat([self.ids[: span[0]], self.ids[span[1] :]])
+        known = self.known.log_probs(unit)
+        known = self.log_probs[: span[0]] if known is None else known
+        begin, stop = len(known) if self.cache is not None else 0, len(ids)
+        if ahead is not None:
+            stop = min(stop, max(begin, self.known.held_until(unit)) + ahead)
+        return Shortened(unit, span, ids, known, begin, stop)
+
+    def _read_rows(self, rows: Sequence[Shortened], *, together: bool) -> dict[int, Tensor]:
+        """`read_without` in one pass; its rows start `together`, or each where it begins."""
+        begins = [row.begin for row in rows]
+        begins = [min(begins)] * len(rows) if together else begins
+        cache, before = self._states_before(rows, begins)
         # No token sees the padding on the right, which comes after all that counts.
-        new = [each[begin:-1] for each, begin in zip(ids, begins, strict=True)]
-        hidden = self._run(torch.nn.utils.rnn.pad_sequence(new, batch_first=True), cache, begins)
-        every = _states(cache, torch.cat([before, hidden], dim=1))
-        *states, hidden = (_moved(state, [-shift for shift in shifts]) for state in every)
-        firsts = [max(len(old), self._first_target(len(each))) for old, each in zip(known, whole, strict=True)]
-        targets = torch.cat([each[first:] for first, each in zip(firsts, ids, strict=True)])
+        new = [row.ids[begin : row.stop - 1] for row, begin in zip(rows, begins, strict=True)]
+        after = self._run(pad_sequence(new, batch_first=True), cache, begins)
+        back = [begin - max(begins) for begin in begins]
+        states = [moved(state, back) for state in states_of(cache, torch.cat([before, after], dim=1))]
+        log_probs = self._log_probs_of_rows(rows, states[-1])
+        self._keep_best(rows, log_probs, states)
+        if cache is not None:
+            self.known.add({row.unit: row.span for row in rows}, log_probs, states)
+        return {row.unit: each for row, each in zip(rows, log_probs, strict=True)}
+
+    def _states_before(self, rows: Sequence[Shortened], begins: Sequence[int]) -> tuple[DynamicCache | None, Tensor]:
+        """Keys and values, and hidden states [rows, time, hidden], of what comes before `begins`.
+
+        They end at the same column in all rows.
+        """
+        if self.cache is None:
+            return None, self.hidden[None, :0].expand(len(rows), -1, -1)
+        shifts = [max(begins) - begin for begin in begins]
+        states = self.known.before([row.unit for row in rows], states_of(self.cache, self.hidden[None]), max(begins))
+        *keys_and_values, hidden = (moved(state, shifts) for state in states)
+        return cache_of(keys_and_values), hidden
+
+    def _log_probs_of_rows(self, rows: Sequence[Shortened], hidden: Tensor) -> list[Tensor]:
+        """Log-probabilities [stop] of each row, in nats; `hidden`: [rows, time, hidden], from the first position on."""
+        firsts = [max(len(row.known), self._first_target(len(row.ids))) for row in rows]
+        targets = [row.ids[first : row.stop] for row, first in zip(rows, firsts, strict=True)]
         # Each is predicted by the position before it.
-        predicting = [hidden[row, first - 1 : len(ids[row]) - 1] for row, first in enumerate(firsts)]
-        found = self._log_probs(torch.cat(predicting), targets).split([len(each) for each in predicting])
-        log_probs = [
-            torch.cat([old, old.new_zeros(first - len(old)), new])
-            for old, first, new in zip(known, firsts, found, strict=True)
-        ]
-        scores = {row: float(each.sum()) for row, each in enumerate(log_probs) if len(each) == len(whole[row])}
-        best = max(scores, key=scores.__getitem__, default=None)
-        if best is not None and (self.best is None or scores[best] > self.best.score):
-            kept = [state[best : best + 1, ..., : len(whole[best]) - 1, :].clone() for state in (*states, hidden)]
-            cache = _cache(kept[:-1]) if states else None
-            self.best = Best(spans[units[best]], scores[best], log_probs[best], kept[-1][0], cache)
-        if states:
-            self.known.add(spans, log_probs, [*states, hidden])
-        return dict(zip(units, log_probs, strict=True))
+        predicting = [hidden[place, first - 1 : rows[place].stop - 1] for place, first in enumerate(firsts)]
+        new = self._log_probs(torch.cat(predicting), torch.cat(targets)).split([len(each) for each in predicting])
+        return [_joined(row.known, first, each) for row, first, each in zip(rows, firsts, new, strict=True)]
+
+    def _keep_best(self, rows: Sequence[Shortened], log_probs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+        """Keep the row with the highest score of those that were read to their end, if it is the best so far."""
+        scores = {place: float(log_probs[place].sum()) for place, row in enumerate(rows) if row.stop == len(row.ids)}
+        place = max(scores, key=scores.__getitem__, default=None)
+        if place is None or (self.best is not None and self.best.score >= scores[place]):
+            return
+        row = rows[place]
+        *keys_and_values, hidden = (state[place : place + 1, ..., : row.stop - 1, :].clone() for state in states)
+        cache = cache_of(keys_and_values) if keys_and_values else None
+        self.best = Best(row.span, scores[place], log_probs[place], hidden[0], cache)
+
+    # -- passes -----------------------------------------------------------------------------------------------------
 
     def _run(self, ids: Tensor, cache: DynamicCache | None, begins: Sequence[int] = (0,)) -> Tensor:
         """Final hidden states [rows, time, hidden] of `ids` [rows, time], which come after what the cache holds; in
@@ -273,33 +301,13 @@ class Scorer:
 
     def _log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """log P(target) [rows] in nats; float64, on the CPU."""
-        found = [torch.zeros(0, dtype=torch.float64)]
+        parts = [torch.zeros(0, dtype=torch.float64)]
         count = chunk_rows(hidden.device)
         for rows, words in zip(hidden.split(count), targets.split(count), strict=True):
-            found.append(target_log_probs(self.decoder.logits_of_normed(rows), words).cpu().double())
-        return torch.cat(found)
+            parts.append(target_log_probs(self.decoder.logits_of_normed(rows), words).cpu().double())
+        return torch.cat(parts)
 
 
-def _moved(state: Tensor, places: Sequence[int]) -> Tensor:
-    """[rows, ..., time, size], each row so many places further; what is moved in is of no account."""
-    if not any(places):
-        return state
-    count = state.shape[-2]
-    columns = torch.arange(count) - torch.tensor(places)[:, None]
-    index = columns.clamp(0, count - 1).to(state.device).view(len(places), *[1] * (state.dim() - 3), count, 1)
-    return state.gather(-2, index.expand_as(state))
-
-
-def _states(cache: DynamicCache | None, hidden: Tensor) -> list[Tensor]:
-    """Keys and values of each layer [rows, heads, time, size], and the final hidden states [rows, time, hidden]."""
-    layers = [] if cache is None else cache.layers
-    return [*(part for layer in layers for part in (layer.keys, layer.values)), hidden]
-
-
-def _cache(states: Sequence[Tensor]) -> DynamicCache:
-    """With these keys and values of each layer, not copies of them."""
-    cache = DynamicCache()
-    for index, (keys, values) in enumerate(zip(states[::2], states[1::2], strict=True)):
-        cache.update(keys[..., :0, :], values[..., :0, :], index)
-        cache.layers[index].keys, cache.layers[index].values = keys, values
-    return cache
+def _joined(known: Tensor, first: int, new: Tensor) -> Tensor:
+    """Log-probabilities of a sequence: those known, 0 for what does not count before `first`, and the new ones."""
+    return torch.cat([known, known.new_zeros(first - len(known)), new])

@@ -30,8 +30,8 @@ class WatchedScorer(Scorer):
             self.most_in_pass = max(self.most_in_pass, copies * len(ids) * (max(begins) + ids.shape[1]))
         return super()._run(ids, cache, begins)
 
-    def _read_shortened(self, spans: Any, stops: Any) -> dict[int, torch.Tensor]:
-        found = super()._read_shortened(spans, stops)
+    def _read_rows(self, rows: Any, *, together: bool) -> dict[int, torch.Tensor]:
+        found = super()._read_rows(rows, together=together)
         states = {id(found.states): found.states for found in self.known.known.values()}
         self.most_kept = max(self.most_kept, sum(each[0].shape[0] * each[0].shape[-2] for each in states.values()))
         return found

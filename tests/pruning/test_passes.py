@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from graftlm.pruning.grouping import cheapest_groups
+from graftlm.pruning.passes import cheapest_groups
 
 
 def cost(lengths: list[int], groups: list[slice], pass_cost: int) -> int:

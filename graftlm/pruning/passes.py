@@ -1,0 +1,59 @@
+"""What a pass over several sequences is made of: which of them share one, and the states of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+def cheapest_groups(lengths: Sequence[int], batch_tokens: int, most_rows: int, pass_cost: int) -> list[slice]:
+    """Runs of sequences, each for one pass, with the least cost of all passes together, in tokens.
+
+    `lengths` fall; all rows of a pass are as long as its first, so that a long run wastes tokens and a short one
+    passes, of which each costs `pass_cost` besides. A run of more than one has at most `batch_tokens`, and `most_rows`.
+    """
+    assert all(one >= other for one, other in pairwise(lengths)), "lengths rise"
+    costs, begins = [0], [0]
+    for end in range(1, len(lengths) + 1):
+        by_begin = {}
+        for begin in range(end - 1, -1, -1):
+            tokens = (end - begin) * lengths[begin]
+            if begin < end - 1 and (tokens > batch_tokens or end - begin > most_rows):
+                break
+            by_begin[begin] = costs[begin] + tokens + pass_cost
+        begins.append(min(by_begin, key=by_begin.__getitem__))
+        costs.append(by_begin[begins[-1]])
+    groups, end = [], len(lengths)
+    while end:
+        groups.append(slice(begins[end], end))
+        end = begins[end]
+    return groups[::-1]
+
+
+def moved(state: Tensor, places: Sequence[int]) -> Tensor:
+    """[rows, ..., time, size], each row moved so many places to the right; what is moved in is of no account."""
+    if not any(places):
+        return state
+    count = state.shape[-2]
+    columns = torch.arange(count) - torch.tensor(places)[:, None]
+    index = columns.clamp(0, count - 1).to(state.device).view(len(places), *[1] * (state.dim() - 3), count, 1)
+    return state.gather(-2, index.expand_as(state))
+
+
+def states_of(cache: DynamicCache | None, hidden: Tensor) -> list[Tensor]:
+    """Keys and values of each layer [rows, heads, time, size], and the final hidden states [rows, time, hidden]."""
+    layers = [] if cache is None else cache.layers
+    return [*(part for layer in layers for part in (layer.keys, layer.values)), hidden]
+
+
+def cache_of(states: Sequence[Tensor]) -> DynamicCache:
+    """A cache with these keys and values of each layer, not copies of them."""
+    cache = DynamicCache()
+    for index, (keys, values) in enumerate(zip(states[::2], states[1::2], strict=True)):
+        cache.update(keys[..., :0, :], values[..., :0, :], index)
+        cache.layers[index].keys, cache.layers[index].values = keys, values
+    return cache
