@@ -89,7 +89,7 @@ def verbs(made: Path) -> dict[str, Verb]:
         "reinforce": Verb(["reinforce", str(made / "reinforce.yaml"), "--output", "out"], ["--resume"]),
         "study": Verb(study, ["--resume"]),
         "prune": Verb([*prune, "--output", "out.jsonl"], ["--resume"], over="nothing beside it to resume"),
-        "prune fit": Verb(fit, ["--resume"], over="holds a surrogate"),
+        "prune fit": Verb(fit, ["--resume"]),
         "restore --overwrite": Verb(restore, [], old="adapter"),
         "export": Verb(["export", model, "--heads", heads, "--output", "out", "--overwrite"], []),
         "audit": Verb(["audit", model, adapter, *task, "--layer-groups", "1", "--output", "out", "--overwrite"], []),

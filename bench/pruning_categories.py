@@ -19,7 +19,7 @@ from line_chart import line_chart
 from pruning_students import GREEDY, ranked
 
 from graftlm.pruning.categories import CATEGORIES, categories_of_tokens, survival
-from graftlm.pruning.rows import COLUMN
+from graftlm.pruning.pruned_file import COLUMN
 from graftlm.runs.files import dump_json, read_json_lines, write_text
 
 SHARES = [round(1 - 0.05 * step, 2) for step in range(20)]

@@ -35,10 +35,10 @@ import torch
 
 from graftlm import load_model
 from graftlm.pruning import prune_chain
-from graftlm.pruning.agreement import rank_agreement
-from graftlm.pruning.choices import Mode
+from graftlm.pruning.config import Mode, PruneSettings
 from graftlm.pruning.encoding import Encoding, encode_chain
 from graftlm.pruning.greedy import TIE
+from graftlm.pruning.pruned_chain import rank_agreement
 from graftlm.pruning.surrogate import Surrogate, load_surrogate
 from graftlm.runs.console import say
 from graftlm.runs.files import dump_json, write_text
@@ -170,8 +170,9 @@ def measure(
     for mode in modes:
         begun = time.process_time()
         pruned = prune_chain(
-            model, tokenizer, question, chain, answer, mode=mode, surrogate=surrogate, on_step=progress(mode, encoding)
-        )
+            model, tokenizer, question, chain, answer, PruneSettings(mode=mode), surrogate=surrogate,
+            on_step=progress(mode, encoding),
+        )  # fmt: skip
         seconds[mode], orders[mode] = time.process_time() - begun, pruned.order
     rounded = {"rounded": known["rounded"]} if "rounded" in known else {}
     compared, differing = known.get("steps_compared", 0), known.get("differing", [])

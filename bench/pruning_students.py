@@ -28,12 +28,12 @@ from intervals import difference, mean, spread
 
 from graftlm import load_model
 from graftlm.decoding.batches import generate_completions
-from graftlm.pruning.choices import Objective
-from graftlm.pruning.rows import Cut, Ranking, prune_rows
+from graftlm.pruning.config import Objective, PruneConfig
+from graftlm.pruning.prune import prune
 from graftlm.runs.console import plain_lines, prefixed, say
 from graftlm.runs.files import dump_json, read_json_lines, write_text
 from graftlm.runs.provenance import versions
-from graftlm.runs.run import Run
+from graftlm.runs.run import Run, call_verb
 from graftlm.tasks.reasoning import Reasoning, prompt_of
 from graftlm.tuning.config import TuneConfig
 from graftlm.tuning.tune import tune
@@ -105,9 +105,10 @@ def ranked(kind: str, mode: str, folder: Path, objective: Objective = "joint", l
     path = folder / kind / f"{name}.jsonl"
     if not path.exists():
         say(f"ranking {kind} by {name}")
-        ranking = Ranking(pruner=MODEL, mode=mode, objective=objective)  # type: ignore[arg-type]
-        prune_rows(str(folder / kind / "train.jsonl"), path, ranking, Cut(keep=(1.0,)), limit=limit, resume=True,
-                   progress=prefixed(plain_lines(), f"{kind} {name}"))  # fmt: skip
+        settings = {"data": str(folder / kind / "train.jsonl"), "output": str(path), "pruner": MODEL, "mode": mode,
+                    "objective": objective, "keep": [1.0], "limit": limit}  # fmt: skip
+        report = prefixed(plain_lines(), f"{kind} {name}")
+        call_verb("prune", PruneConfig, prune, settings, resume=True, progress=report)
     return path
 
 
@@ -127,7 +128,8 @@ def rows_of(kind: str, arm: Arm, folder: Path) -> Path:
         return path
     mode = GREEDY[kind] if arm.mode == "greedy" else arm.mode
     ranks = ranked(kind, mode, folder)
-    prune_rows(str(ranks), path, Ranking(pruner=MODEL, mode=mode), Cut(keep=(arm.keep,)), resume=True)  # type: ignore[arg-type]
+    settings = {"data": str(ranks), "output": str(path), "pruner": MODEL, "mode": mode, "keep": [arm.keep]}
+    call_verb("prune", PruneConfig, prune, settings, resume=True)
     return path
 
 

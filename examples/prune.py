@@ -8,8 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from graftlm.pruning.page import write_prune_report
-from graftlm.pruning.rows import Cut, Ranking, prune_rows
+from graftlm.pruning.config import PruneConfig
+from graftlm.pruning.prune import prune
+from graftlm.runs.run import call_verb
 
 SOLUTIONS = [
     ("Mia has 17 pens and gives 4 of them to her brother. How many has she left?",
@@ -25,7 +26,7 @@ rows = [{"question": q, "chain": chain, "answer": f"The answer is {answer}."} fo
 with tempfile.TemporaryDirectory() as folder:
     data = Path(folder) / "solutions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pruned = prune_rows(str(data), output, Ranking(pruner="smollm2-135m"), Cut(keep=(0.6,)))
+    settings = {"data": str(data), "output": str(output), "pruner": "smollm2-135m", "keep": [0.6]}
+    pruned = call_verb("prune", PruneConfig, prune, settings)
 for row, (_, chain, _) in zip(pruned.rows, SOLUTIONS, strict=True):
     print(f"{chain}\n    {row['completion'][-1]['content'].splitlines()[0]}")
-write_prune_report(output.with_suffix(".html"), pruned, title="Which tokens a model needs")

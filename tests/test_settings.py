@@ -20,6 +20,7 @@ from graftlm.errors import InputError
 from graftlm.experiments.config import StudyConfig
 from graftlm.heads.config import DistillConfig
 from graftlm.models.restore_config import RestoreConfig
+from graftlm.pruning.config import PruneConfig
 from graftlm.reinforce.config import ReinforceConfig
 from graftlm.reinforce.trainer import ForkingTokenGRPOConfig
 from graftlm.runs.config import load_config
@@ -35,6 +36,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
     DistillConfig: {}, TuneConfig: {"heads": "cold", "eval_split": "test"}, ReinforceConfig: {}, StudyConfig: {},
     AuditConfig: {"base": "b"}, RestoreConfig: {"tuned": "t", "layers": "0", "output": "o"},
     EvaluateConfig: {"models": ["m"]}, GenerateConfig: {"prompts": ["a"]}, ServeConfig: {},
+    PruneConfig: {"data": "d", "pruner": "m", "output": "o.jsonl"},
 }  # fmt: skip
 FREE_FLAGS = {"--alpha"}
 """Numbers of flags that may be anything finite, which the verb checks itself."""

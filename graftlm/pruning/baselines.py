@@ -1,4 +1,4 @@
-"""What greedy pruning is compared with: orders that take one pass or none.
+"""Baselines of greedy pruning: orders that take one pass or none.
 
 - random: uniform, of a seed.
 - surprisal: -log P(x_t | Q, x_<t); the least surprising goes first (Selective Context, arXiv 2310.06201).
@@ -28,25 +28,33 @@ import torch
 
 from graftlm.errors import InputError
 from graftlm.pruning.attention import pass_with_attention
+from graftlm.pruning.config import PruneSettings
 from graftlm.pruning.encoding import Encoding
 from graftlm.pruning.scorer import Scorer
 
 LLMLINGUA2 = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
 
 
-def random_scores(count: int, seed: int, text: str) -> list[float]:
-    """Others for each text."""
-    generator = random.Random(f"{seed} {text}")
-    return [generator.random() for _ in range(count)]
-
-
-def surprisal_scores(scorer: Scorer) -> list[float]:
-    """Of each chain token of an untouched `scorer` with the joint objective, in nats."""
-    return (-scorer.log_probs[scorer.first : len(scorer.ids) - scorer.answer]).tolist()
+def scores(model: Any, encoding: Encoding, chain: str, settings: PruneSettings) -> list[float]:
+    """Worth of each token of `chain` to the baseline `settings.mode`: the least goes first."""
+    count = len(encoding.chain)
+    match settings.mode:
+        case "random":
+            generator = random.Random(f"{settings.seed} {chain}")  # other scores for each chain
+            return [generator.random() for _ in range(count)]
+        case "surprisal":
+            scorer = Scorer(model, encoding.question, [[token.id] for token in encoding.chain], encoding.answer)
+            return (-scorer.log_probs[scorer.first : scorer.first + count]).tolist()
+        case "attention":
+            return attention_scores(model, encoding)
+        case "llmlingua2":
+            return keep_probabilities(encoding, chain, settings.llmlingua_model or LLMLINGUA2)
+        case _:
+            return [float(count - place) for place in range(count)]
 
 
 def attention_scores(model: Any, encoding: Encoding) -> list[float]:
-    """Of each chain token the attention that it gets from all tokens in all heads and layers."""
+    """The attention that each chain token gets from all tokens in all heads and layers."""
     received = torch.zeros(len(encoding), dtype=torch.float64)
     pass_with_attention(model, encoding.ids, lambda weights: received.add_(weights.sum(dim=(0, 1)).cpu().double()))
     first = len(encoding.question)
@@ -55,7 +63,7 @@ def attention_scores(model: Any, encoding: Encoding) -> list[float]:
 
 @torch.no_grad()
 def keep_probabilities(encoding: Encoding, text: str, scorer_model: str) -> list[float]:
-    """Of each chain token, mean over its characters, from a token classifier whose class 1 is "keep".
+    """Mean keep-probability over each chain token's characters, from a token classifier whose class 1 is "keep".
 
     InputError where that model cannot be loaded.
     """
@@ -74,7 +82,7 @@ def keep_probabilities(encoding: Encoding, text: str, scorer_model: str) -> list
 
 
 def _mean_known(values: torch.Tensor, start: int, stop: int) -> float:
-    """Of what is no NaN there; else the next such value, or the last one before; 0 where there is none at all."""
+    """Mean of the values there that are no NaN; else the next such value, or the last one before; else 0."""
     known = ~values.isnan()
     if known[start:stop].any():
         return float(values[start:stop][known[start:stop]].mean())
@@ -84,7 +92,7 @@ def _mean_known(values: torch.Tensor, start: int, stop: int) -> float:
 
 @lru_cache(maxsize=1)
 def token_classifier(name: str) -> tuple[Any, Any]:
-    """Tokenizer and model, loaded once for all chains. InputError where they cannot be."""
+    """Load tokenizer and model once for all chains; InputError where they cannot be."""
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
     try:
@@ -95,6 +103,6 @@ def token_classifier(name: str) -> tuple[Any, Any]:
 
 
 def order_of(scores: Sequence[float], units: Sequence[Sequence[int]], protected: set[int]) -> list[int]:
-    """Units by their mean score, the least first, equal ones by position; those in `protected` after the others."""
+    """Order units by their mean score, least first, equal ones by position; those in `protected` come last."""
     means = [sum(scores[place] for place in unit) / len(unit) for unit in units]
     return sorted(range(len(units)), key=lambda unit: (unit in protected, means[unit], unit))

@@ -21,7 +21,6 @@ neighbours, sometimes wrongly. An `it` that refers to nothing counts as corefere
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -45,6 +44,7 @@ from graftlm.pruning.category_words import (
     VERBAL,
     WORDS,
 )
+from graftlm.pruning.pruned_chain import kept_places
 
 CATEGORIES = (SYMBOLIC, VERBAL, ENTITY, COREFERENCE, META, GRAMMAR)
 WORD = regex.compile(
@@ -183,19 +183,14 @@ def survival(
 ) -> dict[str, list[float]]:
     """Share of each category's tokens, those of all chains together, that are kept at each ratio.
 
-    Of n tokens of a chain the ceil(keep * n) of highest rank are kept; of equal ranks the later in the text. Categories
-    of no token are left out. InputError where the lengths differ or a ratio is outside [0, 1].
+    Those of highest rank are kept, as in `PrunedChain.text`. Categories of no token are left out. InputError for a
+    ratio outside [0, 1].
     """
     if wrong := [keep for keep in keep_ratios if not 0 <= keep <= 1]:
         raise InputError(f"keep ratio {wrong[0]}: give a share between 0 and 1")
-    lengths = [list(map(len, each)) for each in (ranks_by_chain, categories_by_chain)]
-    if lengths[0] != lengths[1]:
-        raise InputError(f"ranks are of chains of {lengths[0]} tokens and categories of chains of {lengths[1]}")
     totals = Counter(name for names in categories_by_chain for name in names)
     kept: list[Counter[str]] = [Counter() for _ in keep_ratios]
     for ranks, names in zip(ranks_by_chain, categories_by_chain, strict=True):
-        order = sorted(range(len(ranks)), key=lambda place: (ranks[place], place))
         for keep, counts in zip(keep_ratios, kept, strict=True):
-            first = len(order) - math.ceil(keep * len(order) - 1e-9)  # 0.07 * 100 is 7.000000000000001
-            counts.update(names[place] for place in order[first:])
+            counts.update(names[place] for place in kept_places(ranks, keep))
     return {name: [counts[name] / totals[name] for counts in kept] for name in CATEGORIES if totals[name]}

@@ -86,8 +86,8 @@ PHRASES = {phrase.strip(): category for category, text in _PHRASES.items() for p
 OPENERS = _words("first second third next now last again also")
 """Meta-discourse where they open a clause."""
 SUBJECTS = _words("he she it they who we i you to not will would can could should may might must")
-"""What a verb follows."""
+"""Words that a verb follows."""
 DETERMINERS = _words("a an the another some no other of each every per his her its their this these 's")
-"""What a noun or its adjective follows."""
+"""Words that a noun or its adjective follows."""
 THAT_REFERS_AFTER = frozenset({"", ".", "!", ":", "and", "than", "times", "half", "twice", "of", "in", "from", "so"})
 """Words after which `that` is a pronoun or a demonstrative, not a conjunction or a relative pronoun."""

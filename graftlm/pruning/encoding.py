@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graftlm.data.encoding import encode_prompt, encode_with_offsets, render_messages
-from graftlm.data.patterns import row_pattern, row_spans
+from graftlm.data.patterns import row_spans
 from graftlm.errors import InputError, check_whole
+from graftlm.pruning.config import Granularity
+from graftlm.runs.config import describe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +48,7 @@ class Encoding:
 
     @property
     def ids(self) -> list[int]:
-        """Of the whole sequence."""
+        """Ids of the whole sequence."""
         return [*self.question, *(token.id for token in self.chain), *self.answer]
 
     def __len__(self) -> int:
@@ -76,8 +78,13 @@ def encode_chain(tokenizer: PreTrainedTokenizerBase, question: Question, chain: 
                 return Encoding(question=prompt_ids, chain=_covering(ids, offsets, chain), answer=answer_ids)
             name, text = "answer", answer
     raise InputError(
-        f"{type(tokenizer).__name__} does not give the {name} {_shown(text)} back: it changes or drops some of its text"
+        f"{type(tokenizer).__name__} does not give the {name} {describe(text)} back: it changes or drops some of it"
     )
+
+
+def units_of(chain: Sequence[ChainToken], granularity: Granularity) -> list[list[int]]:
+    """Positions of the tokens that are deleted together."""
+    return word_units(chain) if granularity == "word" else [[place] for place in range(len(chain))]
 
 
 def word_units(chain: Sequence[ChainToken]) -> list[list[int]]:
@@ -103,23 +110,17 @@ def protected_tokens(chain: Sequence[ChainToken], text: str, answer: str, protec
     """
     from graftlm.pruning.solutions import bare_answer
 
-    found = set()
+    places = set()
     for each in protect:
         pattern = {"numbers": NUMBER, "answer": _standing_alone(bare_answer(answer))}.get(each, each)
         for start, stop in row_spans("protect", pattern, text):
-            found |= {i for i, token in enumerate(chain) if token.start < stop and start < token.stop}
-    return found
+            places |= {i for i, token in enumerate(chain) if token.start < stop and start < token.stop}
+    return places
 
 
 def _standing_alone(text: str) -> str:
-    """The text, but not within a longer word or number: no 5 of 15, 5.2 or 2,500."""
+    """A pattern of the text, but not within a longer word or number: no 5 of 15, 5.2 or 2,500."""
     return rf"(?<!\w)(?<!\d[.,]){re.escape(text)}(?!\w|[.,]\d)"
-
-
-def check_patterns(protect: Sequence[str]) -> None:
-    """InputError for a regular expression that is none."""
-    for each in protect:
-        row_pattern("protect", each)
 
 
 _Parts = tuple[list[int], list[tuple[int, int]], list[int]]
@@ -138,14 +139,9 @@ def _encode_question(tokenizer: PreTrainedTokenizerBase, question: Question) -> 
 
 
 def _joint(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    prompt_ids: list[int],
-    chain: str,
-    answer: str,
-    options: dict[str, bool],
+    tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[int], chain: str, answer: str, options: Any
 ) -> _Parts | None:
-    """None where a token crosses a boundary, or is a special one outside the question."""
+    """Tokens of the whole text; None where a token crosses a boundary, or is a special one outside the question."""
     ids, offsets = encode_with_offsets(tokenizer, prompt + chain + answer, **options)
     first = len(prompt_ids)
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -161,17 +157,15 @@ def _joint(
 
 
 def _apart(tokenizer: PreTrainedTokenizerBase, chain: str, answer: str) -> _Parts:
+    """Tokens of each text by itself."""
     options = {"add_special_tokens": False, "split_special_tokens": True}
     encoded = tokenizer(chain, return_offsets_mapping=True, **options)
-    return (
-        list(encoded["input_ids"]),
-        list(encoded["offset_mapping"]),
-        list(tokenizer(answer, **options)["input_ids"]),
-    )
+    answer_ids = list(tokenizer(answer, **options)["input_ids"])
+    return list(encoded["input_ids"]), list(encoded["offset_mapping"]), answer_ids
 
 
 def _gives_back(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: list[int], text: str) -> bool:
-    """By itself, or after what stands before it: some decoders strip the first space."""
+    """Whether decoding gives `text`, alone or after what stands before it: some decoders strip the first space."""
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     if tokenizer.decode(ids, **options) == text:
         return True
@@ -180,15 +174,15 @@ def _gives_back(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: list
 
 def _covering(ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str) -> list[ChainToken]:
     """Tokens whose characters leave no gap."""
-    tokens, reached = [], 0
-    last = len(ids) - 1
-    for place, (token, (start, stop)) in enumerate(zip(ids, offsets, strict=True)):
-        start = min(start, reached)
-        stop = len(text) if place == last else max(start, stop)
-        reached = max(reached, stop)
-        tokens.append(ChainToken(token, start, stop, text[start:stop]))
-    return tokens
+    spans = without_gaps(offsets)
+    spans[-1] = (spans[-1][0], len(text))
+    return [ChainToken(token, start, stop, text[start:stop]) for token, (start, stop) in zip(ids, spans, strict=True)]
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
+def without_gaps(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Give each token what lies before it: a tokenizer may leave the space before a word out of its offsets."""
+    spans, end = [], 0
+    for start, stop in offsets:
+        spans.append((min(start, end), max(start, stop)))
+        end = max(end, stop)
+    return spans

@@ -1,4 +1,4 @@
-"""What one pass over a chain tells of each of its tokens: likelihood, entropy, attention, and where else it stands."""
+"""Features of a chain's tokens from one pass: likelihood, entropy, attention, and where else each token stands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from graftlm.heads.loss import rows_loss
 from graftlm.models.decoder import Decoder
 from graftlm.pruning.attention import pass_with_attention
-from graftlm.pruning.choices import Objective
+from graftlm.pruning.config import Objective
 from graftlm.pruning.encoding import Encoding
 
 PER_LAYER = 6
@@ -29,18 +29,17 @@ class ChainFeatures(NamedTuple):
 
 @torch.no_grad()
 def chain_features(model: Any, encoding: Encoding, objective: Objective) -> ChainFeatures:
-    """Of every token of the chain, in one pass. InputError where the model does not show its attention."""
+    """Compute every token's features in one pass; InputError where the model does not show its attention."""
     decoder = Decoder(model)
     ids = torch.tensor(encoding.ids)
     first, last = len(encoding.question), len(encoding.question) + len(encoding.chain)
     layers: list[Tensor] = []
     hidden = pass_with_attention(model, encoding.ids, lambda w: layers.append(_attention(w, first, last).cpu()))
     targets = ids.to(hidden.device)
-    own = rows_loss(decoder, hidden[first - 1 : -1], targets[first:], _ones(len(ids) - first, hidden), True)
+    ones = hidden.new_ones(len(ids), dtype=torch.float32)
+    own = rows_loss(decoder, hidden[first - 1 : -1], targets[first:], ones[first:], True)
     # What follows each token, predicted from before it.
-    skipped = rows_loss(
-        decoder, hidden[first - 1 : last - 1], targets[first + 1 : last + 1], _ones(last - first, hidden)
-    )
+    skipped = rows_loss(decoder, hidden[first - 1 : last - 1], targets[first + 1 : last + 1], ones[first:last])
     log_probs, entropy, following = -own.nll.cpu().double(), own.entropy.cpu().double(), -skipped.nll.cpu().double()
     count = last - first
     places = torch.arange(count, dtype=torch.float64)
@@ -58,10 +57,6 @@ def chain_features(model: Any, encoding: Encoding, objective: Objective) -> Chai
     return ChainFeatures(torch.cat([scalars.float(), *layers], dim=1), estimates, float(value))
 
 
-def _ones(count: int, like: Tensor) -> Tensor:
-    return like.new_ones(count, dtype=torch.float32)
-
-
 def _attention(weights: Tensor, first: int, last: int) -> Tensor:
     """[chain, PER_LAYER] of a layer's weights [heads, queries, keys]: what each token gets from the chain, from the
     answer, from the token after it, from itself and from the head that looks at it most; and the entropy of where it
@@ -77,8 +72,7 @@ def _attention(weights: Tensor, first: int, last: int) -> Tensor:
 
 
 def _copies(ids: Tensor, first: int, last: int) -> list[Tensor]:
-    """How often, up to MOST_COPIES, the same token stands in the question, earlier and later in the chain, and in the
-    answer."""
+    """Count each token, up to MOST_COPIES, in the question, earlier and later in the chain, and in the answer."""
     chain = ids[first:last]
     same = chain[:, None] == chain[None, :]
     counts = [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftlm.data.encoding import encode_prompt, encode_with_offsets
 from graftlm.errors import InputError
+from graftlm.pruning.encoding import without_gaps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,15 +59,6 @@ def _completion_spans(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]
     ids, offsets = encode_with_offsets(tokenizer, whole, **options)
     if ids[: len(prompt_ids)] == prompt_ids:
         of_completion = offsets[len(prompt_ids) :]
-        return _without_gaps([(max(start - begin, 0), max(stop - begin, 0)) for start, stop in of_completion])
+        return without_gaps([(max(start - begin, 0), max(stop - begin, 0)) for start, stop in of_completion])
     encoded = tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
-    return _without_gaps(encoded["offset_mapping"])
-
-
-def _without_gaps(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """A tokenizer may leave the space before a word out of its offsets."""
-    found, reached = [], 0
-    for start, stop in offsets:
-        found.append((min(start, reached), max(start, stop)))
-        reached = max(reached, stop)
-    return found
+    return without_gaps(encoded["offset_mapping"])

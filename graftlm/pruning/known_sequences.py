@@ -1,4 +1,4 @@
-"""What passes over sequences without one unit found out, for as long as it holds.
+"""Results of passes over sequences without one unit, for as long as they hold.
 
 Once a token c goes for good, a sequence that lacks a unit before c is up to c what it was: its keys, values and
 log-probabilities there hold, and only what comes after has to be computed anew.
@@ -16,24 +16,22 @@ States = list[Tensor]
 """Each [rows, ..., time, size], of the positions from the chain's first on: keys, values, hidden states."""
 
 
-class Held(NamedTuple):
-    """The sequence without the unit of `size` tokens at `start` is before `until` what it was when it was read."""
+class Known(NamedTuple):
+    """Results of a pass over the sequence without the unit of `size` tokens at `start`; they hold before `until`.
+
+    `log_probs`: [time]. `states`: those of the pass, of which the sequence is one `row`; None where they were dropped.
+    """
 
     start: int
     size: int
     until: int
-
-
-class Known(NamedTuple):
-    """What a pass found out of a sequence: log-probabilities [time], and `states`, of which it is one `row`."""
-
     log_probs: Tensor
-    states: States
+    states: States | None
     row: int
 
 
 class KnownSequences:
-    """By the unit that each lacks; `first` is where the chain starts.
+    """Results by the unit that each sequence lacks; `first` is where the chain starts.
 
     States of at most `tokens` tokens are kept: those nearest to the chain's start, which hold longest.
     """
@@ -41,44 +39,40 @@ class KnownSequences:
     def __init__(self, first: int, tokens: int) -> None:
         self.first, self.tokens = first, tokens
         self.end = first + math.isqrt(tokens // 2)
-        """Of positions from here on nothing is kept: then all sequences find room up to here, and once more while
+        """Nothing is kept of positions from here on: then all sequences find room up to here, and once more while
         those of one step take the place of those before."""
         self.known: dict[int, Known] = {}
-        self.held: dict[int, Held] = {}
-        """Of each unit whose sequence was read since a token before it went, whether states of it are kept or not."""
 
     def held_until(self, unit: int) -> int:
         """Before which position of the sequence without `unit` nothing has changed since it was read; 0 if all may."""
-        return self.held[unit].until if unit in self.held else 0
+        return self.known[unit].until if unit in self.known else 0
 
     def log_probs(self, unit: int) -> Tensor | None:
         """[time], what holds of the sequence without `unit`, as far as its states are kept, if any are."""
-        found = self.known.get(unit)
-        # The last token went through no layer.
-        return None if found is None else found.log_probs[:-1][: min(self.end, self.held_until(unit))]
+        known = self.known.get(unit)
+        if known is None or known.states is None:
+            return None
+        return known.log_probs[:-1][: min(self.end, known.until)]  # the last token went through no layer
 
     def add(self, spans: Mapping[int, tuple[int, int]], log_probs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
-        """The results of a pass whose rows lack the units of `spans`, where those are: log-probabilities [time] each.
+        """Add the results of a pass whose rows lack the units of `spans`, where those are: log-probabilities [time].
 
         `states`: each [rows, ..., time - 1 or more, size], from the question's first position on.
         """
-        for (unit, (start, stop)), found in zip(spans.items(), log_probs, strict=True):
-            self.held[unit] = Held(start, stop - start, len(found))
-        near = [(row, unit, span) for row, (unit, span) in enumerate(spans.items()) if span[0] < self.end]
-        if not near:
-            return
-        kept = [state[..., self.first : self.end, :][[row for row, _, _ in near]] for state in states]
-        for place, (row, unit, _) in enumerate(near):
-            self.known[unit] = Known(log_probs[row], kept, place)
+        near = [row for row, (start, _) in enumerate(spans.values()) if start < self.end]
+        kept = [state[..., self.first : self.end, :][near] for state in states] if near else None
+        for row, (unit, (start, stop)) in enumerate(spans.items()):
+            place = near.index(row) if row in near else None
+            rest = (None, 0) if place is None else (kept, place)
+            self.known[unit] = Known(start, stop - start, len(log_probs[row]), log_probs[row], *rest)
 
     def delete(self, start: int) -> None:
-        """The unit that starts at `start` is gone for good."""
-        self.held = {
-            other: found._replace(until=min(found.until, start - found.size))
-            for other, found in self.held.items()
-            if found.start < start
+        """Forget what does not hold now that the unit that starts at `start` is gone for good."""
+        self.known = {
+            unit: known._replace(until=min(known.until, start - known.size))
+            for unit, known in self.known.items()
+            if known.start < start
         }
-        self.known = {other: found for other, found in self.known.items() if other in self.held}
         self._make_room()
 
     def before(self, units: Sequence[int], shared: Sequence[Tensor], begin: int) -> list[Tensor]:
@@ -89,27 +83,31 @@ class KnownSequences:
         """
         sources: dict[int, tuple[States, list[int], list[int]]] = {}
         for row, unit in enumerate(units):
-            found = self.known.get(unit)
-            if found is not None:
-                _, here, there = sources.setdefault(id(found.states), (found.states, [], []))
+            known = self.known.get(unit)
+            if known is not None and known.states is not None:
+                _, here, there = sources.setdefault(id(known.states), (known.states, [], []))
                 here.append(row)
-                there.append(found.row)
+                there.append(known.row)
         result = []
         for index, state in enumerate(shared):
             rows = state[..., :begin, :].expand(len(units), *state.shape[1:-2], -1, -1)
             if sources and begin > self.first:
                 rows = rows.clone()
                 for states, here, there in sources.values():
-                    known = states[index][..., : begin - self.first, :][there]
-                    rows[here, ..., self.first : self.first + known.shape[-2], :] = known
+                    old = states[index][..., : begin - self.first, :][there]
+                    rows[here, ..., self.first : self.first + old.shape[-2], :] = old
             result.append(rows)
         return result
 
     def _make_room(self) -> None:
-        while self.tokens < sum({id(found.states): _tokens(found.states) for found in self.known.values()}.values()):
-            last = self.known[max(self.known, key=lambda unit: self.held[unit].start)].states
-            self.known = {unit: found for unit, found in self.known.items() if found.states is not last}
-
-
-def _tokens(states: States) -> int:
-    return states[0].shape[0] * states[0].shape[-2]
+        """Drop states, those nearest to the chain's end first, until no more are kept than may be."""
+        while True:
+            kept = [known for known in self.known.values() if known.states is not None]
+            passes = {id(known.states): known.states[0] for known in kept if known.states is not None}
+            if sum(state.shape[0] * state.shape[-2] for state in passes.values()) <= self.tokens:
+                return
+            last = max(kept, key=lambda known: known.start).states
+            self.known = {
+                unit: known._replace(states=None) if known.states is last else known
+                for unit, known in self.known.items()
+            }

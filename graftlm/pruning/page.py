@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from graftlm.pruning.categories import CATEGORIES, categories_of_tokens, survival
 from graftlm.pruning.pruned_chain import kept_groups
-from graftlm.pruning.rows import COLUMN, Pruned
+from graftlm.pruning.pruned_file import COLUMN, Pruned
 from graftlm.report.markup import Markup, element, join
 from graftlm.report.page import data_section, facts_section, panels, section, verdict_section, write_page
 from graftlm.report.plots import Line, line_plot
@@ -30,61 +31,56 @@ def write_prune_report(path: Path, pruned: Pruned, *, title: str) -> list[str]:
     names = [
         categories_of_tokens(chain["chain"], [(start, stop) for start, stop in chain["spans"]]) for chain in chains
     ]
-    found = survival([chain["ranks"] for chain in chains], names, SHARES)
-    verdict = prune_verdict(pruned, found)
+    survived = survival([chain["ranks"] for chain in chains], names, SHARES)
+    verdict = prune_verdict(pruned, survived)
     sections = [
         verdict_section(verdict),
-        _survival(names, found),
+        _survival(names, survived),
         _likelihood(chains),
         _shaded(chains, names),
         facts_section({"settings": chains[0]["ranking"], "versions": versions()}),
-        data_section("survival", {"kept": SHARES, "survival": found}),
+        data_section("survival", {"kept": SHARES, "survival": survived}),
     ]
     write_page(path, title, sections)
     return verdict
 
 
-def prune_verdict(pruned: Pruned, found: Mapping[str, Sequence[float]]) -> list[str]:
-    """What was cut, what survives, and how far the ranks can be trusted, in sentences.
-
-    found: share of each category's tokens that is kept at each of SHARES.
-    """
+def prune_verdict(pruned: Pruned, survived: Mapping[str, Sequence[float]]) -> list[str]:
+    """Say what was cut, what survives, and how far the ranks can be trusted; `survived`: each category at SHARES."""
     chains = [each[COLUMN] for each in pruned.rows]
     tokens = [len(chain["ranks"]) for chain in chains]
     kept = [len(_kept(chain)) for chain in chains]
     shares = sorted({chain["keep"] for chain in chains})
     lines = [
-        f"{len(chains)} of {len(chains) + len(pruned.failed)} rows: their chains have {_mean(tokens):.0f} tokens on "
-        f"average, of which {_mean(kept):.0f} are kept (share {', '.join(f'{share:g}' for share in shares)})."
+        f"{len(chains)} of {len(chains) + len(pruned.failed)} rows: their chains have {fmean(tokens):.0f} tokens on "
+        f"average, of which {fmean(kept):.0f} are kept (share {', '.join(f'{share:g}' for share in shares)})."
     ]
     wanted = 0.7 if max(shares) == 1 else shares[0]
     at = min(SHARES, key=lambda share: abs(share - wanted))
-    survived = {name: values[SHARES.index(at)] for name, values in found.items()}
-    if len(survived) > 1:
-        order = sorted(survived, key=lambda name: -survived[name])
+    left = sorted(((values[SHARES.index(at)], name) for name, values in survived.items()), reverse=True)
+    if len(left) > 1:
         lines.append(
-            f"With {at:.0%} of each chain kept, most is left of {order[0]} ({survived[order[0]]:.0%}) and least of "
-            f"{order[-1]} ({survived[order[-1]]:.0%}); the categories are those of word lists for English."
+            f"With {at:.0%} of each chain kept, most is left of {left[0][1]} ({left[0][0]:.0%}) and least of "
+            f"{left[-1][1]} ({left[-1][0]:.0%}); the categories are those of word lists for English."
         )
     if pruned.agreement:
         lines.append(
             f"The mode {chains[0]['ranking']['mode']} agrees with exact ranks by Spearman "
-            f"{_mean(pruned.agreement):.2f} ({min(pruned.agreement):.2f} to {max(pruned.agreement):.2f}, "
+            f"{fmean(pruned.agreement):.2f} ({min(pruned.agreement):.2f} to {max(pruned.agreement):.2f}, "
             f"{len(pruned.agreement)} chains)."
         )
     return lines
 
 
-def _survival(names: Sequence[Sequence[str]], found: Mapping[str, Sequence[float]]) -> Markup:
+def _survival(names: Sequence[Sequence[str]], survived: Mapping[str, Sequence[float]]) -> Markup:
     deleted = [round(100 * (1 - share)) for share in SHARES]
+    colours = dict(zip(CATEGORIES, COLOURS, strict=True))
     lines = [
-        Line(
-            label=name, tag=name, colour=COLOURS[CATEGORIES.index(name)], points=list(zip(deleted, values, strict=True))
-        )
-        for name, values in found.items()
+        Line(label=name, tag=name, colour=colours[name], points=list(zip(deleted, values, strict=True)))
+        for name, values in survived.items()
     ]
     shown = "; ".join(f"{name}: {values[SHARES.index(0.7)]:.2f} where 0.7 of the chain is kept"
-                      for name, values in found.items())  # fmt: skip
+                      for name, values in survived.items())  # fmt: skip
     plot = line_plot(
         "Survival of each category", lines, description=shown, y_top=1.0, x_label="% of the chain deleted",
         y_label="share of the category kept",
@@ -92,7 +88,7 @@ def _survival(names: Sequence[Sequence[str]], found: Mapping[str, Sequence[float
     counts = Counter(name for each in names for name in each)
     rows: list[Row] = [
         (name, [str(counts[name]), *(f"{values[SHARES.index(share)]:.0%}" for share in SHOWN_SHARES)])
-        for name, values in found.items()
+        for name, values in survived.items()
     ]
     headings = ["category", "tokens", *(f"{share:.0%}" for share in SHOWN_SHARES)]
     return section(
@@ -110,7 +106,7 @@ def _likelihood(chains: Chains) -> Markup | None:
     if not curves:
         return None
     steps = range(0, 101, 5)
-    means = [_mean([curve[round(step / 100 * (len(curve) - 1))] - curve[0] for curve in curves]) for step in steps]
+    means = [fmean([curve[round(step / 100 * (len(curve) - 1))] - curve[0] for curve in curves]) for step in steps]
     if max(map(abs, means)) == 0:
         return None
     line = Line(label="objective", tag="", colour="--model-1", points=list(zip(steps, means, strict=True)))
@@ -131,15 +127,9 @@ def _shaded(chains: Chains, names: Sequence[Sequence[str]]) -> Markup:
     for chain, categories in zip(chains[:CHAINS], names, strict=False):
         question = chain["question"]
         text = question if isinstance(question, str) else question[-1]["content"]
-        shown.append(
-            element(
-                "article",
-                element("p", text.strip(), class_="note"),
-                element(
-                    "p", _tokens(chain, categories), element("span", chain["answer"], class_="answer"), class_="chain"
-                ),
-            )
-        )
+        answer = element("span", chain["answer"], class_="answer")
+        solution = element("p", _tokens(chain, categories), answer, class_="chain")
+        shown.append(element("article", element("p", text.strip(), class_="note"), solution))
     return section(
         f"{len(shown)} chains, token by token" if len(shown) > 1 else "The chain, token by token",
         *shown,
@@ -167,7 +157,3 @@ def _kept(chain: Mapping[str, Any]) -> set[int]:
     """Positions of the tokens that are in the file."""
     groups = kept_groups(chain["spans"], chain["ranks"], chain["keep"])
     return {place for group in groups for place in group}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

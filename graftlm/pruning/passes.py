@@ -1,4 +1,4 @@
-"""What a pass over several sequences is made of: which of them share one, and the states of its rows."""
+"""Passes over several sequences: which of them share one, and the states of its rows."""
 
 from __future__ import annotations
 
@@ -10,28 +10,21 @@ from torch import Tensor
 from transformers import DynamicCache
 
 
-def cheapest_groups(lengths: Sequence[int], batch_tokens: int, most_rows: int, pass_cost: int) -> list[slice]:
-    """Runs of sequences, each for one pass, with the least cost of all passes together, in tokens.
+def groups_of(lengths: Sequence[int], batch_tokens: int, most_rows: int, pass_cost: int) -> list[slice]:
+    """Runs of sequences whose `lengths` fall, each for one pass.
 
-    `lengths` fall; all rows of a pass are as long as its first, so that a long run wastes tokens and a short one
-    passes, of which each costs `pass_cost` besides. A run of more than one has at most `batch_tokens`, and `most_rows`.
+    All rows of a pass are as long as its first, so a run ends where the tokens that this wastes cost more than a pass
+    of its own, `pass_cost` tokens. A run of more than one has at most `batch_tokens`, and `most_rows`.
     """
     assert all(one >= other for one, other in pairwise(lengths)), "lengths rise"
-    costs, begins = [0], [0]
+    groups, begin = [], 0
     for end in range(1, len(lengths) + 1):
-        by_begin = {}
-        for begin in range(end - 1, -1, -1):
-            tokens = (end - begin) * lengths[begin]
-            if begin < end - 1 and (tokens > batch_tokens or end - begin > most_rows):
-                break
-            by_begin[begin] = costs[begin] + tokens + pass_cost
-        begins.append(min(by_begin, key=by_begin.__getitem__))
-        costs.append(by_begin[begins[-1]])
-    groups, end = [], len(lengths)
-    while end:
-        groups.append(slice(begins[end], end))
-        end = begins[end]
-    return groups[::-1]
+        tokens, rows = sum(lengths[begin : end + 1]), end + 1 - begin
+        padded = rows * lengths[begin]
+        if end == len(lengths) or padded > batch_tokens or rows > most_rows or padded - tokens > pass_cost:
+            groups.append(slice(begin, end))
+            begin = end
+    return groups
 
 
 def moved(state: Tensor, places: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A chain with the order in which its tokens went."""
+"""A chain with the order in which its tokens went, what is left of it at a share, and how far two orders agree."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from graftlm.errors import InputError
 from graftlm.pruning.encoding import ChainToken
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedChain:
-    """What `prune_chain` gives.
+    """Result of `prune_chain`.
 
     `tokens`: of the chain, n of them. `order`: their positions in the order of deletion, a permutation of range(n); a
     word's tokens follow one another in their order. `ranks`: of each token the step at which it was deleted, from 1;
@@ -58,10 +60,15 @@ def kept_groups(spans: Sequence[tuple[int, int]], ranks: Sequence[int], keep: fl
     """Positions of the tokens that are kept, those together that cannot be told apart in the text."""
     if not 0 < keep <= 1:
         raise InputError(f"keep is {keep}: give a share above 0 and at most 1")
-    count = math.ceil(keep * len(spans) - 1e-9)  # 0.07 * 100 is 7.000000000000001
-    order = sorted(range(len(ranks)), key=lambda place: (ranks[place], place))
-    kept = set(order[len(order) - count :])
+    kept = kept_places(ranks, keep)
     return [group for group in _inseparable(spans, ranks) if not kept.isdisjoint(group)]
+
+
+def kept_places(ranks: Sequence[float], keep: float) -> set[int]:
+    """Positions of the `ceil(keep * n)` tokens of highest rank; of equal ranks the later in the text."""
+    count = math.ceil(keep * len(ranks) - 1e-9)  # 0.07 * 100 is 7.000000000000001
+    order = sorted(range(len(ranks)), key=lambda place: (ranks[place], place))
+    return set(order[len(order) - count :])
 
 
 def _inseparable(spans: Sequence[tuple[int, int]], ranks: Sequence[int]) -> list[list[int]]:
@@ -75,3 +82,15 @@ def _inseparable(spans: Sequence[tuple[int, int]], ranks: Sequence[int]) -> list
             groups.append([place])
         reached = max(reached, stop)
     return groups
+
+
+def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation, equal values with their mean rank; 1 where there is nothing to rank."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return 1.0
+    return float(np.corrcoef(_mean_ranks(first), _mean_ranks(second))[0, 1])
+
+
+def _mean_ranks(values: Sequence[float]) -> np.ndarray:
+    _, places, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import InputError
 from graftlm.models.decoder import context_length
 from graftlm.pruning import baselines
-from graftlm.pruning.choices import Granularity, Mode, Objective, check_choice
-from graftlm.pruning.encoding import Encoding, Question, encode_chain, protected_tokens, word_units
+from graftlm.pruning.config import PruneSettings
+from graftlm.pruning.encoding import ChainToken, Question, encode_chain, protected_tokens, units_of
 from graftlm.pruning.greedy import Deletions, OnStep, exact_order
 from graftlm.pruning.pruned_chain import PrunedChain
 from graftlm.pruning.scorer import Scorer
 from graftlm.pruning.screened import screened_order
+from graftlm.tuning.proofs import evaluating
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from graftlm.pruning.surrogate import Surrogate
+
+GREEDY = {"exact": exact_order, "screened": screened_order}
 
 
 def prune_chain(
@@ -29,127 +33,76 @@ def prune_chain(
     question: Question,
     chain: str,
     answer: str,
-    objective: Objective = "joint",
-    mode: Mode = "exact",
+    settings: PruneSettings | None = None,
     *,
-    granularity: Granularity = "token",
-    protect: str | Sequence[str] = (),
-    batch_tokens: int = 512,
-    seed: int = 0,
-    llmlingua_model: str | None = None,
     surrogate: Surrogate | None = None,
     on_step: OnStep | None = None,
+    **changes: Any,
 ) -> PrunedChain:
     """Rank the tokens of `chain` by what the model's log-likelihood loses without them.
 
     Args:
         question: text, or the messages of a chat, which get the tokenizer's template with its generation prompt.
         chain, answer: text that follows the question as it is, whatever space is between them included.
-        objective: "joint" is log P(what is left of the chain, answer | question), "answer" is log P(answer | question,
-            what is left of the chain).
-        mode: "exact" scores every deletion at every step, "screened" only the likely best ones (same idea, an order
-            close to that, many times faster), "surrogate" takes one pass and a small network that was fitted to exact
-            orders (`graftlm.pruning.surrogate`); the others are baselines (`graftlm.pruning.baselines`).
-        granularity: what is deleted at a step: one token, or one word between white space.
-        protect: what goes last, after all the rest: "numbers", "answer" (the answer's text), regular expressions.
-        batch_tokens: at most so many tokens are in one pass (but at least one sequence).
-        seed: of mode "random".
-        llmlingua_model: name or folder of the classifier of mode "llmlingua2", if not the original one.
-        surrogate: of mode "surrogate".
+        settings: how the tokens are ranked.
+        surrogate: the network of mode "surrogate", see `load_surrogate`.
         on_step: called after each step with the number of tokens or words just deleted.
+        changes: fields of `settings` to set otherwise, such as mode="screened" or protect="numbers".
 
     Raises:
-        InputError: an option is unknown, a text is empty, too long for the model, or not given back by the tokenizer.
+        InputError: a setting is out of range, a text is empty, too long for the model, or not given back by the
+            tokenizer.
     """
-    check_choice("objective", objective, Objective)
-    check_choice("mode", mode, Mode)
-    check_choice("granularity", granularity, Granularity)
-    if mode == "surrogate" and surrogate is None:
+    if isinstance(changes.get("protect"), str):
+        changes["protect"] = [changes["protect"]]
+    settings = replace(settings or PruneSettings(), **changes)
+    if settings.mode == "surrogate" and surrogate is None:
         raise InputError("mode surrogate needs a surrogate: load_surrogate(FOLDER), made by graftlm prune fit")
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens is {batch_tokens}: give 1 or more")
     encoding = encode_chain(tokenizer, question, chain, answer)
     _check_length(model, len(encoding))
-    places = range(len(encoding.chain))
-    units = [[place] for place in places] if granularity == "token" else word_units(encoding.chain)
-    patterns = [protect] if isinstance(protect, str) else protect
-    tokens = protected_tokens(encoding.chain, chain, answer, patterns)
+    units = units_of(encoding.chain, settings.granularity)
+    tokens = protected_tokens(encoding.chain, chain, answer, settings.protect)
     protected = {number for number, unit in enumerate(units) if not tokens.isdisjoint(unit)}
-    make_scorer = partial(
-        Scorer,
-        question=encoding.question,
-        units=[[encoding.chain[place].id for place in unit] for unit in units],
-        answer=encoding.answer,
-        objective=objective,
-        batch_tokens=batch_tokens,
+    ids = [[encoding.chain[place].id for place in unit] for unit in units]
+    new_scorer = partial(
+        Scorer, model, encoding.question, ids, encoding.answer, settings.objective, batch_tokens=settings.batch_tokens
     )
-    single: Mapping[int, float]
-    measure: Callable[[], list[float]]
-    was_training = model.training
-    model.eval()
-    try:
-        if mode in ("exact", "screened"):
-            rank = exact_order if mode == "exact" else screened_order
-            deletions = rank(make_scorer(model), protected, on_step)
-            order, single, measure = deletions.order, deletions.single, partial(list, deletions.values)
+    with evaluating(model):
+        if settings.mode in GREEDY:
+            deletions = GREEDY[settings.mode](new_scorer(), protected, on_step)
+            return _pruned(chain, encoding.chain, units, deletions.order, deletions.single, deletions.values.copy)
+        if surrogate is not None and settings.mode == "surrogate":
+            scores = surrogate.scores(model, encoding, settings.objective)
         else:
-            scores = _scores(mode, model, encoding, chain, objective, seed, llmlingua_model, surrogate)
-            order = baselines.order_of(scores, units, protected)
-            measure = partial(_log_likelihoods, model, make_scorer, order)
-            single = {}
-    finally:
-        model.train(was_training)
-    ranks = [0] * len(encoding.chain)
-    alone: list[float | None] = [None] * len(encoding.chain)
+            scores = baselines.scores(model, encoding, chain, settings)
+    order = baselines.order_of(scores, units, protected)
+    return _pruned(chain, encoding.chain, units, order, {}, partial(_log_likelihoods, model, new_scorer, order))
+
+
+def _pruned(
+    chain: str,
+    tokens: list[ChainToken],
+    units: Sequence[Sequence[int]],
+    order: Sequence[int],
+    single: Mapping[int, float],
+    measure: Callable[[], list[float]],
+) -> PrunedChain:
+    """The result for tokens, of an order of units."""
+    ranks = [0] * len(tokens)
+    alone: list[float | None] = [None] * len(tokens)
     for step, unit in enumerate(order, start=1):
         for place in units[unit]:
             ranks[place], alone[place] = step, single.get(unit)
-    return PrunedChain(
-        chain=chain,
-        tokens=encoding.chain,
-        order=[place for unit in order for place in units[unit]],
-        ranks=ranks,
-        single_deletions=alone,
-        measure=measure,
-    )
+    places = [place for unit in order for place in units[unit]]
+    return PrunedChain(chain=chain, tokens=tokens, order=places, ranks=ranks, single_deletions=alone, measure=measure)
 
 
-def _scores(
-    mode: str,
-    model: Any,
-    encoding: Encoding,
-    chain: str,
-    objective: Objective,
-    seed: int,
-    llmlingua_model: str | None,
-    surrogate: Surrogate | None,
-) -> list[float]:
-    """Of each chain token what it is worth: the least goes first."""
-    count = len(encoding.chain)
-    if surrogate is not None and mode == "surrogate":
-        return surrogate.scores(model, encoding, objective)
-    if mode == "random":
-        return baselines.random_scores(count, seed, chain)
-    if mode == "surprisal":
-        single = [[token.id] for token in encoding.chain]
-        return baselines.surprisal_scores(Scorer(model, encoding.question, single, encoding.answer))
-    if mode == "attention":
-        return baselines.attention_scores(model, encoding)
-    if mode == "llmlingua2":
-        return baselines.keep_probabilities(encoding, chain, llmlingua_model or baselines.LLMLINGUA2)
-    return [float(count - place) for place in range(count)]
-
-
-def _log_likelihoods(model: Any, make_scorer: Callable[[Any], Scorer], order: Sequence[int]) -> list[float]:
-    was_training = model.training
-    model.eval()
-    try:
-        deletions = Deletions(make_scorer(model))
+def _log_likelihoods(model: Any, new_scorer: Callable[[], Scorer], order: Sequence[int]) -> list[float]:
+    with evaluating(model):
+        deletions = Deletions(new_scorer())
         for unit in order:
             deletions.add(unit)
         return deletions.values
-    finally:
-        model.train(was_training)
 
 
 def _check_length(model: Any, length: int) -> None:

@@ -24,15 +24,15 @@ from graftlm.errors import InputError
 from graftlm.models.caches import keeps_only_keys_and_values
 from graftlm.models.decoder import Decoder
 from graftlm.models.linear_cross_entropy import chunk_rows
-from graftlm.pruning.choices import Objective
+from graftlm.pruning.config import Objective
 from graftlm.pruning.known_sequences import KnownSequences
-from graftlm.pruning.passes import cache_of, cheapest_groups, moved, states_of
+from graftlm.pruning.passes import cache_of, groups_of, moved, states_of
 
 Span = tuple[int, int]
 """Where a unit starts in the sequence, and where it ends."""
 
 PASS_COST = {"cpu": 32}
-"""What a pass costs besides its tokens, in tokens: reading the weights, starting the kernels."""
+"""Cost of a pass besides its tokens, in tokens: reading the weights, starting the kernels."""
 OTHER_PASS_COST = 1024
 
 STATES_IN_PASS, STATES_KEPT = 16, 32
@@ -75,7 +75,7 @@ class Scorer:
     `reuse`: whether keys and values are used again; off by itself for a model whose layers keep other states than
     those, or where a pass that goes on from them gives other results than the whole one (tried on the chain).
 
-    InputError for a model whose parts are not found, or with virtual tokens before its prompt.
+    InputError for a model whose parts are unknown, or with virtual tokens before its prompt.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Scorer:
 
     @torch.no_grad()
     def read_without(self, units: Sequence[int], ahead: int | None = None) -> dict[int, Tensor]:
-        """What `log_probs` is for the whole, for the sequence without each of `units`: [time], nats, float64.
+        """Read the sequence without each of `units`: log-probabilities [time] as in `log_probs`, nats, float64.
 
         ahead: read only so many tokens from where the sequence is not what it was when it was read last; for the
             objective `joint`, and where a model's rows can start at different positions.
@@ -158,7 +158,7 @@ class Scorer:
         most_rows = STATES_IN_PASS * self.batch_tokens // room
         pass_cost = PASS_COST.get(self.device.type, OTHER_PASS_COST)
         log_probs: dict[int, Tensor] = {}
-        for group in cheapest_groups(lengths, self.batch_tokens, most_rows, pass_cost):
+        for group in groups_of(lengths, self.batch_tokens, most_rows, pass_cost):
             log_probs |= self._read_rows(rows[group], together=together)
         return log_probs
 

@@ -1,4 +1,4 @@
-"""Greedy pruning that scores a few deletions at each step: those that look best by what earlier steps found out.
+"""Greedy pruning that scores a few deletions at each step: those that look best by the results of earlier steps.
 
     f(R \\ u) ≈ g(R, u) + Σ_t r_ut ± (d s Σ_t min(|c_t|, |e_ut|))^½,    r_ut = e_ut - clamp(c_t, between 0 and e_ut)
     e_ut = log P(x_t | R' \\ u) - log P(x_t | R'),    c_t = log P(x_t | R) - log P(x_t | R')
@@ -13,7 +13,7 @@ the mean of |Σ_t e_ut| at the first step, and d is DOUBT. So at each step are l
 2. those that come within MARGIN s of the best that was looked at, again and again, up to MOST times as many;
 3. the better half at the first step, and all when FEW are left.
 
-A unit that was never scored gets the pass that `exact` takes. Of the others only the next REACH tokens are read, from
+A unit that was never scored gets the pass that `exact` takes. Of the others only the next AHEAD tokens are read, from
 where the sequence without the unit is not what it was when it was read last: there most of the change lies, and e_ut is
 put right. The one with the highest upper end is then read to its end, and so are those whose upper end is above its
 score. The best of the scores is deleted. With the objective `answer`, whose tokens come last, all are read to the end.
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,12 +34,10 @@ from graftlm.pruning.scorer import Scorer
 
 CANDIDATES = 2
 SHARE, FIRST_SHARE = 0.05, 0.5
-"""Of the units that are left, where that is more than CANDIDATES; while none of them was scored."""
-NEIGHBOURS = 1
-"""On each side."""
+"""Shares of the units that are left, where that is more than CANDIDATES; the second while none of them was scored."""
+NEIGHBOURS = 1  # on each side
 DOUBT, MARGIN = 0.25, 0.5
-REACH = 14
-"""Tokens."""
+AHEAD = 14  # tokens
 MOST = 6
 FEW = 5
 ANSWER = -1
@@ -63,15 +60,12 @@ def screened_order(scorer: Scorer, protected: Collection[int], on_step: OnStep |
     return deletions
 
 
-class Guess(NamedTuple):
-    """Nats; `upper` is what may be reached."""
-
-    middle: float
-    upper: float
+Guess = tuple[float, float]
+"""The objective without a unit, as far as can be told without a pass, and what it may reach; nats."""
 
 
 class Screen:
-    """What is known of the effect of each unit's deletion."""
+    """The known effects of each unit's deletion."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -80,17 +74,17 @@ class Screen:
         self.unit_at = torch.cat(
             [torch.arange(len(sizes)).repeat_interleave(sizes), torch.full([scorer.answer], ANSWER)]
         )
-        """Of each token of the chain and the answer, when nothing was deleted."""
+        """The unit of each token of the chain and the answer, when nothing was deleted."""
         self.scored: dict[int, tuple[Tensor, Tensor]] = {}
-        """Of each unit that was scored: log P of those tokens without it and with it, when each was read last, or 0."""
+        """For each unit that was scored: log P of those tokens without it and with it, when each was read, or 0."""
         self.scale = 0.0
         """s, nats."""
 
     def promising(self, units: Sequence[int], near: Collection[int]) -> dict[int, float]:
-        """The objective in nats without each of those of `units` that are worth a pass."""
+        """Score those of `units` that are worth a pass: the objective without each, in nats."""
         guesses = self.guesses(units)
         first = self.scored.keys().isdisjoint(units)
-        ranked = sorted(units, key=lambda unit: -guesses[unit].upper)
+        ranked = sorted(units, key=lambda unit: -guesses[unit][1])
         count = max(CANDIDATES, math.ceil((FIRST_SHARE if first else SHARE) * len(units)))
         chosen = {*ranked[:count], *near}.intersection(units)
         most = MOST * len(chosen)
@@ -98,44 +92,41 @@ class Screen:
         looked: set[int] = set()
         while chosen:
             new = chosen - self.scored.keys()
-            scores |= self.read(sorted(new)) | self.read(sorted(chosen - new), REACH)
+            scores |= self.read(sorted(new)) | self.read(sorted(chosen - new), AHEAD)
             looked |= chosen
             if first and not self.scale:
-                self.scale = sum(abs(scores[unit] - guesses[unit].middle) for unit in scores) / len(scores)
+                self.scale = sum(abs(scores[unit] - guesses[unit][0]) for unit in scores) / len(scores)
             guesses |= self.guesses(sorted(chosen))
-            bar = max(guesses[unit].middle for unit in looked) - MARGIN * self.scale
-            left = [unit for unit in ranked if unit not in looked and guesses[unit].upper > bar]
+            bar = max(guesses[unit][0] for unit in looked) - MARGIN * self.scale
+            left = [unit for unit in ranked if unit not in looked and guesses[unit][1] > bar]
             chosen = set(left[: most - len(looked)])
-        return scores | self._finals({unit: guesses[unit].upper for unit in looked if unit not in scores}, scores)
+        return scores | self._finals({unit: guesses[unit][1] for unit in looked if unit not in scores}, scores)
 
     def _finals(self, looked: dict[int, float], scores: Mapping[int, float]) -> dict[int, float]:
-        """The objective without those of `looked` whose upper guess is above the best score: first the best of them,
-        then those that are above that too."""
-        found: dict[int, float] = {}
+        """Score those of `looked` whose upper guess is above the best score: first the best of them, then those that
+        are above that too."""
+        final: dict[int, float] = {}
         for count in (1, len(looked)):
-            bar = max([*scores.values(), *found.values()], default=-math.inf)
+            bar = max([*scores.values(), *final.values()], default=-math.inf)
             promising = sorted((unit for unit in looked if looked[unit] > bar), key=lambda unit: -looked[unit])
-            chosen = [unit for unit in promising if unit not in found][:count]
-            if chosen:
-                found |= self.read(sorted(chosen))
-        return found
+            chosen = [unit for unit in promising if unit not in final][:count]
+            final |= self.read(sorted(chosen))
+        return final
 
     def guesses(self, units: Sequence[int]) -> dict[int, Guess]:
-        """The objective in nats without each of `units`, as far as can be told without a pass."""
+        """Guess for each of `units`."""
         middle, doubt = self._effects(units)
         middle = self.scorer.estimates(units) + middle
-        return {
-            unit: Guess(*each) for unit, *each in zip(units, middle.tolist(), (middle + doubt).tolist(), strict=True)
-        }
+        pairs = zip(middle.tolist(), (middle + doubt).tolist(), strict=True)
+        return dict(zip(units, pairs, strict=True))
 
-    def read(self, units: Sequence[int], reach: int | None = None) -> dict[int, float]:
-        """The objective in nats without each of `units`; with `reach` only of those whose sequence ends within it."""
+    def read(self, units: Sequence[int], ahead: int | None = None) -> dict[int, float]:
+        """Score `units`: the objective without each, in nats; with `ahead` only those whose sequence ends within it."""
         if not units:
             return {}
         places, now = self._left()
-        found = self.scorer.read_without(units, reach)
         scores = {}
-        for unit, log_probs in found.items():
+        for unit, log_probs in self.scorer.read_without(units, ahead).items():
             others = places[self.unit_at[places] != unit]
             read = others[: len(log_probs) - self.scorer.first]
             without, then = (each.clone() for each in self.scored.get(unit, (now, now)))
@@ -148,10 +139,8 @@ class Screen:
     def _effects(self, units: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Σ_t r_ut, and how far off it may be: [len(units)], nats."""
         places, now = self._left()
-        without, then = (
-            torch.stack([each[places] for each in found])
-            for found in zip(*(self.scored.get(unit, (now, now)) for unit in units), strict=True)
-        )
+        scored = [self.scored.get(unit, (now, now)) for unit in units]
+        without, then = (torch.stack([each[side][places] for each in scored]) for side in (0, 1))
         effects = without - then
         come = now[places] - then
         expected = effects - come.clamp(effects.clamp(max=0), effects.clamp(min=0))
@@ -162,7 +151,7 @@ class Screen:
         return (expected * counting).sum(1), (DOUBT * self.scale * (shared * counting).sum(1)).sqrt()
 
     def _left(self) -> tuple[Tensor, Tensor]:
-        """Of the chain's and the answer's tokens the places of those that are left, and log P of each, 0 if gone."""
+        """Places of the chain's and the answer's tokens that are left, and log P of every token, 0 if it is gone."""
         places = torch.isin(self.unit_at, torch.tensor([*self.scorer.left, ANSWER])).nonzero()[:, 0]
         now = self.scorer.log_probs.new_zeros(len(self.unit_at))
         now[places] = self.scorer.log_probs[self.scorer.first :]

@@ -1,14 +1,10 @@
 """Rows of any form -> question, chain and answer; and back to a row for `graftlm tune`, with a shorter chain.
 
-| columns | chain and answer |
-|---|---|
-| chain, answer; question, prompt or messages | as they are |
-| question, answer | the answer, cut where the final answer starts (GSM8K's own form) |
-| what `graftlm tune` takes | the completion, of a conversation the last one, cut likewise |
-
-Texts of separate columns are put together with a line break where there is no white space between them; a question by
-itself becomes a user's message where the tokenizer has a chat template. The final answer starts at the last match of
-the first of ANSWER_STARTS that is found, with the white space before it.
+Columns chain and answer count as they are, beside question, prompt or messages. Otherwise the answer (GSM8K's own form)
+or the completion, of a conversation the last one, is cut where the final answer starts: at the last match of the first
+of ANSWER_STARTS that matches, with the white space before it. Texts of separate columns are put together with a line
+break where there is no white space between them; a question by itself becomes a user's message where the tokenizer has
+a chat template.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from typing import Any
 from graftlm.data.forms import canonical_rows, describe, text
 from graftlm.data.patterns import row_spans
 from graftlm.errors import InputError
-from graftlm.pruning.choices import THINK_TAGS
+from graftlm.pruning.config import THINK_TAGS
 from graftlm.pruning.encoding import Question
 
 ANSWER_STARTS = (r"</think>", r"####", r"(?i:\**(?:the )?(?:final )?answer\**(?: is\b|:))", r"\$*\\boxed\b")
@@ -84,7 +80,7 @@ def solution_of(row: Mapping[str, Any], place: str, *, answer_start: str | None 
 
 
 def find_answer(whole: str, answer_start: str | None = None) -> int | None:
-    """Where the final answer starts, with the white space before it; None where it is not found.
+    """Where the final answer starts, with the white space before it; None where there is none.
 
     InputError for a pattern that is malformed or takes too long.
     """

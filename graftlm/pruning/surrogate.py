@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from graftlm.errors import InputError
-from graftlm.pruning.choices import Objective
+from graftlm.pruning.config import Objective
 from graftlm.pruning.encoding import Encoding
 from graftlm.pruning.features import ChainFeatures, chain_features
 from graftlm.runs.files import written_together
@@ -58,7 +58,7 @@ class SurrogateConfig:
 class RankedChain(NamedTuple):
     """A chain as mode exact leaves it: `single_deletions` [tokens] in nats, `ranks` [tokens] from 1."""
 
-    found: ChainFeatures
+    known: ChainFeatures
     single_deletions: Tensor
     ranks: Tensor
 
@@ -96,19 +96,19 @@ class Surrogate:
         self.network, self.config = network.eval(), config
 
     @torch.no_grad()
-    def predict(self, found: ChainFeatures) -> tuple[Tensor, Tensor]:
+    def predict(self, known: ChainFeatures) -> tuple[Tensor, Tensor]:
         """The objective [tokens] in nats without each token, and each token's rank [tokens] in (0, 1)."""
-        if found.features.shape[1] != self.config.features:
+        if known.features.shape[1] != self.config.features:
             raise InputError(
-                f"the surrogate takes {self.config.features} features, this model gives {found.features.shape[1]}: it "
+                f"the surrogate takes {self.config.features} features, this model gives {known.features.shape[1]}: it "
                 f"was fitted to {self.config.pruner}; run graftlm prune fit on this model"
             )
-        residual, rank = self.network(found.features).double().unbind(1)
-        return found.estimates + residual, rank
+        residual, rank = self.network(known.features).double().unbind(1)
+        return known.estimates + residual, rank
 
     def scores(self, model: Any, encoding: Encoding, objective: Objective) -> list[float]:
-        """Of each chain token its predicted rank. InputError for another objective, or a model that gives other
-        features, than it was fitted to."""
+        """Predict the rank of each chain token; InputError for another objective, or a model that gives other features,
+        than it was fitted to."""
         if objective != self.config.objective:
             raise InputError(f"the surrogate was fitted to the objective {self.config.objective}, not {objective}")
         return self.predict(chain_features(model, encoding, objective))[1].tolist()
@@ -121,20 +121,15 @@ class Surrogate:
 
 
 def load_surrogate(folder: str | os.PathLike[str]) -> Surrogate:
-    """What `graftlm prune fit` has written. InputError for a missing, truncated or foreign file."""
+    """Load what `graftlm prune fit` has written; InputError for a missing, truncated or foreign file."""
     path = Path(folder)
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        if not (path / name).is_file():
-            raise InputError(f"{path} holds no surrogate ({name} is missing); make one with graftlm prune fit")
     try:
         config = SurrogateConfig(**json.loads((path / CONFIG_FILE).read_text("utf-8")))
         network = Network(config.features)
         network.load_state_dict(load_file(path / WEIGHTS_FILE))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path / CONFIG_FILE} is no surrogate's config ({error}); fit it anew") from error
-    except (SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path / WEIGHTS_FILE} is truncated or of another kind ({reason}); fit it anew") from error
+        raise InputError(f"{path} holds no surrogate ({reason}); make one with graftlm prune fit") from error
     return Surrogate(network, config)
 
 
@@ -149,7 +144,7 @@ def fit_surrogate(chains: Sequence[RankedChain], pruner: str, objective: Objecti
         torch.manual_seed(seed)
         checked = chains[::VALIDATION] if len(chains) >= VALIDATION else chains[:1]
         fitted = [chain for chain in chains if not any(chain is other for other in checked)]
-        network = Network(chains[0].found.features.shape[1])
+        network = Network(chains[0].known.features.shape[1])
         inputs, outputs = _tensors(fitted)
         network.input_mean, network.input_scale = _moments(inputs)
         network.output_mean, network.output_scale = _moments(outputs)
@@ -186,8 +181,8 @@ def _descend(network: Network, inputs: Tensor, outputs: Tensor, check_inputs: Te
 
 
 def _tensors(chains: Sequence[RankedChain]) -> tuple[Tensor, Tensor]:
-    inputs = torch.cat([chain.found.features for chain in chains])
-    residuals = torch.cat([chain.single_deletions - chain.found.estimates for chain in chains])
+    inputs = torch.cat([chain.known.features for chain in chains])
+    residuals = torch.cat([chain.single_deletions - chain.known.estimates for chain in chains])
     ranks = torch.cat([(chain.ranks.double() - 0.5) / len(chain.ranks) for chain in chains])
     return inputs, torch.stack([residuals, ranks], dim=1).float()
 

@@ -41,7 +41,7 @@ def test_the_least_surprising_goes_first(tokenizer: PreTrainedTokenizerBase) -> 
     log_probs = model(ids).logits[0].log_softmax(-1).detach()
     surprisal = [-float(log_probs[place - 1, ids[0, place]]) for place in range(4, 13)]
     for objective in ("joint", "answer"):
-        pruned = prune_chain(model, tokenizer, QUESTION, CHAIN, ANSWER, objective, "surprisal")
+        pruned = prune_chain(model, tokenizer, QUESTION, CHAIN, ANSWER, objective=objective, mode="surprisal")
         assert pruned.order == sorted(range(9), key=lambda place: surprisal[place])
 
 

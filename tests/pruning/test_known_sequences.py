@@ -32,7 +32,7 @@ class WatchedScorer(Scorer):
 
     def _read_rows(self, rows: Any, *, together: bool) -> dict[int, torch.Tensor]:
         found = super()._read_rows(rows, together=together)
-        states = {id(found.states): found.states for found in self.known.known.values()}
+        states = {id(known.states): known.states for known in self.known.known.values() if known.states is not None}
         self.most_kept = max(self.most_kept, sum(each[0].shape[0] * each[0].shape[-2] for each in states.values()))
         return found
 

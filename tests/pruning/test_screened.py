@@ -52,7 +52,7 @@ def test_screening_comes_close_to_the_exact_ranks_for_a_fraction_of_the_position
         correlations.append(spearman(exact.order, screened.order))
         read.append(few_read.positions)
     assert sum(correlations) / 3 > least
-    monkeypatch.setattr("graftlm.pruning.screened.REACH", 1000)
+    monkeypatch.setattr("graftlm.pruning.screened.AHEAD", 1000)
     scorers = [counting(objective, seed) for seed in range(3)]
     for scorer in scorers:
         screened_order(scorer, ())
@@ -84,7 +84,7 @@ def test_of_those_read_in_part_the_best_is_scored_and_whatever_may_be_better() -
 @pytest.mark.parametrize("objective", ["joint", "answer"])
 def test_screening_that_scores_everything_is_exact(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graftlm.pruning.screened.CANDIDATES", 1000)
-    monkeypatch.setattr("graftlm.pruning.screened.REACH", 1000)
+    monkeypatch.setattr("graftlm.pruning.screened.AHEAD", 1000)
     exact, screened, *_ = both(objective)
     assert screened.order == exact.order
     assert screened.values == pytest.approx(exact.values, abs=1e-9)

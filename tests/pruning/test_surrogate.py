@@ -13,17 +13,17 @@ from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
 from graftlm.pruning import prune_chain
-from graftlm.pruning.choices import Objective
+from graftlm.pruning.config import Objective
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.features import PER_LAYER, SCALARS, ChainFeatures, chain_features
 from graftlm.pruning.fit import measure, pearson, ranked_chain
-from graftlm.pruning.rows import COLUMN
+from graftlm.pruning.pruned_file import COLUMN
 from graftlm.pruning.scorer import Scorer
 from graftlm.pruning.surrogate import RankedChain, fit_surrogate, load_surrogate
 from graftlm.runs.files import read_json_lines
 from tests.conftest import tiny_model
 from tests.pruning.reference import objective_value
-from tests.pruning.test_rows import SOLUTIONS, pruner, run, write  # noqa: F401  # a fixture
+from tests.pruning.test_prune import SOLUTIONS, pruner, run, write  # noqa: F401  # a fixture
 
 TEXTS = ("How many?\n", "Then 12 + 3 = 15 pens, so 15.", "\n#### 15")
 
@@ -93,7 +93,7 @@ def test_it_learns_what_the_features_tell_and_says_how_well_beside_what_needs_no
 def test_noise_is_not_learned() -> None:
     generator = torch.Generator().manual_seed(2)
     chains = [
-        each._replace(ranks=torch.randperm(30, generator=generator) + 1, single_deletions=each.found.estimates)
+        each._replace(ranks=torch.randperm(30, generator=generator) + 1, single_deletions=each.known.estimates)
         for each in made_chains(40, 0)
     ]
     found = measure(fit_surrogate(chains[:30], "tiny", "joint"), chains[30:])
@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_network_and_it_survives_its_file(tmp_path:
     first.save(tmp_path / "saved")
     loaded = load_surrogate(tmp_path / "saved")
     for other in (again, loaded):
-        for one, two in zip(first.predict(chains[0].found), other.predict(chains[0].found), strict=True):
+        for one, two in zip(first.predict(chains[0].known), other.predict(chains[0].known), strict=True):
             assert torch.equal(one, two)
     assert loaded.config == first.config and sorted(p.name for p in (tmp_path / "saved").iterdir()) == [
         "config.json", "model.safetensors",
@@ -128,16 +128,16 @@ def test_what_is_no_surrogate_is_said(tmp_path: Path, tokenizer: PreTrainedToken
     with pytest.raises(InputError, match="takes 6 features, this model gives 24: it was fitted to tiny"):
         prune_chain(model, tokenizer, *TEXTS, mode="surrogate", surrogate=surrogate)
     with pytest.raises(InputError, match="fitted to the objective joint, not answer"):
-        prune_chain(model, tokenizer, *TEXTS, "answer", "surrogate", surrogate=surrogate)
+        prune_chain(model, tokenizer, *TEXTS, objective="answer", mode="surrogate", surrogate=surrogate)
     with pytest.raises(InputError, match="mode surrogate needs a surrogate"):
         prune_chain(model, tokenizer, *TEXTS, mode="surrogate")
     with pytest.raises(InputError, match="1 chain is too few"):
         fit_surrogate(made_chains(1, 0), "tiny", "joint")
     os.truncate(folder / "model.safetensors", 100)
-    with pytest.raises(InputError, match=r"model.safetensors is truncated or of another kind"):
+    with pytest.raises(InputError, match="holds no surrogate"):
         load_surrogate(folder)
     (folder / "config.json").write_text('{"pruner": "x"}', "utf-8")
-    with pytest.raises(InputError, match=r"config.json is no surrogate's config"):
+    with pytest.raises(InputError, match="holds no surrogate"):
         load_surrogate(folder)
 
 
@@ -165,7 +165,7 @@ def test_fit_ranks_exactly_measures_held_out_chains_and_prune_takes_it(
         assert value == pytest.approx(
             objective_value(model, encoding.question, left, encoding.answer, "joint"), abs=1e-3
         )
-    assert run(*given) == 2 and "holds a surrogate; give another, or --overwrite" in capsys.readouterr().err
+    assert run(*given) == 2 and "holds a run; give --resume, --overwrite" in capsys.readouterr().err
     output = tmp_path / "out.jsonl"
     assert run("prune", data, "--pruner", pruner, "--output", str(output), "--surrogate", str(folder)) == 0
     surrogate = load_surrogate(folder)
@@ -199,14 +199,14 @@ def test_an_interrupted_fit_goes_on_from_the_chains_it_has_and_takes_no_others(
             raise KeyboardInterrupt
         return prune_chain(*texts, **options)
 
-    monkeypatch.setattr("graftlm.pruning.rows.prune_chain", ranks_three)
+    monkeypatch.setattr("graftlm.pruning.prune.prune_chain", ranks_three)
     assert run(*given, str(folder)) == 130  # in the fourth chain
     assert "--resume" in capsys.readouterr().err and not (folder / "exact.jsonl").exists()
     assert run(*given, str(folder), "--resume") == 130  # then in the other data
     assert (folder / "exact.jsonl").exists() and not (folder / "config.json").exists()
     changed = write(tmp_path / "changed.jsonl", solutions[1:])
     for wrong, message in (
-        (["--objective", "answer"], "made with another ranking"), (["--chains", "4"], "made with another data")
+        (["--objective", "answer"], "another config: objective"), (["--chains", "4"], "another config: chains")
     ):  # fmt: skip
         assert run(*given, str(folder), "--resume", *wrong) == 2 and message in capsys.readouterr().err
     assert run("prune", "fit", changed, *given[3:], str(folder), "--resume") == 2
@@ -228,7 +228,7 @@ def test_tokens_that_are_protected_are_not_fitted_to(tokenizer: PreTrainedTokeni
     }  # fmt: skip
     chain = ranked_chain(model, tokenizer, row)
     assert (
-        len(chain.ranks) == len(chain.single_deletions) == len(chain.found.features) == len(chain.found.estimates) == 3
+        len(chain.ranks) == len(chain.single_deletions) == len(chain.known.features) == len(chain.known.estimates) == 3
     )
     assert chain.single_deletions.isfinite().all()
 

@@ -17,10 +17,13 @@ from graftlm.cli import main
 from graftlm.data.load import load_rows
 from graftlm.errors import InputError
 from graftlm.models.load import load_model
-from graftlm.pruning import prune_chain, rows
-from graftlm.pruning.agreement import rank_agreement
-from graftlm.pruning.rows import COLUMN, Cut, Ranking, prune_rows
+from graftlm.pruning import prune, prune_chain
+from graftlm.pruning.config import PruneConfig
+from graftlm.pruning.prune import Ranker, prune_rows, read_rows
+from graftlm.pruning.pruned_chain import rank_agreement
+from graftlm.pruning.pruned_file import COLUMN, Pruned
 from graftlm.runs.files import read_json_lines
+from graftlm.runs.run import Run, call_verb
 from tests.conftest import tiny_model
 from tests.report.browsing import draw
 from tests.tuning.plain import PEFT_WARNING
@@ -57,8 +60,17 @@ def run(*arguments: str) -> int:
     return int(exit_.value.code or 0)  # type: ignore[arg-type]
 
 
-def pruned(data: str, output: Path, pruner: str, mode: str = "exact", keep: float = 0.5, **options: Any) -> rows.Pruned:
-    return prune_rows(data, output, Ranking(pruner=pruner, mode=mode), Cut(keep=(keep,)), **options)  # type: ignore[arg-type]
+def pruned(data: str, output: Path, pruner: str, mode: str = "exact", *keep: float, **options: Any) -> Pruned:
+    how = {name: options.pop(name) for name in ("resume", "overwrite") if name in options}
+    settings = {
+        "data": data,
+        "output": str(output),
+        "pruner": pruner,
+        "mode": mode,
+        "keep": list(keep or (0.5,)),
+        **options,
+    }
+    return call_verb("prune", PruneConfig, prune.prune, settings | options, **how)
 
 
 @pytest.mark.slow
@@ -83,7 +95,7 @@ def test_rows_come_out_with_the_text_that_prune_chain_leaves(data: str, pruner: 
 
 @pytest.mark.slow
 def test_all_kept_gives_the_completion_back_and_its_importance(data: str, pruner: str, tmp_path: Path) -> None:
-    for row, given in zip(pruned(data, tmp_path / "out.jsonl", pruner, keep=1.0).rows, SOLUTIONS, strict=True):
+    for row, given in zip(pruned(data, tmp_path / "out.jsonl", pruner, "exact", 1.0).rows, SOLUTIONS, strict=True):
         assert row["completion"][0]["content"] == given["answer"]
         ranks = row[COLUMN]["ranks"]
         if given["answer"].isascii():  # elsewhere several tokens share a letter
@@ -95,7 +107,7 @@ def test_all_kept_gives_the_completion_back_and_its_importance(data: str, pruner
 @pytest.mark.slow
 @pytest.mark.filterwarnings(PEFT_WARNING)
 def test_tune_takes_the_ranks_as_weights(data: str, pruner: str, tmp_path: Path) -> None:
-    pruned(data, tmp_path / "out.jsonl", pruner, "surprisal", keep=1.0)
+    pruned(data, tmp_path / "out.jsonl", pruner, "surprisal", 1.0)
     options = {"objective": "multi-token", "mtp-weights": "importance", "heads": "cold", "max-steps": "1"}
     flags = [text for name, value in options.items() for text in (f"--{name}", value)]
     result = graftlm("tune", "--model", pruner, "--data", "out.jsonl", "--output", "run", *flags, cwd=tmp_path)
@@ -107,13 +119,13 @@ def test_tune_takes_the_ranks_as_weights(data: str, pruner: str, tmp_path: Path)
 def test_ranks_of_the_same_kind_are_not_computed_again(
     data: str, pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = pruned(data, tmp_path / "first.jsonl", pruner, keep=0.9)
-    direct = pruned(data, tmp_path / "direct.jsonl", pruner, keep=0.3)
+    first = pruned(data, tmp_path / "first.jsonl", pruner, "exact", 0.9)
+    direct = pruned(data, tmp_path / "direct.jsonl", pruner, "exact", 0.3)
     calls: list[Any] = []
     monkeypatch.setattr(
-        rows, "prune_chain", lambda *given, **options: calls.append(given) or prune_chain(*given, **options)
+        prune, "prune_chain", lambda *given, **options: calls.append(given) or prune_chain(*given, **options)
     )
-    again = pruned(str(tmp_path / "first.jsonl"), tmp_path / "again.jsonl", pruner, keep=0.3)
+    again = pruned(str(tmp_path / "first.jsonl"), tmp_path / "again.jsonl", pruner, "exact", 0.3)
     assert not calls
     assert [row["completion"] for row in again.rows] == [row["completion"] for row in direct.rows]
     assert again.rows[0][COLUMN] == direct.rows[0][COLUMN] != first.rows[0][COLUMN]
@@ -126,25 +138,25 @@ def test_ranks_of_the_same_kind_are_not_computed_again(
 
 def test_of_several_shares_each_row_gets_one_and_can_say_so(tmp_path: Path, pruner: str) -> None:
     data = write(tmp_path / "many.jsonl", [{**SOLUTIONS[0], "id": number} for number in range(12)])
-    cut = Cut(keep=(0.5, 1.0), keep_in_prompt=True)
-    ranking = Ranking(pruner=pruner, mode="truncation")
-    found = prune_rows(data, tmp_path / "out.jsonl", ranking, cut).rows
+
+    def rows_of(name: str, seed: int = 0) -> list[dict[str, Any]]:
+        return pruned(data, tmp_path / name, pruner, "truncation", 0.5, 1.0, seed=seed, keep_in_prompt=True).rows
+
+    found = rows_of("out.jsonl")
     assert {row[COLUMN]["keep"] for row in found} == {0.5, 1.0}
     for row in found:
         assert row["prompt"][-1]["content"] == f"How many?<eos>{row[COLUMN]['keep']:g}<eos>"
         assert (row["completion"][0]["content"] == SOLUTIONS[0]["answer"]) == (row[COLUMN]["keep"] == 1)
         assert "importance" not in row
-    again = prune_rows(data, tmp_path / "again.jsonl", ranking, cut).rows
-    other = prune_rows(data, tmp_path / "other.jsonl", ranking, Cut(keep=(0.5, 1.0), keep_in_prompt=True, seed=1)).rows
-    assert again == found and other != found
+    assert rows_of("again.jsonl") == found and rows_of("other.jsonl", seed=1) != found
 
 
 @pytest.mark.slow
 def test_parquet_holds_the_same_rows(data: str, pruner: str, tmp_path: Path) -> None:
     lines = pruned(data, tmp_path / "out.jsonl", pruner).rows
-    pruned(data, tmp_path / "out.parquet", pruner)
-    assert parquet.read_table(tmp_path / "out.parquet").to_pylist() == lines
-    from_parquet = pruned(str(tmp_path / "out.parquet"), tmp_path / "again.jsonl", pruner).rows
+    pruned(data, tmp_path / "table.parquet", pruner)
+    assert parquet.read_table(tmp_path / "table.parquet").to_pylist() == lines
+    from_parquet = pruned(str(tmp_path / "table.parquet"), tmp_path / "again.jsonl", pruner).rows
     assert [row["completion"] for row in from_parquet] == [row["completion"] for row in lines]
 
 
@@ -191,9 +203,9 @@ def test_kill_and_resume_is_the_uninterrupted_file(
     done = partial.read_bytes().count(b"\n") - 1
     assert 4 <= done < 17 and not (tmp_path / "cut.jsonl").exists()
     partial.write_bytes(partial.read_bytes() + b'{"row": {"half')
-    assert run(*command, "cut.jsonl") == 2 and "--resume goes on" in capsys.readouterr().err
+    assert run(*command, "cut.jsonl") == 2 and "give --resume, --overwrite" in capsys.readouterr().err
     assert run(*command, "cut.jsonl", "--resume", "--keep", "0.4") == 2
-    assert "made with another keep" in capsys.readouterr().err
+    assert "cannot be resumed with another config: keep" in capsys.readouterr().err
     assert run(*command, "cut.jsonl", "--resume") == 0
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not partial.exists()
@@ -204,15 +216,16 @@ def test_a_kill_after_the_rows_were_written_is_resumed_to_the_same_files(
 ) -> None:
     whole = pruned(data, tmp_path / "whole.jsonl", pruner, "truncation")
 
-    def kill(found: rows.Pruned) -> None:
+    def kill(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     output = tmp_path / "cut.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        pruned(data, output, pruner, "truncation", finish=kill)
-    assert output.exists()
-    told: list[rows.Pruned] = []
-    assert pruned(data, output, pruner, "truncation", finish=told.append, resume=True) == whole == told[0]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prune, "write_prune_report", kill)
+        pruned(data, output, pruner, "truncation")
+    assert output.exists() and not (tmp_path / "cut.html").exists()
+    assert pruned(data, output, pruner, "truncation", resume=True) == whole
+    assert (tmp_path / "cut.html").exists()
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     with pytest.raises(InputError, match="nothing beside it to resume"):
         pruned(data, output, pruner, "truncation", resume=True)
@@ -221,33 +234,28 @@ def test_a_kill_after_the_rows_were_written_is_resumed_to_the_same_files(
 
 def test_an_output_that_another_call_prunes_into_is_refused(data: str, pruner: str, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    refused = []
-
-    def again(found: rows.Pruned) -> None:
+    config = PruneConfig(data=data, output=str(output), pruner=pruner)
+    with Run.create(output, "prune", config, {}):
         for how in ({"resume": True}, {"overwrite": True}):
-            with pytest.raises(InputError, match="in use by another process") as error:
+            with pytest.raises(InputError, match="in use by another process"):
                 pruned(data, output, pruner, "truncation", **how)
-            refused.append(error)
-
-    pruned(data, output, pruner, "truncation", finish=again)
-    assert len(refused) == 2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--keep", "0"], "--keep has 0: give shares above 0 and at most 1"),
-        (["--keep", "0.5,1.5"], "--keep has 1.5"),
-        (["--keep", "half"], "--keep holds 'half'"),
-        (["--mode", "best"], "--mode is 'best': choose one of exact, screened, surrogate"),
+        (["--keep", "0"], "--keep is 0.0, but it must be above 0 and at most 1"),
+        (["--keep", "0.5,1.5"], "--keep is 1.5, but"),
+        (["--keep", "half"], "--keep is 'half', but"),
+        (["--mode", "best"], "--mode is 'best', but one of exact, screened, surrogate"),
         (["--mode", "surrogate"], "--mode surrogate and --surrogate FOLDER"),
         (["--surrogate", "absent"], "absent holds no surrogate"),
-        (["--objective", "both"], "--objective is 'both'"),
+        (["--objective", "both"], "--objective is 'both', but one of joint, answer"),
         (["--granularity", "line"], "--granularity is 'line'"),
         (["--check", "1"], "--check compares another --mode with exact"),
-        (["--protect", "("], "protect: '(' is no regular expression"),
+        (["--protect", "("], "--protect: '(' is no regular expression"),
         (["--answer-start", "("], "--answer-start: '(' is no regular expression"),
-        (["--output", "out.csv"], "--output out.csv: the name must end in .jsonl or .parquet"),
+        (["--output", "out.csv"], "--output is 'out.csv', but its name must end in .jsonl or .parquet"),
         (["--split", "test"], "is one split, 'train'"),
         (["--pruner", "absent"], "absent"),
     ],
@@ -280,7 +288,7 @@ def test_a_file_without_rows_that_can_be_pruned_is_refused(pruner: str, tmp_path
 def test_what_is_there_is_kept(data: str, pruner: str, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("mine", "utf-8")
-    with pytest.raises(InputError, match=r"out.jsonl exists; give another --output, or --overwrite"):
+    with pytest.raises(InputError, match=r"out\.jsonl holds a run; give --resume, --overwrite or another --output"):
         pruned(data, output, pruner)
     assert output.read_text("utf-8") == "mine"
 
@@ -328,10 +336,12 @@ def test_a_template_that_changes_the_completion_fails_its_row_and_no_fit(
     changing.save_pretrained(pruner)
     whole = write(tmp_path / "spaced.jsonl", [{**SOLUTIONS[0], "answer": " a = b \n#### 5 "}, SOLUTIONS[1]])
     if "trim" in change:
-        assert len(pruned(whole, tmp_path / "one.jsonl", pruner, "truncation", keep=1.0).failed) == 1
+        assert len(pruned(whole, tmp_path / "one.jsonl", pruner, "truncation", 1.0).failed) == 1
     output = tmp_path / "out.jsonl"
-    found = prune_rows(whole, output, Ranking(pruner=pruner, mode="truncation"), Cut(keep=(1.0,), importance=False))
-    assert len(found.rows) == 2 and not found.failed
+    config = PruneConfig(data=whole, output=str(output), pruner=pruner, mode="truncation", keep=[1.0])
+    with Run.create(output, "prune", config, {}) as opened:
+        made, failed = prune_rows(config, read_rows(config), Ranker.load(config), opened, with_importance=False)
+    assert len(made) == 2 and not failed
 
 
 def test_parquet_keeps_columns_that_the_first_row_has_not(pruner: str, tmp_path: Path) -> None:
@@ -343,15 +353,14 @@ def test_parquet_keeps_columns_that_the_first_row_has_not(pruner: str, tmp_path:
 
 def test_the_answer_is_protected_whatever_leads_to_it(pruner: str, tmp_path: Path) -> None:
     data = write(tmp_path / "data.jsonl", [{"question": "Q", "answer": "so 27 it is then\n#### 27"}])
-    ranking = Ranking(pruner=pruner, mode="truncation", protect=("answer",))
-    (row,) = prune_rows(data, tmp_path / "out.jsonl", ranking, Cut(keep=(0.1,))).rows
+    (row,) = pruned(data, tmp_path / "out.jsonl", pruner, "truncation", 0.1, protect=["answer"]).rows
     assert row["completion"][0]["content"].startswith("27")
 
 
 def test_the_solution_does_not_get_into_the_prompt(pruner: str, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "x y\n4"}]
     data = write(tmp_path / "data.jsonl", [{"messages": turns, "chain": "x y", "answer": "4"}])
-    (row,) = pruned(data, tmp_path / "out.jsonl", pruner, "truncation", keep=1.0).rows
+    (row,) = pruned(data, tmp_path / "out.jsonl", pruner, "truncation", 1.0).rows
     assert row["prompt"] == turns[:1] and row["completion"] == turns[1:]
 
 
@@ -365,9 +374,9 @@ def test_another_seed_cuts_anew_but_ranks_no_exact_chain_anew(
     data: str, pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruned(data, tmp_path / "first.jsonl", pruner)
-    monkeypatch.setattr(rows, "prune_chain", None)
-    ranking, cut = Ranking(pruner=pruner, seed=3), Cut(keep=(0.5, 0.7), seed=3)
-    assert len(prune_rows(str(tmp_path / "first.jsonl"), tmp_path / "again.jsonl", ranking, cut).rows) == 2
+    monkeypatch.setattr(prune, "prune_chain", None)
+    again = pruned(str(tmp_path / "first.jsonl"), tmp_path / "again.jsonl", pruner, "exact", 0.5, 0.7, seed=3)
+    assert len(again.rows) == 2
 
 
 def test_words_that_are_in_the_file_are_not_struck_through(pruner: str, tmp_path: Path, browser: Any) -> None:
