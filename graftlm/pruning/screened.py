@@ -110,7 +110,8 @@ class Screen:
             bar = max([*scores.values(), *final.values()], default=-math.inf)
             promising = sorted((unit for unit in looked if looked[unit] > bar), key=lambda unit: -looked[unit])
             chosen = [unit for unit in promising if unit not in final][:count]
-            final |= self.read(sorted(chosen))
+            if chosen:
+                final |= self.read(sorted(chosen))
         return final
 
     def guesses(self, units: Sequence[int]) -> dict[int, Guess]:

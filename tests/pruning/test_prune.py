@@ -408,6 +408,33 @@ def test_how_far_a_mode_agrees_with_exact_is_said(
     assert expected in capsys.readouterr().out and expected in (tmp_path / "out.html").read_text("utf-8")
 
 
+def test_names_of_the_last_version_still_prune(data: str, pruner: str, tmp_path: Path) -> None:
+    from graftlm.pruning.rows import Cut, Ranking, prune_rows
+
+    ranking = Ranking(pruner=pruner, mode="truncation", protect=("answer",))
+    with pytest.warns(DeprecationWarning, match=r"prune_rows is now graftlm\.prune"):
+        old = prune_rows(data, tmp_path / "old.jsonl", ranking, Cut(keep=(0.5,)), limit=1)
+    assert old.rows == pruned(data, tmp_path / "new.jsonl", pruner, "truncation", protect=["answer"], limit=1).rows
+
+
+def test_a_loaded_pruner_is_taken(data: str, pruner: str, tmp_path: Path) -> None:
+    model, tokenizer = load_model(pruner)
+    settings = {"data": data, "output": str(tmp_path / "out.jsonl"), "pruner": "mine", "mode": "surprisal"}
+    loaded = call_verb("prune", PruneConfig, prune.prune, settings, model=model, tokenizer=tokenizer)
+    named = pruned(data, tmp_path / "named.jsonl", pruner, "surprisal")
+    assert [row[COLUMN]["ranks"] for row in loaded.rows] == [row[COLUMN]["ranks"] for row in named.rows]
+    assert loaded.rows[0][COLUMN]["ranking"]["pruner"] == "mine"
+
+
+@pytest.mark.slow
+def test_a_run_yaml_repeats_it(data: str, pruner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
+    assert run("prune", data, "--pruner", pruner, "--output", str(output), "--mode", "truncation", "--keep", "1") == 0
+    file = tmp_path / "out.run.yaml"
+    assert run("prune", "--config", str(file), "--output", str(again)) == 0, capsys.readouterr().err
+    assert again.read_bytes() == output.read_bytes()
+
+
 def test_rank_agreement_is_spearmans() -> None:
     assert rank_agreement([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
     assert rank_agreement([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
