@@ -27,11 +27,11 @@ def audit_table(result: AuditResult) -> Table:
         table.add_row(Text(label), Text(measure), floor, base, *map(Text, cells))
 
     for task, first in result.base_results.items():
-        for place, (metric, value) in enumerate(first.metrics.items()):
+        for place, metric in enumerate(first.declared):
             label = f"{task} ({first.count})" if place == 0 else ""
-            cells = [describe_change(model.changes[task].get(metric)) for model in models]
-            cells += [describe_difference(pair.changes[task].get(metric)) for pair in result.between]
-            add(label, metric, cells, number(first.floors.get(metric)), number(value))
+            cells = [describe_change(model.changes[task].get(metric.name)) for model in models]
+            cells += [describe_difference(pair.changes[task].get(metric.name)) for pair in result.between]
+            add(label, metric.name, cells, number(metric.floor), number(first.metrics[metric.name]))
     for place, probe in enumerate(result.probes):
         add("" if place else "retention", probe, [percent(model.retention.get(probe)) for model in models])
     if result.probes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from graftlm.errors import InputError
 from graftlm.tasks.asking import Answer, Example
 from graftlm.tasks.base import Split, Task
 from graftlm.tasks.metric import Metric
-from graftlm.tasks.reasoning_answers import reasoning_gym_score
+from graftlm.tasks.reasoning_answers import check_data_set, reasoning_gym_score
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,13 +42,9 @@ class Reasoning(Task):
         self.name = name  # type: ignore[misc]
         self.asked, self.options = name.removeprefix(PREFIX), dict(options or {})
         try:
-            from reasoning_gym.factory import DATASETS
+            check_data_set(self.asked)
         except ImportError as error:
             raise InputError(f"{name} needs reasoning-gym: pip install 'graftlm[reasoning]'") from error
-        if self.asked not in DATASETS:
-            nearest = get_close_matches(self.asked, DATASETS, n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise InputError(f"reasoning-gym has no data set {self.asked!r}{hint}")
 
     def problems(self, split: Split, size: int | None = None) -> list[dict[str, Any]]:
         """Entries of the split: question, answer, metadata. The same size gives the same ones."""

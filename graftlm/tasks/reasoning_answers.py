@@ -30,12 +30,9 @@ def reasoning_gym_score(name: str) -> Callable[[str, Any], float]:
 
     Raises InputError for an unknown data set.
     """
-    from reasoning_gym.factory import DATASETS, get_score_answer_fn
+    from reasoning_gym.factory import get_score_answer_fn
 
-    if name not in DATASETS:
-        nearest = get_close_matches(name, DATASETS, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "reasoning_gym.factory.DATASETS lists them"
-        raise InputError(f"reward 'reasoning-gym:{name}': no such dataset; {hint}")
+    check_data_set(name)
     score_answer = get_score_answer_fn(name)
     is_harmless = EVALUATING_DATASETS.get(name)
 
@@ -46,6 +43,16 @@ def reasoning_gym_score(name: str) -> Callable[[str, Any], float]:
         return score_answer(answer if harmless else None, parsed)
 
     return score
+
+
+def check_data_set(name: str) -> None:
+    """InputError where reasoning-gym has no data set of that name."""
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        nearest = get_close_matches(name, DATASETS, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "reasoning_gym.factory.DATASETS lists them"
+        raise InputError(f"reasoning-gym has no data set {name!r}; {hint}")
 
 
 def tagged_answer(completion: str) -> str:

@@ -577,7 +577,7 @@ def test_a_module_that_fails_to_import_names_its_error(own: Own):
 @pytest.mark.slow
 def test_an_unknown_dataset_is_answered_with_the_nearest():
     pytest.importorskip("reasoning_gym")
-    with pytest.raises(InputError, match=r"'reasoning-gym:countdwn': no such dataset; did you mean 'countdown'\?"):
+    with pytest.raises(InputError, match=r"reasoning-gym has no data set 'countdwn'; did you mean 'countdown'\?"):
         reward_function("reasoning-gym:countdwn")
 
 
