@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graftlm.auditing.result import AuditResult, TunedAudit
@@ -31,18 +32,6 @@ class Condition:
     comparison: str
     bound: float
 
-    def value(self, audited: TunedAudit) -> float | None:
-        """The quantity of one tuned model; None where it was not measured."""
-        if self.quantity == "retention":
-            return audited.mean_retention
-        if self.quantity == "divergence":
-            return audited.divergence
-        kind, _, probe = self.quantity.partition(".")
-        if kind == "retention":
-            return audited.retention.get(probe)
-        task = task_of(self.quantity, audited.results)
-        return None if task is None else audited.results[task].metrics.get(self.quantity[len(task) + 1 :])
-
 
 def parse_condition(text: str) -> Condition:
     """InputError where `text` is not QUANTITY<NUMBER, with <, <=, > or >=."""
@@ -52,26 +41,28 @@ def parse_condition(text: str) -> Condition:
     return Condition(text, quantity, match[1], float(match[2]))
 
 
-def task_of(quantity: str, tasks: Iterable[str]) -> str | None:
-    """The task whose metric `quantity` is; a task's name may have full stops in it."""
-    return max((task for task in tasks if quantity.startswith(f"{task}.")), key=len, default=None)
+def quantities(audited: TunedAudit) -> dict[str, float | None]:
+    """The quantities of one tuned model by name; None where one was not measured."""
+    metrics = {task: result.metrics for task, result in audited.results.items()}
+    return {
+        "retention": audited.mean_retention,
+        "divergence": audited.divergence,
+        **{f"retention.{probe}": share for probe, share in audited.retention.items()},
+        **{f"{task}.{name}": value for task, values in metrics.items() for name, value in values.items()},
+    }
 
 
 def check_conditions(conditions: Sequence[Condition], tasks: Sequence[Task], probes: Sequence[Task]) -> None:
-    """Before the long work: InputError for a quantity that this audit cannot have."""
-    measured = {task.name: task for task in (*tasks, *probes)}
-    retentions = ["retention", *(f"retention.{probe.name}" for probe in probes)] if probes else []
+    """Raise InputError, before the long work, for a quantity that this audit cannot have."""
+    general = ["retention", *(f"retention.{probe.name}" for probe in probes)] if probes else []
+    general.append("divergence")
+    metrics = {task.name: [f"{task.name}.{metric.name}" for metric in task.metrics] for task in (*tasks, *probes)}
     for condition in conditions:
-        if condition.quantity in (*retentions, "divergence"):
+        if condition.quantity in (*general, *itertools.chain(*metrics.values())):
             continue
-        choices = [*retentions, "divergence", "TASK.METRIC"]
-        if (task := task_of(condition.quantity, measured)) is not None:
-            choices = [f"{task}.{metric.name}" for metric in measured[task].metrics]
-            if condition.quantity in choices:
-                continue
-        raise InputError(
-            f"--fail-if {condition.text}: {condition.quantity!r} is not in this audit; it has {', '.join(choices)}"
-        )
+        of_task = [name for task in metrics if condition.quantity.startswith(f"{task}.") for name in metrics[task]]
+        choices = ", ".join(of_task or [*general, "TASK.METRIC"])
+        raise InputError(f"--fail-if {condition.text}: {condition.quantity!r} is not in this audit; it has {choices}")
 
 
 def failures(conditions: Sequence[Condition], result: AuditResult) -> list[str]:
@@ -82,7 +73,7 @@ def failures(conditions: Sequence[Condition], result: AuditResult) -> list[str]:
     lines = []
     for name, audited in result.tuned.items():
         for condition in conditions:
-            value = condition.value(audited)
+            value = quantities(audited).get(condition.quantity)
             if value is None or not math.isfinite(value):
                 raise InputError(f"--fail-if {condition.text}: {name} has no {condition.quantity}, or no finite one")
             if OPERATORS[condition.comparison](value, condition.bound):

@@ -44,7 +44,8 @@ def opened_pair(base: Any, tokenizer: PreTrainedTokenizerBase, base_name: str, t
     try:
         check_vocabulary(tokenizer, own_tokenizer, tuned)
         pair = AdapterPair(model)
-        _check_switched_off(pair, before, tuned)
+        if not _same_base(pair, before):
+            raise InputError(f"{tuned} cannot be switched off to the base model again: merge it first")
         yield pair
     finally:
         take_off(model)
@@ -54,21 +55,21 @@ def _pair_of_loaded(base: Any, tuned: Any) -> ModelPair:
     if not isinstance(tuned, PeftModel):
         return WholePair(base, tuned)
     pair = AdapterPair(tuned)
-    if tuned.get_base_model() is not base:
-        _check_switched_off(pair, _few_logits(base), "the adapter")
+    if tuned.get_base_model() is not base and not _same_base(pair, _few_logits(base)):
+        raise InputError("the adapter is on another model than the base model: give the model that it was trained on")
     return pair
 
 
-def _check_switched_off(pair: ModelPair, before: Tensor, name: str) -> None:
+def _same_base(pair: ModelPair, logits: Tensor) -> bool:
+    """Whether the pair's base model gives the same few logits."""
     with pair.base() as model:
-        if not torch.allclose(_few_logits(model), before):
-            raise InputError(f"{name} cannot be switched off to the base model again: merge it first")
+        return torch.allclose(_few_logits(model), logits)
 
 
 @torch.no_grad()
 def _few_logits(model: Any) -> Tensor:
     logits: Tensor = model(input_ids=torch.arange(8, device=model.device)[None], use_cache=False).logits
-    return logits
+    return logits.float().cpu()  # two loaded models may differ in dtype and device
 
 
 @contextmanager

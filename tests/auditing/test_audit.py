@@ -127,6 +127,8 @@ def test_a_base_model_with_an_adapter_in_it_is_not_taken_for_a_plain_one(
     base = adapted(tiny_model(layers=2)).get_base_model()
     with pytest.raises(InputError, match="the base model has an adapter in its layers"):
         audit(base, tiny_model(layers=2), tokenizer=tokenizer, probes=[probe])
+    with pytest.raises(InputError, match="the adapter is on another model than the base model"):
+        audit(tiny_model(layers=2, seed=5), adapted(tiny_model(layers=2)), tokenizer=tokenizer, probes=[probe])
     with pytest.raises(InputError, match="pass its tokenizer along, as tokenizer="):
         audit(tiny_model(layers=2), tiny_model(layers=2), probes=[probe])
 
