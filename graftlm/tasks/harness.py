@@ -111,7 +111,7 @@ class HarnessTask(Task):
         from lm_eval.models.huggingface import HFLM
 
         check_options(limit, shots, batch_size)
-        declared = self.metrics
+        declared = self.metrics  # what it refuses, it refuses before the model runs
         begin = time.perf_counter()
         if progress is not None:
             progress(0, 1)
@@ -132,22 +132,25 @@ class HarnessTask(Task):
             progress(1, 1)
         samples = [sample for of_task in measured["samples"].values() for sample in of_task]
         examples = merged_examples(samples)
-        results = measured["results"]
-        metrics = read_metrics(results[self.asked] if self.asked in results else next(iter(results.values())))
-        known = {metric.name for metric in declared}
-        if unknown := [name for name in metrics if name not in known]:
-            say(f"{self.name}: {', '.join(unknown)} left out: lm-eval does not say whether it is better high or low")
-        if not known & metrics.keys():
-            raise InputError(f"lm-eval has no figure for {self.name} as a whole: name its tasks")
         return TaskResult(
             task=self.name,
-            metrics={name: value for name, value in metrics.items() if name in known},
+            metrics=self._declared_values(measured["results"]),
             declared=declared,
             floors=guess_floors(samples),
             examples=examples,
             count=len(examples),
             seconds=time.perf_counter() - begin,
         )
+
+    def _declared_values(self, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        """Values of the declared metrics, of the task or the group as a whole; InputError if there are none."""
+        values = read_metrics(results[self.asked] if self.asked in results else next(iter(results.values())))
+        known = {metric.name for metric in self.metrics}
+        if unknown := [name for name in values if name not in known]:
+            say(f"{self.name}: {', '.join(unknown)} left out: lm-eval does not say whether it is better high or low")
+        if not known & values.keys():
+            raise InputError(f"lm-eval has no figure for {self.name} as a whole: name its tasks")
+        return {name: value for name, value in values.items() if name in known}
 
 
 def read_metrics(result: Mapping[str, Any]) -> dict[str, float]:
