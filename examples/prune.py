@@ -8,9 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from graftlm.pruning.config import PruneConfig
-from graftlm.pruning.prune import prune
-from graftlm.runs.run import call_verb
+from graftlm import prune
 
 SOLUTIONS = [
     ("Mia has 17 pens and gives 4 of them to her brother. How many has she left?",
@@ -26,7 +24,6 @@ rows = [{"question": q, "chain": chain, "answer": f"The answer is {answer}."} fo
 with tempfile.TemporaryDirectory() as folder:
     data = Path(folder) / "solutions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"data": str(data), "output": str(output), "pruner": "smollm2-135m", "keep": [0.6]}
-    pruned = call_verb("prune", PruneConfig, prune, settings)
+    pruned = prune("smollm2-135m", str(data), output, keep=[0.6])
 for row, (_, chain, _) in zip(pruned.rows, SOLUTIONS, strict=True):
     print(f"{chain}\n    {row['completion'][-1]['content'].splitlines()[0]}")

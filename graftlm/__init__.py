@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graftlm.models.restore import restore
     from graftlm.proxy import ProxyTunedModel
     from graftlm.pruning import PrunedChain, prune_chain
+    from graftlm.pruning.prune import prune_data as prune
     from graftlm.reinforce import (
         ForkingTokenGRPOConfig,
         ForkingTokenGRPOTrainer,
@@ -62,6 +63,7 @@ __all__ = [
     "forking_token_mask",
     "head_losses",
     "load_model",
+    "prune",
     "prune_chain",
     "reinforce",
     "restore",
@@ -92,6 +94,7 @@ __getattr__ = lazy_attributes(
         "forking_token_mask": "graftlm.reinforce",
         "head_losses": "graftlm.heads",
         "load_model": "graftlm.models.load",
+        "prune": "graftlm.pruning.prune:prune_data",
         "prune_chain": "graftlm.pruning",
         "reinforce": "graftlm.reinforce:",
         "restore": "graftlm.models.restore",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from graftlm.models.given import GivenPair
 from graftlm.pruning.config import PruneConfig, PruneFitConfig
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.features import ChainFeatures, chain_features
@@ -29,12 +30,7 @@ HELD_OUT = 0.2  # share of the chains that the network is not fitted to
 
 
 def fit(
-    config: PruneFitConfig,
-    run: Run,
-    *,
-    model: Any = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    progress: Report | None = None,
+    config: PruneFitConfig, run: Run, *, given: GivenPair | None = None, progress: Report | None = None
 ) -> Surrogate:
     """Fit a surrogate to `config.chains` rows of `config.data` and save it in the run's folder.
 
@@ -42,7 +38,7 @@ def fit(
     exact ranks stay there as exact.jsonl and other.jsonl, which `graftlm prune` reads as well.
 
     Args:
-        model, tokenizer: the pruner, where it is loaded already; `config.pruner` is its name then.
+        given: a loaded model in the place of `config.pruner`, and its tokenizer.
 
     Raises:
         InputError: as `prune`, or too few chains.
@@ -58,7 +54,7 @@ def fit(
     if (run.folder / CONFIG_FILE).exists():  # a kill just before the end is resumed
         surrogate = load_surrogate(run.folder)
     else:
-        chains = rank_exactly(configs, run, model, tokenizer, progress)
+        chains = rank_exactly(configs, run, given, progress)
         surrogate = fit_and_measure(config, chains)
         surrogate.save(run.folder)
     for each in configs.values():
@@ -67,15 +63,11 @@ def fit(
 
 
 def rank_exactly(
-    configs: Mapping[str, PruneConfig],
-    run: Run,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    progress: Report | None,
+    configs: Mapping[str, PruneConfig], run: Run, given: GivenPair | None, progress: Report | None
 ) -> dict[str, list[RankedChain]]:
     """Rank the rows of each config, write them to its output, and return the chains."""
     sources = {name: read_rows(config) for name, config in configs.items()}
-    ranker = Ranker.load(configs["exact"], model, tokenizer)
+    ranker = Ranker.load(configs["exact"], given)
     chains = {}
     for name, config in configs.items():
         report = None if progress is None else prefixed(progress, config.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from graftlm.data.forms import TOKEN_COLUMNS
 from graftlm.data.load import data_fingerprint, read_source
 from graftlm.errors import InputError
 from graftlm.models.checkpoints import weights_fingerprint
-from graftlm.models.load import load_model
+from graftlm.models.given import Given, GivenPair, given_model, name_of
 from graftlm.pruning.config import PruneConfig, PruneSettings
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.importance import importance
@@ -35,7 +36,7 @@ from graftlm.pruning.surrogate import Surrogate, load_surrogate
 from graftlm.runs.console import Report
 from graftlm.runs.files import plain, remove
 from graftlm.runs.resumable import DoneItems
-from graftlm.runs.run import Run
+from graftlm.runs.run import Run, call_verb
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,14 +45,31 @@ Row = dict[str, Any]
 RANKS = ("spans", "ranks", "log_likelihoods", "single_deletions")
 
 
-def prune(
-    config: PruneConfig,
-    run: Run,
+def prune_data(
+    pruner: Given,
+    data: str,
+    output: str | os.PathLike[str],
     *,
-    model: Any = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    progress: Report | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
 ) -> Pruned:
+    """`graftlm.prune`: shorten the chains of a file of solutions to what a model needs, see `prune`.
+
+    Args:
+        pruner: a name as `load_model` takes it, or a loaded model.
+        data, output: solutions, and the file of the shortened ones, which ends in .jsonl or .parquet.
+        tokenizer: of a loaded model (None: the one that is saved where it came from).
+        resume, overwrite: go on with the run of `output`, or replace it.
+        settings: the further fields of PruneConfig, such as mode="screened" and keep=[0.7].
+    """
+    named = {"pruner": name_of(pruner), "data": data, "output": os.fspath(output), **settings}
+    given = (pruner, tokenizer)
+    return call_verb("prune", PruneConfig, prune, named, resume=resume, overwrite=overwrite, given=given)
+
+
+def prune(config: PruneConfig, run: Run, *, given: GivenPair | None = None, progress: Report | None = None) -> Pruned:
     """Prune the rows of `config.data` (graftlm/pruning/solutions.py says which) and write them to `config.output`.
 
     Each row keeps its columns and gets `prompt` and `completion` for `graftlm tune`, and, where all are kept whole,
@@ -61,7 +79,7 @@ def prune(
     ranked again. A row that fails is left out and listed in `companions(output)`.
 
     Args:
-        model, tokenizer: the pruner, where it is loaded already; `config.pruner` is its name then.
+        given: a loaded model in the place of `config.pruner`, and its tokenizer.
 
     Raises:
         InputError: a file that is there, unreadable data, or not one row that can be pruned.
@@ -69,7 +87,7 @@ def prune(
     output = Path(config.output)
     check_companions(output, resumed=run.resumed)
     source = read_rows(config)
-    ranker = Ranker.load(config, model, tokenizer)
+    ranker = Ranker.load(config, given)
     rows, failed = prune_rows(config, source, ranker, run, progress=progress)
     agreement = [] if ranker.settings.mode == "exact" else check_agreement(rows, ranker, config.check, progress)
     write_pruned(output, rows, failed)
@@ -166,12 +184,12 @@ class Ranker:
     surrogate: Surrogate | None = None
 
     @classmethod
-    def load(cls, config: PruneConfig, model: Any = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Ranker:
-        """Load what is not given; InputError where it cannot be."""
+    def load(cls, config: PruneConfig, given: GivenPair | None = None) -> Ranker:
+        """Load the pruner, unless it is given, and the surrogate; InputError where they cannot be."""
         provenance = ranking_provenance(config)
         surrogate = None if config.surrogate is None else load_surrogate(config.surrogate)
-        if model is None or tokenizer is None:
-            model, tokenizer = load_model(config.pruner, trust_remote_code=config.trust_remote_code)
+        pruner = given or (config.pruner, None)
+        model, tokenizer = given_model(*pruner, trust_remote_code=config.trust_remote_code)
         return cls(model, tokenizer, config.settings, provenance, surrogate)
 
     def rank(self, solution: Solution, on_step: Callable[[int], None] | None = None) -> Row:

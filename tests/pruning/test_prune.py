@@ -13,6 +13,7 @@ import pytest
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from graftlm import prune as graftlm_prune
 from graftlm.cli import main
 from graftlm.data.load import load_rows
 from graftlm.errors import InputError
@@ -419,11 +420,10 @@ def test_names_of_the_last_version_still_prune(data: str, pruner: str, tmp_path:
 
 def test_a_loaded_pruner_is_taken(data: str, pruner: str, tmp_path: Path) -> None:
     model, tokenizer = load_model(pruner)
-    settings = {"data": data, "output": str(tmp_path / "out.jsonl"), "pruner": "mine", "mode": "surprisal"}
-    loaded = call_verb("prune", PruneConfig, prune.prune, settings, model=model, tokenizer=tokenizer)
     named = pruned(data, tmp_path / "named.jsonl", pruner, "surprisal")
-    assert [row[COLUMN]["ranks"] for row in loaded.rows] == [row[COLUMN]["ranks"] for row in named.rows]
-    assert loaded.rows[0][COLUMN]["ranking"]["pruner"] == "mine"
+    for name, given in (("with.jsonl", tokenizer), ("without.jsonl", None)):
+        loaded = graftlm_prune(model, data, tmp_path / name, tokenizer=given, mode="surprisal", keep=[0.5])
+        assert loaded.rows == named.rows
 
 
 @pytest.mark.slow
