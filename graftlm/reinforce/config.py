@@ -1,4 +1,4 @@
-"""What `graftlm reinforce` can be told.
+"""Settings of `graftlm reinforce`.
 
 One field is the YAML key, the command-line flag (with dashes), its help and its default.
 """

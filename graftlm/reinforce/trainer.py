@@ -129,7 +129,7 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self.get_high_entropy_mask = self._policy_weights
         self._rollouts = 0
         self._drawn: dict[str, tuple[int, int]] = {}
-        """Of train and eval: the last step at which random tokens were drawn, and how often before in it."""
+        """Train or eval -> the last step at which random tokens were drawn, and how many draws that step had before."""
 
     def _prepare_terms(self, tokenizer: Any) -> None:
         for term in self._terms:
@@ -213,7 +213,7 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     # -- which tokens, and how much each counts -------------------------------------------------------------------
 
     def _chosen(self, entropy: Tensor, mask: Tensor) -> Tensor:
-        """Bool [batch, time] of the kept tokens; the scope says among which."""
+        """Choose the tokens (bool [batch, time]) that have a policy loss; the scope says among which."""
         fraction, tokens = self.args.forking_fraction, self.args.forking_tokens
         mask = mask.bool()
         if tokens == "random":
@@ -228,7 +228,7 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return mask & ~chosen if tokens == "rest" else chosen
 
     def _draw_number(self) -> int:
-        """Of the step and the rollout batch in it, so that a resumed run draws the same tokens."""
+        """Number the draw by its step and its rollout batch, so that a resumed run draws the same tokens."""
         mode, step = "train" if self.model.training else "eval", self.state.global_step
         last, count = self._drawn.get(mode, (-1, 0))
         count = count + 1 if last == step else 0
@@ -250,7 +250,7 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return chosen * (counts[0] / counts[1].clamp(min=1))[:, None]
 
     def _policy_weights(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
-        """What TRL multiplies the policy loss by: `_weights_of`, of the rollout batch or of these entropies."""
+        """Factors of TRL's policy loss [batch, time]: `_weights_of` the rollout batch, or of these entropies."""
         if self._weights is not None:
             return self._weights
         weights = self._weights_of(entropies.detach(), mask)
@@ -311,14 +311,14 @@ class ForkingTokenGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
 
 def loss_mask(rollouts: dict[str, Any]) -> Tensor:
-    """Bool [batch, time] of the completions' tokens that the model itself wrote."""
+    """Mask [batch, time] (bool) of the completions' tokens that the model itself wrote."""
     mask = rollouts["completion_mask"].bool()
     return mask & rollouts["tool_mask"].bool() if "tool_mask" in rollouts else mask
 
 
 @contextmanager
 def recorded_entropy(model: nn.Module, temperature: float) -> Iterator[list[Tensor]]:
-    """While `model` generates: the entropies [batch] in nats of each step's distribution, at `temperature`."""
+    """Record, while `model` generates, the entropies [batch] in nats of each step's distribution at `temperature`."""
     steps: list[Tensor] = []
 
     def record(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -335,7 +335,7 @@ def recorded_entropy(model: nn.Module, temperature: float) -> Iterator[list[Tens
 
 @contextmanager
 def only_completions_unembedded(model: nn.Module, plain: Any, logits_to_keep: int) -> Iterator[None]:
-    """While `model` scores tokens with TRL's fused unembedding: hand it the last `logits_to_keep` tokens' rows only.
+    """Unembed the last `logits_to_keep` tokens alone, while `model` scores tokens with TRL's fused unembedding.
 
     plain: the transformers model inside. With Triton TRL leaves out what has no label by itself.
     """

@@ -1,4 +1,4 @@
-"""What happens beside the training loop: the run's log, plain progress lines, and Ctrl-C."""
+"""Callbacks of the training loop: the run's log, progress lines and tables, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graftlm.runs.run import Run
 
 
 class RunCallback(TrainerCallback):
-    """Every log line also goes to metrics.jsonl."""
+    """Writes every log line to metrics.jsonl too."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -34,7 +34,7 @@ class RunCallback(TrainerCallback):
 
 
 class ConsoleCallback(TrainerCallback):
-    """Plain progress lines on stderr, for where it is no terminal."""
+    """Prints plain progress lines to stderr, where that is no terminal."""
 
     def __init__(self, every_seconds: float = 10.0, *, describe: Callable[[dict[str, Any]], str] | None = None) -> None:
         """describe: words for a logged line, shown instead of its loss."""
@@ -53,12 +53,12 @@ class ConsoleCallback(TrainerCallback):
             self.shown = now
             left = seconds_left(self.started, self.first_step, state)
             line: dict[str, Any] = next((line for line in reversed(state.log_history) if "loss" in line), {})
-            told = "".join(f", {words}" for words in [self.describe(line)] if words)
-            say(f"step {state.global_step}/{state.max_steps}{told}, {left} s left")
+            loss = "".join(f", {words}" for words in [self.describe(line)] if words)
+            say(f"step {state.global_step}/{state.max_steps}{loss}, {left} s left")
 
 
 def seconds_left(started: float, first_step: int, state: TrainerState) -> int:
-    """At the pace since `started` (time.monotonic), when `first_step` steps were done."""
+    """Estimate the time left, from that since `started` (time.monotonic), when `first_step` steps were done."""
     pace = (time.monotonic() - started) / max(state.global_step - first_step, 1)
     return round(pace * (state.max_steps - state.global_step))
 
@@ -72,7 +72,7 @@ def updates_together(args: Any) -> int:
 
 
 class TableCallback(TrainerCallback):
-    """A table of the last logged steps on a terminal, which grows as they come.
+    """Shows a table of the last logged steps on a terminal, which grows as they come.
 
     cells: heading -> text of a logged line; a line without any is left out.
     """
@@ -103,11 +103,11 @@ class TableCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        found = self.cells(logs or {})
-        if not found or self.live is None:
+        cells = self.cells(logs or {})
+        if not cells or self.live is None:
             return
         left = f"{seconds_left(self.started, self.first_step, state)} s"
-        self.lines = [*self.lines, {"step": f"{state.global_step}/{state.max_steps}", **found, "left": left}]
+        self.lines = [*self.lines, {"step": f"{state.global_step}/{state.max_steps}", **cells, "left": left}]
         self.live.update(self.table(), refresh=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -134,7 +134,7 @@ def describe_loss(line: dict[str, Any]) -> str:
 
 
 class InterruptCallback(TrainerCallback):
-    """The first Ctrl-C ends training after the step under way, with a checkpoint; a second one ends it at once."""
+    """Ends training at the first Ctrl-C after the step under way, with a checkpoint, and at once at the second."""
 
     def __init__(self) -> None:
         self.interrupted = False

@@ -1,4 +1,4 @@
-"""What `graftlm tune` can be told.
+"""Settings of `graftlm tune`.
 
 One field is the YAML key, the command-line flag (with dashes), its help and its default.
 """
@@ -72,19 +72,19 @@ class TermOptions:
 
         Raises InputError for an unknown term or setting, and for a setting of a term that is not there.
         """
-        found: dict[str, TermSettings] = {}
+        settings: dict[str, TermSettings] = {}
         for name, (kind, flags, asked) in self.FLAGS.items():
             if name in (self.terms or {}):
                 refuse_idle(self, flags, f"terms gives the settings of {name}: say it there")
             elif name in self.terms_of_flags:
-                found[name] = kind(**{setting: getattr(self, flag) for flag, setting in flags.items()})
+                settings[name] = kind(**{name: getattr(self, flag) for flag, name in flags.items()})
             else:
                 refuse_idle(self, flags, f"it needs {asked}")
         for name, given in (self.terms or {}).items():
             culprit = f"terms: {name}"
             block = coerce({} if given is None else given, dict[str, Any], culprit)
-            found[name] = read_settings(term_class(name).Settings, block, culprit)
-        return found
+            settings[name] = read_settings(term_class(name).Settings, block, culprit)
+        return settings
 
 
 @takes_earlier_names

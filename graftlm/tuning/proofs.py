@@ -1,4 +1,4 @@
-"""What a trainer takes for granted of a model, proved on a few tokens before training."""
+"""Proofs, on a few tokens before training, that a model does what the trainer relies on."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ CACHED = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
 
 
 def why_not_by_parts(plain: nn.Module, *, sharded: bool = False, checkpointing: bool = False) -> str | None:
-    """Why the loss of `plain`, a causal LM or a PEFT model of one, cannot be taken from its decoder's parts; None where
-    it can.
+    """Say why the loss of a causal LM, or a PEFT model of one, cannot be taken from its decoder's parts.
 
-    Proved by the loss, and the gradients of an adapter, which must be those of the model's own forward pass: some
+    None where it can: then the loss, and an adapter's gradients, are those of the model's own forward pass. Some
     adapters act in `PeftModel.forward` alone. Weights that will be divided over devices (`sharded`) are not run.
 
     Raises InputError for an adapter that cannot be trained on rows alone.
@@ -40,7 +39,7 @@ def why_not_by_parts(plain: nn.Module, *, sharded: bool = False, checkpointing: 
         return reason
     trained = [p for p in plain.parameters() if p.requires_grad] if isinstance(plain, PeftModel) else []
     model = TermsModel(plain, [NextToken()])
-    found: list[list[Tensor]] = []
+    both: list[list[Tensor]] = []  # loss and gradients, from the parts and from the own forward pass
     try:
         with evaluating(plain):
             tokens = some_tokens(plain)[None]
@@ -52,10 +51,10 @@ def why_not_by_parts(plain: nn.Module, *, sharded: bool = False, checkpointing: 
                 gradients = [torch.zeros_like(parameter) for parameter in trained]
                 if loss.requires_grad:
                     gradients = list(torch.autograd.grad(loss, trained, materialize_grads=True))
-                found.append([loss.detach(), *gradients])
+                both.append([loss.detach(), *gradients])
     except (TypeError, ValueError) as error:
         raise InputError(f"{describe(plain)} cannot be trained: {' '.join(str(error).split())}") from error
-    if reason is None and not all(close(one, other) for one, other in zip(*found, strict=True)):
+    if reason is None and not all(close(one, other) for one, other in zip(*both, strict=True)):
         reason = f"{describe(plain)} computes more than its decoder's layers do"
     return reason
 
@@ -69,13 +68,13 @@ def why_no_decoder(plain: nn.Module) -> str | None:
 
 
 def describe(plain: nn.Module) -> str:
-    """The model's class and its adapter's type."""
+    """Name the model's class and its adapter's type."""
     kind = f" with {plain.active_peft_config.peft_type.value}" if isinstance(plain, PeftModel) else ""
     return type(plain_model(plain)).__name__ + kind
 
 
 def some_tokens(plain: nn.Module) -> Tensor:
-    """[time] int64, on the model's device; with those that an activated LoRA waits for."""
+    """Make tokens [time] int64 on the model's device, among them those that an activated LoRA waits for."""
     model = plain_model(plain)
     device = model.get_input_embeddings().weight.device
     awaited = getattr(getattr(plain, "active_peft_config", None), "alora_invocation_tokens", None) or []
@@ -85,7 +84,7 @@ def some_tokens(plain: nn.Module) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` is in evaluation mode within."""
+    """Put `model` into evaluation mode within the block."""
     was_training = model.training
     model.eval()
     try:
@@ -96,17 +95,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def check_packing(model: nn.Module, plain: nn.Module, collate: Callable[[list[Any]], Any]) -> None:
-    """Prove on short rows that those which `collate` lays into one line do not change one another.
+    """Prove that rows which `collate` lays into one line do not change one another. Raises InputError where they do.
 
-    model: what is called, `plain` in its wrappers.
-
-    Raises InputError where they do.
+    model: `plain` in its wrappers.
     """
     tokens = some_tokens(plain)
     first, other, row = tokens.tolist(), tokens.flip(0).tolist(), tokens.roll(1).tolist()
 
     def logits(*rows: list[int]) -> Tensor:
-        """Of the last row."""
+        """Logits of the last row."""
         batch = collate([{"input_ids": each, "labels": each} for each in rows])
         inputs = {k: v.to(tokens.device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"}
         return model(**inputs, use_cache=False).logits[0, -len(row) :]
@@ -125,7 +122,7 @@ def check_packing(model: nn.Module, plain: nn.Module, collate: Callable[[list[An
 
 
 def close(one: Tensor, other: Tensor, half_tolerance: float = 0.05) -> bool:
-    """Whether two tensors are equal but for rounding. What is not a number is left to training, which stops."""
+    """Tell whether two tensors are equal but for rounding. A NaN passes here: training stops at it."""
     tolerance = 1e-4 if one.dtype in (torch.float32, torch.float64) else half_tolerance
     one, other = one.double(), other.double()
     return not (one - other).norm() > tolerance * torch.maximum(one.norm(), other.norm())

@@ -80,7 +80,7 @@ class UnloggedSums(TrainerCallback, ExportableState):
         self.postponed = False
 
     def state(self) -> dict[str, Any]:
-        """What transformers writes into trainer_state.json."""
+        """Return what transformers writes into trainer_state.json."""
         sums: dict[str, Any] = {}
         if self.trainer is not None and self.trainer.args.world_size == 1:
             sums = {name: to_json(getattr(self.trainer, name)) for name in SUMS if hasattr(self.trainer, name)}
@@ -92,15 +92,15 @@ class UnloggedSums(TrainerCallback, ExportableState):
         args.eval_on_start = args.eval_on_start and not state.global_step
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Give the trainer what `state` gave."""
+        """Put back the sums that `state` returned."""
         sums = saved.get("attributes", {}).get("sums", {}) if self.trainer is not None else {}
         for name, value in sums.items():
-            found = from_json(value, self.trainer.args.device)
-            if isinstance(found, dict):
-                for mode, sums in found.items():
+            value = from_json(value, self.trainer.args.device)
+            if isinstance(value, dict):
+                for mode, sums in value.items():
                     getattr(self.trainer, name)[mode].update(sums)
             else:
-                setattr(self.trainer, name, found)
+                setattr(self.trainer, name, value)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if control.should_save and (control.should_training_stop or (state.epoch or 0) % 1 == 0):
@@ -112,7 +112,7 @@ class UnloggedSums(TrainerCallback, ExportableState):
 
 
 def to_json(value: Any) -> Any:
-    """Numbers, tensors of numbers, and lists and mappings of them, to the last bit."""
+    """Convert numbers, tensors, and lists and mappings of them to JSON values, exactly."""
     if isinstance(value, torch.Tensor):
         return {"dtype": str(value.dtype).removeprefix("torch."), "tensor": value.tolist()}
     if isinstance(value, Mapping):
@@ -123,7 +123,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any, device: Any) -> Any:
-    """The inverse of `to_json`."""
+    """Undo `to_json`."""
     if isinstance(value, Mapping):
         if "tensor" in value:
             return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]), device=device)

@@ -1,4 +1,4 @@
-"""What `--dry-run` shows before anything is trained."""
+"""The plan that `--dry-run` prints before anything is trained."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ SUPERVISED, PLAIN = "\x1b[32m", "\x1b[0m"
 
 
 def describe_plan(trainer: MultiTokenTrainer) -> str:
-    """Parameters, steps, memory and one row; what the loss reads is green, and marked [[...]] without colour."""
+    """Describe rows, steps, terms of the loss, parameters, memory and one row.
+
+    The part of the row that the loss reads is green, or in [[...]] without colour.
+    """
     args, rows = trainer.args, trainer.train_dataset
     parameters = list(trainer.model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    held = sum(p.numel() * p.element_size() for p in parameters)
+    weights = sum(p.numel() * p.element_size() for p in parameters)
     # Gradient and two moments of AdamW, each as large as the parameter.
     training = sum(3 * p.numel() * p.element_size() for p in parameters if p.requires_grad)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -31,9 +34,10 @@ def describe_plan(trainer: MultiTokenTrainer) -> str:
     lines = [
         f"rows: {len(rows)}, {sum(lengths)} tokens ({supervised} in the loss), longest {max(lengths)}",
         f"steps: {steps} of {batch} rows",
+        f"loss: {' + '.join(term.name for term in trainer.model.terms)}",
         f"heads: {heads.num_heads if heads is not None else 'none (next-token)'}",
         f"parameters: {sum(p.numel() for p in parameters):,}, of which {trainable:,} are trained",
-        f"memory: {held / 2**20:,.0f} MiB weights, {training / 2**20:,.0f} MiB gradients and optimizer, "
+        f"memory: {weights / 2**20:,.0f} MiB weights, {training / 2**20:,.0f} MiB gradients and optimizer, "
         "and the activations of one batch",
         "first row:",
         marked_row(trainer, rows[0]["input_ids"], rows[0]["labels"]),
@@ -42,7 +46,7 @@ def describe_plan(trainer: MultiTokenTrainer) -> str:
 
 
 def marked_row(trainer: MultiTokenTrainer, input_ids: list[int], labels: list[int]) -> str:
-    """The row's text with what the loss reads marked."""
+    """Text of a row, with marks around what the loss reads."""
     tokenizer: Any = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     before, after = (SUPERVISED, PLAIN) if sys.stdout.isatty() else ("[[", "]]")
     pieces: list[str] = []

@@ -83,7 +83,7 @@ class MultiTokenConfig(SFTConfig):
             raise InputError("label_smoothing_factor is not supported with the multi-token loss: set it to 0")
 
     def multi_token_settings(self) -> MultiTokenSettings:
-        """Settings of the term of heads. Raises InputError for a word or a number that there is not."""
+        """Settings of the multi-token term. Raises InputError for a wrong word or number."""
         types = {field.name: annotation for field, annotation in typed_fields(MultiTokenSettings)}
         given = {name: coerce(getattr(self, flag), types[name], flag) for flag, name in MULTI_TOKEN_FLAGS.items()}
         return MultiTokenSettings(**given)
@@ -143,7 +143,7 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 
     def _check_arguments(self, *, with_heads: bool) -> None:
-        """InputError for what TRL takes and this trainer does not."""
+        """Refuse with an InputError what TRL takes and this trainer does not."""
         args = self.args
         if self.compute_loss_func is not None:
             raise InputError("compute_loss_func is not supported: the multi-token loss is this trainer's own")
@@ -180,10 +180,13 @@ class MultiTokenTrainer(ResumableTrainer, SFTTrainer):
         return [KLAnchor(KLAnchorSettings(weight=self.args.anchor_weight), texts)]
 
     def _with_terms(self, plain: nn.Module, terms: Sequence[Term]) -> TermsModel:
-        """The model with its terms, made ready. InputError for a term that this model or its sharding excludes."""
+        """Make the terms ready, and put them to the model. InputError for one that cannot be used with it."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         reason = why_not_by_parts(plain, sharded=sharded, checkpointing=self.args.gradient_checkpointing)
+        names = [term.name for term in terms]
         for term in terms:
+            if names.count(term.name) > 1:
+                raise InputError(f"{term.name} is added twice: leave one out")
             if term.needs_decoder and reason is not None:
                 raise InputError(f"{term.name} cannot be used: {reason}; next-token training goes without")
             if sharded and not term.when_sharded:

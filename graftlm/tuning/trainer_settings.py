@@ -1,4 +1,4 @@
-"""What `--trainer key=value` may say: the types, choices and ranges of TRL's SFTConfig and GRPOConfig.
+"""Checks of `--trainer key=value`: the types, choices and ranges of TRL's SFTConfig and GRPOConfig.
 
 Their own checks leave most of it to the training loop: they take `max_length: -4` or `packing: "no"`.
 """
@@ -55,7 +55,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "vllm_mode": ("colocate", "server"),
     "loss_type": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
 }
-"""Where the field itself does not say them."""
+"""Allowed values that the field itself does not declare."""
 RANGE_OF = {name: allowed for allowed, names in RANGES.items() for name in names}
 
 
@@ -81,7 +81,7 @@ def check_trainer_settings(cls: type, given: Mapping[str, Any]) -> None:
 
 
 def choices_of(field: Field[Any], hint: Any) -> tuple[Any, ...]:
-    """What a field may say, where it is one of a few words."""
+    """List the values that a field may have, where they are a few words."""
     for member in get_args(hint):
         if isinstance(member, type) and issubclass(member, Enum):
             return tuple(each.value for each in member)

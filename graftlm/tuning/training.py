@@ -1,4 +1,4 @@
-"""What every verb that trains with a Hugging Face trainer shares: its settings, its adapter, its end, its result.
+"""Steps that the verbs share which train with a Hugging Face trainer: settings, adapter, resuming, saving.
 
 run folder: model/ (the plain model or adapter), checkpoints/, metrics.jsonl, run.yaml.
 """
@@ -55,9 +55,9 @@ def trainer_arguments(
 
 
 def arguments_as(kind: type[Arguments], args: Any) -> Arguments:
-    """`args`, arguments of a trainer of transformers or TRL, as a `kind`, with its defaults for what they lack.
+    """Convert arguments of a trainer of transformers or TRL to `kind`, whose defaults fill in what they lack.
 
-    Raises InputError for what is no such object, or for what `kind` refuses.
+    Raises InputError for another kind of object, and for settings that `kind` refuses.
     """
     if isinstance(args, kind):
         return args
@@ -72,8 +72,10 @@ def arguments_as(kind: type[Arguments], args: Any) -> Arguments:
 
 
 def model_to_train(model: GivenPair, further: Mapping[str, Any], *, trust_remote_code: bool, **defaults: Any) -> Any:
-    """`given_model` with what `further` (from --trainer) says in `model_init_kwargs` of MODEL_OPTIONS; InputError for
-    others. A tokenizer that ends each text does so no more: TRL encodes prompts with it."""
+    """Load `model` with the MODEL_OPTIONS that `further` (from --trainer) has in `model_init_kwargs`.
+
+    A tokenizer that ends each text does so no more: TRL encodes prompts with it. Raises InputError for other options.
+    """
     given = further.get(MODEL_SETTINGS) or {}
     if not isinstance(given, Mapping) or (unknown := [key for key in given if key not in MODEL_OPTIONS]):
         what = f"does not take {unknown[0]!r}" if isinstance(given, Mapping) else f"is {given!r}"
@@ -88,7 +90,7 @@ def model_to_train(model: GivenPair, further: Mapping[str, Any], *, trust_remote
 
 @contextmanager
 def refused_settings() -> Iterator[None]:
-    """What a trainer says of its settings as one line of InputError."""
+    """Turn a trainer's complaint about its settings into one line of InputError."""
     try:
         yield
     except InputError:
@@ -103,7 +105,7 @@ def save_steps(steps: int | None) -> dict[str, Any]:
 
 
 def trained_part(model: Any, method: str, rank: int, alpha: int, dropout: float) -> tuple[Any, LoraConfig | None]:
-    """The model with what `method` trains of it set, and the LoRA adapter that is still to be added, if any.
+    """Select what `method` trains of the model; return the model, and the LoRA adapter that is still to be added.
 
     An adapter that is there is trained on, all of it, since a second one would not load without the first; with
     another method it is merged. A new one is put on every linear layer of the decoder; PEFT leaves the unembedding out.
@@ -182,7 +184,7 @@ def state_of(checkpoint: str, *, write: bool) -> TrainerState:
 
 
 def end_of(trainer: Any, state: TrainerState, checkpoint: str) -> None:
-    """The trainer as it was when its last step was done, its summary logged if a kill came before that."""
+    """Put the trainer where its last step left it, and log its summary if a kill came before that."""
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or checkpoint)
     logged = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunCallback)).run.metrics()
@@ -204,8 +206,11 @@ def restore_patience(trainer: Any, state: TrainerState) -> None:
 
 
 def at_last_step(trainer: Any, state: TrainerState) -> bool:
-    """Whether nothing is left to train. transformers (5.23) would take one more step in the middle of an epoch, and
-    train on to the next evaluation where early stopping has ended the training."""
+    """Tell whether nothing is left to train.
+
+    transformers (5.23) would take one more step in the middle of an epoch, and train on to the next evaluation where
+    early stopping has ended the training.
+    """
     stopped = any(
         callback.early_stopping_patience_counter >= callback.early_stopping_patience
         for callback in trainer.callback_handler.callbacks
@@ -216,8 +221,11 @@ def at_last_step(trainer: Any, state: TrainerState) -> bool:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint. What a kill left of others is removed: one cut short, whose trainer_state.json,
-    written last, is not there or no JSON; one half deleted, which lacks a file that the newest has."""
+    """Path of the newest complete checkpoint; None where there is none.
+
+    Incomplete ones, which a kill leaves, are deleted: one cut short has no trainer_state.json, which is written last,
+    or half of it; one half deleted lacks a file that the newest has.
+    """
     while folder.is_dir() and (newest := get_last_checkpoint(str(folder))):
         try:
             json.loads((Path(newest) / TRAINER_STATE_NAME).read_text("utf-8"))

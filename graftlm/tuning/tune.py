@@ -74,7 +74,7 @@ def tune(
         KeyboardInterrupt: after Ctrl-C, once the step under way is done and a checkpoint is saved.
     """
     trainer = build_trainer(config, run, given)
-    cut = [found for split in ("train", config.eval_split) if split and (found := describe_cut(config, split, trainer))]
+    cut = [line for split in ("train", config.eval_split) if split and (line := describe_cut(config, split, trainer))]
     if dry_run:
         print("\n".join([describe_plan(trainer), *cut]))
         return None
@@ -90,7 +90,7 @@ def tune(
 
 
 def build_trainer(config: TuneConfig, run: Run, given: GivenPair | None = None) -> MultiTokenTrainer:
-    """The trainer with its model, heads and rows, ready to run."""
+    """Build the trainer with its model, heads, terms and rows."""
     arguments = training_arguments(config, run.folder)
     model, tokenizer = model_to_train(
         given or (config.model, None), config.trainer, trust_remote_code=config.trust_remote_code
@@ -142,7 +142,7 @@ def checked_rows(config: TuneConfig, split: str, tokenizer: PreTrainedTokenizerB
 
 
 def describe_cut(config: TuneConfig, split: str, trainer: MultiTokenTrainer) -> str | None:
-    """How many rows are longer than the maximum length, in words; None where none is, or none loses a token."""
+    """Say how many rows are longer than the maximum length; None where none is, or none loses a token."""
     args, tokenizer = trainer.args, trainer.processing_class
     if args.max_length is None or (args.packing and args.packing_strategy != "bfd"):
         return None
@@ -158,7 +158,7 @@ def describe_cut(config: TuneConfig, split: str, trainer: MultiTokenTrainer) -> 
 
 
 def training_arguments(config: TuneConfig, folder: Path) -> MultiTokenConfig:
-    """The trainer's arguments; `config.trainer` has the last word. Raises InputError for an unknown one."""
+    """Make the trainer's arguments; `config.trainer` has the last word. Raises InputError for an unknown one."""
     evaluates = config.eval_split is not None
     saving = save_steps(config.save_steps)
     evaluating: dict[str, Any] = {"eval_strategy": "epoch" if evaluates else "no"}

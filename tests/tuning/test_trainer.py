@@ -28,6 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.heads.loss import head_losses
+from graftlm.tuning.terms.kl_anchor import KLAnchor
 from graftlm.tuning.trainer import MultiTokenConfig, MultiTokenTrainer
 from tests.conftest import tiny_model
 from tests.tuning.plain import PEFT_WARNING, assert_same
@@ -574,6 +575,9 @@ def test_contradictions_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path
             MultiTokenTrainer(
                 model, config(tmp_path, **{"mtp_coefficient": 0.01, **settings}), **{**given, "heads": None}
             )
+    with pytest.raises(InputError, match="kl_anchor is added twice"):
+        anchored = {"anchor_texts": ANCHOR_TEXTS, "terms": [KLAnchor(texts=ANCHOR_TEXTS)]}
+        MultiTokenTrainer(model, config(tmp_path, anchor_weight=0.1), **anchored, **given)
     reentrant = config(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(InputError, match="use_reentrant"):
         MultiTokenTrainer(model, reentrant, **given)

@@ -344,7 +344,7 @@ def test_a_dry_run_shows_a_row_with_its_mask_and_leaves_nothing(
     with Run.create(tmp_path / "scratch", "tune", given, {}) as opened:
         tune(given, opened, dry_run=True)
     printed = capsys.readouterr().out
-    for part in ("are trained", "steps: 6 of 4 rows", "0: alpha ->[[ be"):
+    for part in ("are trained", "steps: 6 of 4 rows", "loss: next_token + multi_token\n", "0: alpha ->[[ be"):
         assert part in printed
     assert not (tmp_path / "run").exists()
 

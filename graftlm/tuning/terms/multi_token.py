@@ -64,17 +64,17 @@ class MultiToken(Term):
         losses, log = [], {}
         for k in range(1, self.heads.num_heads + 1):
             factor, target = self.settings.decay**k, given.targets(k)
-            kept = target != IGNORE
-            row_weights = ahead(weight_of_token, k)[kept]
+            predicted = target != IGNORE
+            row_weights = ahead(weight_of_token, k)[predicted]
             if gradient is None:
-                rows = self.heads.rows(k, given.call, given.decoder.final_norm, kept)
-                head = rows_loss(given.decoder, rows, target[kept], row_weights)
+                rows = self.heads.rows(k, given.call, given.decoder.final_norm, predicted)
+                head = rows_loss(given.decoder, rows, target[predicted], row_weights)
                 losses.append(factor * head.loss)
             else:
                 leaf = hidden_states.detach().requires_grad_()
                 layers: Any = self.heads.layers[k - 1]
-                rows = given.decoder.final_norm(given.call.through(layers, leaf)[kept])
-                head = rows_loss(given.decoder, rows, target[kept], row_weights)
+                rows = given.decoder.final_norm(given.call.through(layers, leaf)[predicted])
+                head = rows_loss(given.decoder, rows, target[predicted], row_weights)
                 # c and 1/N come after: half precision sees gradients of ordinary size.
                 gradient += factor * torch.autograd.grad(head.loss, leaf)[0]
                 losses.append(factor * head.loss.detach())
@@ -109,8 +109,8 @@ def self_weights(weighting: Weighting, own: LinearCrossEntropy, forking_fraction
     entropy: 1/fraction for the forking tokens, else 0. surprisal: the token's own NLL in nats.
     """
     if weighting == "entropy":
-        kept = forking_token_mask(own.entropy, torch.ones_like(own.correct), forking_fraction)
-        return kept.to(own.nll.dtype) / forking_fraction
+        forking = forking_token_mask(own.entropy, torch.ones_like(own.correct), forking_fraction)
+        return forking.to(own.nll.dtype) / forking_fraction
     if weighting == "surprisal":
         return own.nll.detach()
     return torch.ones_like(own.nll)

@@ -40,13 +40,13 @@ def loss_of_logits(given: Pass, logits: Tensor) -> TermOutput:
     assert given.labels is not None
     labels = nn.functional.pad(given.labels, (logits.shape[1] - given.labels.shape[1], 0), value=IGNORE)
     target = shifted_targets(labels, 0, document_ids=document_ids(given.position_ids))
-    kept = target != IGNORE
-    rows = logits[kept]
+    predicted = target != IGNORE
+    rows = logits[predicted]
     log_probabilities = torch.log_softmax(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
-    loss = nn.functional.nll_loss(log_probabilities, target[kept], reduction="sum")
+    loss = nn.functional.nll_loss(log_probabilities, target[predicted], reduction="sum")
     with torch.no_grad():
         entropy = -(log_probabilities.exp() * log_probabilities).sum()
-        correct = (log_probabilities.argmax(-1) == target[kept]).sum()
+        correct = (log_probabilities.argmax(-1) == target[predicted]).sum()
     return with_log(loss, len(rows), loss.detach(), correct, entropy)
 
 
