@@ -1,42 +1,40 @@
 """Students of pruned chains: does a model learn as well from the tokens that matter, and by which measure of that?
 
-    .venv/bin/python bench/pruning_students.py --folder /tmp/students --minutes 50       (again and again until done)
+    .venv/bin/python bench/pruning_students.py --folder /tmp/students               (goes on where it was stopped)
 
 Two kinds of problems of reasoning-gym: short ones of GSM-Symbolic with its own solutions, and weekdays (so many days
 before or after a date), worked out here step by step. The bundled model ranks the tokens of each training chain:
 greedily (weekdays exactly, the longer chains of GSM-Symbolic screened) and by each baseline. Then the same model, the
 student, is tuned on the chains cut to a share, and answers held-out problems: share correct, and tokens written. Beside
-it stand the untrained model, the most frequent answer, and a student of answers without any chain.
-
-A finished part is not done again. What is there is summed up in OUTPUT/students.json and OUTPUT/students.md at the end
-of every call.
+it stand the untrained model, the most frequent answer, and a student of answers without any chain. Results and page go
+to OUTPUT/students-KIND.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from intervals import difference, mean, spread
+from statistics import fmean as mean
+from typing import Any
 
 from graftlm import load_model
 from graftlm.decoding.batches import generate_completions
+from graftlm.experiments.arms import UNTRAINED, Arm, read_arm
+from graftlm.experiments.run import Experiment, run_experiment
+from graftlm.experiments.study import write_results
+from graftlm.experiments.table import experiment_table
+from graftlm.experiments.verdict import experiment_verdict
 from graftlm.pruning.config import Objective, PruneConfig
 from graftlm.pruning.prune import prune
-from graftlm.runs.console import plain_lines, prefixed, say
+from graftlm.runs.console import plain_lines, prefixed, print_findings, say
 from graftlm.runs.files import dump_json, read_json_lines, write_text
-from graftlm.runs.provenance import versions
-from graftlm.runs.run import Run, call_verb
+from graftlm.runs.run import call_verb
+from graftlm.tasks import Metric, Task, TaskResult
 from graftlm.tasks.reasoning import Reasoning, prompt_of
-from graftlm.tuning.config import TuneConfig
-from graftlm.tuning.tune import tune
 
 MODEL = "smollm2-135m"
 ANSWER = "\nThe answer is "
@@ -45,23 +43,18 @@ FURTHEST = 20
 LONGEST = 45
 """Tokens of a chain of GSM-Symbolic."""
 NEW_TOKENS = 72
-RESULT = "measured.json"
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-
-
-class Arm(NamedTuple):
-    mode: str
-    keep: float
 
 
 GREEDY = {"weekdays": "exact", "gsm-symbolic": "screened"}
 """The mode of greedy pruning; a chain of 40 tokens takes a minute of one core exactly."""
-WHOLE = Arm("greedy", 1.0)
-NO_CHAIN = Arm("no chain", 0.0)
-ARMS = (
-    WHOLE, Arm("greedy", 0.7), Arm("random", 0.7), Arm("surprisal", 0.7), NO_CHAIN, Arm("attention", 0.7),
-    Arm("truncation", 0.7), Arm("greedy", 0.5), Arm("greedy", 0.9), Arm("greedy", 0.8),
-)  # fmt: skip
+WHOLE, NO_CHAIN = "whole chains", "answers alone"
+STUDENTS = {
+    WHOLE: ("greedy", 1.0), "greedy 0.9": ("greedy", 0.9), "greedy 0.8": ("greedy", 0.8), "greedy 0.7": ("greedy", 0.7),
+    "greedy 0.5": ("greedy", 0.5), "attention 0.7": ("attention", 0.7), "random 0.7": ("random", 0.7),
+    "surprisal 0.7": ("surprisal", 0.7), "truncation 0.7": ("truncation", 0.7), NO_CHAIN: ("no chain", 0.0),
+}  # fmt: skip
+"""Arm -> how the tokens of its chains are ranked, and the share of them that is kept."""
 
 
 def weekday_chain(entry: dict[str, Any]) -> str:
@@ -112,33 +105,56 @@ def ranked(kind: str, mode: str, folder: Path, objective: Objective = "joint", l
     return path
 
 
-def rows_of(kind: str, arm: Arm, folder: Path) -> Path:
+def rows_of(kind: str, arm: str, folder: Path) -> Path:
     """The training rows of an arm."""
-    path = folder / kind / f"{arm.mode}-{arm.keep:g}-rows.jsonl".replace(" ", "-")
+    mode, keep = STUDENTS[arm]
+    path = folder / kind / f"{mode}-{keep:g}-rows.jsonl".replace(" ", "-")
     if path.exists():
         return path
     if arm in (WHOLE, NO_CHAIN):  # nothing is to be ranked
-        rows = read_json_lines(folder / kind / "train.jsonl")
         lines = (
             {"prompt": row["prompt"],
              "completion": row["chain"] + row["answer"] if arm == WHOLE else f" {row['answer'].strip()}"}
-            for row in rows
+            for row in read_json_lines(folder / kind / "train.jsonl")
         )  # fmt: skip
         write_text(path, "".join(dump_json(line) + "\n" for line in lines))
         return path
-    mode = GREEDY[kind] if arm.mode == "greedy" else arm.mode
+    mode = GREEDY[kind] if mode == "greedy" else mode
     ranks = ranked(kind, mode, folder)
-    settings = {"data": str(ranks), "output": str(path), "pruner": MODEL, "mode": mode, "keep": [arm.keep]}
+    settings = {"data": str(ranks), "output": str(path), "pruner": MODEL, "mode": mode, "keep": [keep]}
     call_verb("prune", PruneConfig, prune, settings, resume=True)
     return path
 
 
-def measure(model: Any, tokenizer: Any, kind: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Of each held-out problem whether the greedy answer is right, and how many tokens it has."""
-    held_out = problems(kind, "test", arguments.problems, tokenizer)
-    outputs = generate_completions(model, tokenizer, [each["prompt"] for each in held_out], NEW_TOKENS, stop=None)
-    right = [float(answer_of(text) == answer_of(each["answer"])) for text, each in zip(outputs, held_out, strict=True)]
-    return {"right": right, "tokens": [len(tokenizer(text)["input_ids"]) for text in outputs]}
+class HeldOut(Task):
+    """Problems answered greedily: right or not, and the tokens of the answer. The floor is the most frequent answer of
+    the training rows."""
+
+    description = "held-out problems"
+    metrics = (
+        Metric("right", "share correct", higher_is_better=True, kind="accuracy"),
+        Metric("tokens", "tokens an answer", higher_is_better=False),
+    )
+
+    def __init__(self, kind: str, rows: list[dict[str, Any]], held_out: list[dict[str, str]]) -> None:
+        self.name = kind  # type: ignore[misc]
+        self.held_out = held_out
+        usual = Counter(row["answer"] for row in rows).most_common(1)[0][0]
+        self.floor = mean([each["answer"] == usual for each in held_out])
+
+    def evaluate(self, model: Any, tokenizer: Any, **_: Any) -> TaskResult:
+        begun = time.monotonic()
+        outputs = generate_completions(
+            model, tokenizer, [each["prompt"] for each in self.held_out], NEW_TOKENS, stop=None
+        )
+        examples = [
+            {"prompt": each["prompt"], "reference": each["answer"], "output": text,
+             "right": float(answer_of(text) == answer_of(each["answer"])), "tokens": len(tokenizer(text)["input_ids"])}
+            for text, each in zip(outputs, self.held_out, strict=True)
+        ]  # fmt: skip
+        values = {metric.name: metric.value(examples) or 0.0 for metric in self.metrics}
+        return TaskResult(task=self.name, metrics=values, declared=self.metrics, floors={"right": self.floor},
+                          examples=examples, count=len(examples), seconds=time.monotonic() - begun)  # fmt: skip
 
 
 def answer_of(text: str) -> str | None:
@@ -147,77 +163,26 @@ def answer_of(text: str) -> str | None:
     return found and found[1]
 
 
-def student(kind: str, arm: Arm, seed: int, folder: Path, arguments: argparse.Namespace) -> None:
-    data = rows_of(kind, arm, folder)
-    name = f"{arm.mode}-{arm.keep:g}-{seed}".replace(" ", "-")
-    output = folder / kind / name
-    if (output / RESULT).exists():
-        return
-    config = TuneConfig(
-        model=MODEL, data=str(data), output=str(output), objective="next-token", method="lora", seed=seed,
-        learning_rate=arguments.learning_rate, epochs=arguments.epochs, batch_size=8,
-        trainer={"bf16": False},  # on a GPU what a CPU does
-    )  # fmt: skip
-    if not (output / "model").exists():
-        with Run.create(output, "tune", config, {}, overwrite=output.exists()) as run:
-            tune(config, run)
-    model, tokenizer = load_model(str(output / "model"))
-    found = measure(model.eval(), tokenizer, kind, arguments)
-    about = {"kind": kind, "mode": arm.mode, "keep": arm.keep, "seed": seed, "device": model.device.type}
-    write_text(output / RESULT, dump_json({**about, **found}))
-
-
-def jobs(arguments: argparse.Namespace) -> Iterator[tuple[int, str, Arm]]:
-    for seed in range(arguments.seeds):
-        for arm in ARMS:
-            for kind in arguments.kinds:
-                yield seed, kind, arm
-
-
-def prepare(kind: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """The rows, and what the untrained model and the most frequent answer reach."""
-    if (folder / kind / RESULT).exists():
-        return
-    model, tokenizer = load_model(MODEL)
-    rows = problems(kind, "train", arguments.rows, tokenizer)
-    write_text(folder / kind / "train.jsonl", "".join(dump_json(row) + "\n" for row in rows))
-    usual = Counter(row["answer"] for row in rows).most_common(1)[0][0]
-    held_out = problems(kind, "test", arguments.problems, tokenizer)
-    floor = [float(each["answer"] == usual) for each in held_out]
-    write_text(folder / kind / RESULT, dump_json({"floor": floor, **measure(model, tokenizer, kind, arguments)}))
-
-
-def table(document: dict[str, Any]) -> str:
-    """Markdown: accuracy and tokens of each arm, mean over seeds with (min to max), and beside the whole chains."""
-    lines = []
-    for kind, untrained in document["untrained"].items():
-        every = [run for run in document["runs"] if run["kind"] == kind]
-        lines += [
-            f"**{kind}**, {len(untrained['right'])} held-out problems", "",
-            "| student of | share kept | seeds | correct | against whole chains | tokens an answer |",
-            "|---|---|---|---|---|---|",
-            f"| (the most frequent answer) | | | {mean(untrained['floor']):.3f} | | |",
-            f"| (untrained) | | | {mean(untrained['right']):.3f} | | {mean(untrained['tokens']):.1f} |",
-        ]  # fmt: skip
-        groups = {arm: [run for run in every if (run["mode"], run["keep"]) == arm] for arm in sorted(ARMS, key=order)}
-        for arm, group in groups.items():
-            if not group:
-                continue
-            seeds = {run["seed"] for run in group} & {run["seed"] for run in groups[WHOLE]}
-            ours, theirs = ([run["right"] for run in those if run["seed"] in seeds] for those in (group, groups[WHOLE]))
-            change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference(ours, theirs)) if seeds and arm != WHOLE else ""
-            name = {"greedy": "greedy pruning", "no chain": "answers alone"}.get(arm.mode, arm.mode)
-            lines.append(
-                f"| {'whole chains' if arm == WHOLE else name} | {arm.keep:g} | {len(group)} | "
-                f"{spread([mean(run['right']) for run in group])} | {change} | "
-                f"{mean([mean(run['tokens']) for run in group]):.1f} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def order(arm: Arm) -> tuple[bool, bool, float, str]:
-    return arm != WHOLE, arm.mode != "greedy", -arm.keep, arm.mode
+def experiment(kind: str, folder: Path, given: argparse.Namespace) -> Experiment:
+    """An arm for each way to shorten the chains, all compared with the whole ones."""
+    tokenizer = load_model(MODEL)[1]
+    train = folder / kind / "train.jsonl"
+    if not train.exists():
+        rows = problems(kind, "train", given.rows, tokenizer)
+        write_text(train, "".join(dump_json(row) + "\n" for row in rows))
+    settings = {"model": MODEL, "objective": "next-token", "learning_rate": given.learning_rate,
+                "epochs": given.epochs, "trainer": {"bf16": False}}  # fmt: skip  # on a GPU what a CPU does
+    blocks: dict[str, Any] = {
+        arm: {"from": WHOLE, "tune": {"data": str(rows_of(kind, arm, folder))}} for arm in STUDENTS
+    }
+    blocks[WHOLE] = {"tune": settings | blocks[WHOLE]["tune"]}
+    held_out = problems(kind, "test", given.problems, tokenizer)
+    return Experiment(
+        untrained=Arm(name=UNTRAINED, verb="evaluate", settings={"model": MODEL}),
+        arms=[read_arm(arm, blocks) for arm in blocks],
+        seeds=given.seeds,
+        tasks=[HeldOut(kind, read_json_lines(train), held_out)],
+    )
 
 
 def main() -> None:
@@ -225,34 +190,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for rows and models; resumed where it is there")
     parser.add_argument("--output", type=Path, default=Path("bench/results/pruning"))
     parser.add_argument("--kinds", nargs="+", default=["weekdays", "gsm-symbolic"])
-    parser.add_argument("--minutes", type=float, default=50, help="start no further student after so long")
-    parser.add_argument("--first", type=int, help="train so many students only")
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    arguments = parser.parse_args()
-    begun = time.monotonic()
-    for kind in arguments.kinds:
-        prepare(kind, arguments.folder, arguments)
-    every = list(jobs(arguments))[: arguments.first]
-    for number, (seed, kind, arm) in enumerate(every, start=1):
-        if time.monotonic() - begun > 60 * arguments.minutes:
-            say(f"time is up before student {number}; call again to go on")
-            break
-        say(f"student {number}/{len(every)}: {kind}, {arm.mode} {arm.keep:g}, seed {seed}")
-        student(kind, arm, seed, arguments.folder, arguments)
-    document = {
-        "model": MODEL,
-        "settings": {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)},
-        "versions": versions(),
-        "untrained": {kind: json.loads((arguments.folder / kind / RESULT).read_text()) for kind in arguments.kinds},
-        "runs": [json.loads(path.read_text()) for path in sorted(arguments.folder.glob(f"*/*/{RESULT}"))],
-    }
-    write_text(arguments.output / "students.json", dump_json(document) + "\n")
-    write_text(arguments.output / "students.md", table(document) + "\n")
-    print(table(document))
+    given = parser.parse_args()
+    settings = {name: value for name, value in vars(given).items() if not isinstance(value, Path)}
+    for kind in given.kinds:
+        results = run_experiment(experiment(kind, given.folder, given), given.folder / kind, plain_lines())
+        title = f"Students of pruned chains: {kind}"
+        write_results(given.output / f"students-{kind}", "results.json", results, title, settings)
+        print_findings(experiment_table(results), experiment_verdict(results))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,13 @@ def run_experiment(
     )
 
 
+def train_arms(experiment: Experiment, folder: Path, progress: Report) -> dict[str, Path]:
+    """Label -> run folder of each trained arm with the first seed, for whoever measures them otherwise."""
+    maker = Maker(experiment, folder, progress)
+    points = [point for point in experiment.points if point.arm.verb in TRAINERS and point.seed == 0]
+    return {point.label: maker.train(point) for point in points}
+
+
 class Maker:
     """Makes the models of an experiment in its folder, and measures them."""
 

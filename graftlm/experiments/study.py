@@ -16,6 +16,7 @@ from graftlm.experiments.page import write_experiment_report
 from graftlm.experiments.run import HEADS, Experiment, run_experiment
 from graftlm.heads.config import DistillConfig
 from graftlm.runs.console import Report
+from graftlm.runs.files import dump_json, write_text
 from graftlm.runs.provenance import versions
 from graftlm.runs.run import Run
 from graftlm.tasks import get_task
@@ -29,7 +30,7 @@ def study(config: StudyConfig, run: Run, progress: Report) -> Results:
     """
     results = run_experiment(experiment_of(config, run.folder), run.folder, progress, run.keep)
     title = f"Which arm learns most and keeps most? {config.model} on {config.data}"
-    write_results(run, "results.json", results, title, asdict(config))
+    write_results(run.folder, "results.json", results, title, asdict(config))
     return results
 
 
@@ -65,8 +66,8 @@ def experiment_of(config: StudyConfig, folder: Path) -> Experiment:
     )
 
 
-def write_results(run: Run, name: str, results: Results, title: str, settings: Mapping[str, Any]) -> None:
+def write_results(folder: Path, name: str, results: Results, title: str, settings: Mapping[str, Any]) -> None:
     """The results as JSON in the file `name`, and as the page report.html."""
-    run.write_json(name, [asdict(each) for each in results.every])
+    write_text(folder / name, dump_json([asdict(each) for each in results.every], indent=2) + "\n")
     facts = {"settings": settings, "versions": versions()}
-    write_experiment_report(run.folder / "report.html", results, title=title, facts=facts)
+    write_experiment_report(folder / "report.html", results, title=title, facts=facts)

@@ -26,7 +26,7 @@ def sweep(config: SweepConfig, run: Run, progress: Report) -> Results:
     Raises InputError for alphas given twice, and whatever `ProxyTunedModel` and `evaluate` refuse.
     """
     results = run_experiment(experiment_of_sweep(config), run.folder, progress, run.keep)
-    write_results(run, "sweep.json", results, f"{config.base} steered by {config.expert}", asdict(config))
+    write_results(run.folder, "sweep.json", results, f"{config.base} steered by {config.expert}", asdict(config))
     return results
 
 

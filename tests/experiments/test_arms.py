@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from graftlm.errors import InputError
 from graftlm.experiments.arms import Arm, read_arm
 from graftlm.experiments.config import StudyConfig
 from graftlm.experiments.study import experiment_of
+from graftlm.runs.config import load_config
+from graftlm.runs.yaml_text import parse_yaml
 from graftlm.tuning.config import TuneConfig
 
 
@@ -83,3 +86,16 @@ def test_an_unknown_arm_is_named() -> None:
         StudyConfig(arms=["cold-heads,warm-heads"])
     with pytest.raises(InputError, match="at least one arm"):
         StudyConfig(arms=[","])
+
+
+def test_the_recipes_of_experiments_are_valid() -> None:
+    ladder, _ = load_config(StudyConfig, Path("study"), {}, command="study")
+    assert ladder.chosen_arms == StudyConfig().chosen_arms
+    demo, _ = load_config(StudyConfig, Path("demo"), {}, command="study")
+    arms = [demo.filled(arm, "heads").settings for arm in demo.chosen_arms.values()]
+    assert list(demo.chosen_arms) == ["next-token", "multi-token"] and demo.seeds == 1
+    assert arms[0] == {"objective": "next-token", "model": "smollm2-135m", "data": "molecules", "max_steps": 50,
+                       "batch_size": 8, "learning_rate": 6e-4}  # fmt: skip
+    assert TuneConfig(output="o", **arms[1]).heads == "heads"
+    blocks = parse_yaml((Path(__file__).parents[2] / "bench" / "forking_tokens.yaml").read_text("utf-8"))
+    assert {read_arm(name, blocks).root for name in blocks} == {"all tokens"}
