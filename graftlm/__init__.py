@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from graftlm.auditing.audit import audit
     from graftlm.errors import InputError
+    from graftlm.experiments.study import study_model as study
     from graftlm.heads.distill import distill_heads
     from graftlm.heads.distill import distill_model as distill
     from graftlm.heads.heads import MultiTokenHeads
@@ -67,6 +68,7 @@ __all__ = [
     "prune_chain",
     "reinforce",
     "restore",
+    "study",
     "tune",
 ]
 
@@ -98,6 +100,7 @@ __getattr__ = lazy_attributes(
         "prune_chain": "graftlm.pruning",
         "reinforce": "graftlm.reinforce:",
         "restore": "graftlm.models.restore",
+        "study": "graftlm.experiments.study:study_model",
         "tune": "graftlm.tuning.tune:tune_model",
     },
 )

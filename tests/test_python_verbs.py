@@ -94,3 +94,22 @@ def test_reinforce_is_a_package_and_a_verb(tmp_path: Path, tokenizer: PreTrained
 @pytest.mark.parametrize("name", ["tune", "distill", "audit", "evaluate", "restore", "reinforce"])
 def test_each_verb_is_callable_under_its_own_name(name: str) -> None:
     assert callable(getattr(graftlm, name)) and name in graftlm.__all__
+
+
+@pytest.mark.slow
+def test_study_takes_arms_of_ones_own_and_a_loaded_model(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, data: str
+) -> None:
+    arms = {"mine": {"tune": {"objective": "next-token", "lora_rank": 2}}}
+    settings: dict[str, Any] = {"seeds": 1, "max_steps": 1, "limit": 2, "tasks": [data], "probes": [], "arms": arms}
+    named = saved(tmp_path / "tiny", tiny_model(), tokenizer)
+    one = graftlm.study(named, data, output=tmp_path / "one", **settings)
+    two = graftlm.study(tiny_model(), data, tokenizer=tokenizer, output=tmp_path / "two", **settings)
+    assert list(one.groups) == ["mine"] and (tmp_path / "two" / "report.html").exists()
+    for ours, theirs in zip(one.every, two.every, strict=True):
+        assert ours.scores["rows"].metrics == pytest.approx(theirs.scores["rows"].metrics)
+    again = graftlm.study(tiny_model(), data, tokenizer=tokenizer, output=tmp_path / "two", resume=True, **settings)
+    assert again.every == two.every
+    with pytest.raises(InputError, match="arm mine: tune: unknown setting 'lora_rnk'; did you mean 'lora_rank'"):
+        graftlm.study(named, data, output=tmp_path / "bad", arms={"mine": {"tune": {"lora_rnk": 2}}})
+    assert not (tmp_path / "bad").exists()

@@ -14,10 +14,11 @@ from dataclasses import Field, dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
+from graftlm.decoding.config import Steering
 from graftlm.errors import InputError
+from graftlm.models.restore_config import RestoreConfig
 from graftlm.reinforce.config import ReinforceConfig
-from graftlm.runs.config import coerce, current_names, describe, describe_unknown, option, typed_fields
-from graftlm.runs.ranges import check_ranges
+from graftlm.runs.config import REQUIRED, coerce, current_names, describe, describe_unknown, option, typed_fields
 from graftlm.tuning.config import TuneConfig
 
 KEYS = ("from", "after", "strengths")
@@ -27,29 +28,14 @@ RESERVED = (UNTRAINED, "heads", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class MeasuredModel(Steering):
     """A model that is measured as it is, or steered by an expert."""
 
-    model: str = option("smollm2-135m", "Model to measure.")
-    expert: str | None = option(None, "Small tuned model or adapter that steers it.")
-    antiexpert: str | None = option(None, "That small model untuned.")
-    alpha: float | None = option(None, "How strongly the expert steers.")
+    model: str = option(REQUIRED, "Model to measure: hub id, folder, adapter.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RestoreConfig:
-    """Layers whose tuning is undone, but for a share."""
-
-    layers: str = option("0", "Layers, such as 0-14 or 0-4,9.")
-    scale: float = option(0.0, "Share of the tuning's change that is left there.", at_least=0, at_most=1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-
-VERBS: dict[str, type] = {"tune": TuneConfig, "reinforce": ReinforceConfig, "evaluate": EvaluateConfig}
-AFTER: dict[str, type] = {"restore": RestoreConfig}
-OWNED = ("output", "seed")
+VERBS: dict[str, type] = {"tune": TuneConfig, "reinforce": ReinforceConfig, "evaluate": MeasuredModel}
+OWNED = ("output", "seed", "tuned", "base")
 """Settings that the experiment gives each verb itself."""
 
 
@@ -110,8 +96,8 @@ class Point:
         """Raise InputError, which names the arm, for settings that its verb refuses."""
         try:
             VERBS[self.arm.verb](**self.settings)
-            if self.restore:
-                RestoreConfig(**self.restore)
+            if self.arm.restore:
+                RestoreConfig(tuned="", output="", **self.restore)
         except InputError as error:
             raise InputError(f"arm {self.label}: {error}") from error
 
@@ -147,7 +133,7 @@ def read_arm(name: str, blocks: Mapping[str, Any], children: tuple[str, ...] = (
         wanted = f"the verb {parent.verb}" if parent else f"one verb of {', '.join(VERBS)}, or `from` another arm"
         raise InputError(f"{culprit} needs {wanted}")
     arm = parent or Arm(name=name, verb=verb, settings={})
-    after = mapping(block.get("after"), f"{culprit}: after", AFTER)
+    after = mapping(block.get("after"), f"{culprit}: after", ["restore"])
     arm = replace(
         arm,
         name=name,

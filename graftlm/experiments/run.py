@@ -12,13 +12,12 @@ continues from its checkpoint.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftlm.experiments.arms import VERBS, Arm, EvaluateConfig, Point
+from graftlm.experiments.arms import VERBS, Arm, MeasuredModel, Point
 from graftlm.experiments.comparison import Results
 from graftlm.experiments.results import Result, read_result
 from graftlm.heads.config import DistillConfig
@@ -38,7 +37,7 @@ from graftlm.tasks.evaluation import evaluate
 from graftlm.tuning.training import CHECKPOINTS, MODEL
 from graftlm.tuning.tune import tune
 
-TRAINERS: dict[str, Callable[[Any, Run], None]] = {"tune": tune, "reinforce": reinforce}
+TRAINERS: dict[str, Callable[[Any, Run], Any]] = {"tune": tune, "reinforce": reinforce}
 RESULT = "result.json"
 HEADS = "heads"
 
@@ -172,36 +171,32 @@ class Maker:
     def measure(self, point: Point, training: Path | None) -> Result:
         """The point's model on every task and probe."""
         experiment = self.experiment
-        with self.model(point, training) as (model, tokenizer):
-            scores = evaluate(
-                model,
-                tokenizer,
-                [*experiment.tasks, *experiment.probes],
-                limit=experiment.limit,
-                batch_size=experiment.batch_size,
-                seed=experiment.measuring_seed,
-                progress=prefixed(self.progress, f"{point.label}, seed {point.seed}" if training else point.label),
-            )
+        model, tokenizer = self.model(point, training)
+        scores = evaluate(
+            model,
+            tokenizer,
+            [*experiment.tasks, *experiment.probes],
+            limit=experiment.limit,
+            batch_size=experiment.batch_size,
+            seed=experiment.measuring_seed,
+            progress=prefixed(self.progress, f"{point.label}, seed {point.seed}" if training else point.label),
+        )
         facts = read_document(training / RUN_FILE)["facts"] if training else {}
         known = {name: facts.get(name) for name in ("training_seconds", "training_loss")}
         return Result(arm=point.arm.name, strength=point.strength, seed=point.seed, scores=scores, **known)
 
-    @contextmanager
-    def model(self, point: Point, training: Path | None) -> Iterator[tuple[Any, Any]]:
+    def model(self, point: Point, training: Path | None) -> tuple[Any, Any]:
         """The point's model and tokenizer, to be measured."""
         if training is None:
-            yield self.evaluated(point)
-        elif point.restore:
-            restored = self.folder / point.folder / "restored"
-            restore(str(training / MODEL), restored, base=point.settings["model"], overwrite=True, **point.restore)
-            yield load_model(str(restored))
-            remove(restored)
-        else:
-            yield load_model(str(training / MODEL))
+            return self.evaluated(point)
+        model, tokenizer = load_model(str(training / MODEL))
+        if point.restore:
+            restore(model, base=point.settings["model"], tokenizer=tokenizer, **point.restore)
+        return model, tokenizer
 
     def evaluated(self, point: Point) -> tuple[Any, Any]:
         """The model of the verb `evaluate`: the steered one opened before, where only alpha differs."""
-        settings = EvaluateConfig(**point.settings)
+        settings = MeasuredModel(**point.settings)
         names = settings.model, settings.expert, settings.antiexpert
         if settings.expert is None:
             model, tokenizer = steered(*names, settings.alpha)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftlm.data.load import load_rows
 from graftlm.errors import InputError
@@ -15,20 +16,60 @@ from graftlm.experiments.config import StudyConfig, split_names
 from graftlm.experiments.page import write_experiment_report
 from graftlm.experiments.run import HEADS, Experiment, run_experiment
 from graftlm.heads.config import DistillConfig
-from graftlm.runs.console import Report
+from graftlm.models.given import Given, GivenPair, given_model, name_of
+from graftlm.runs.console import Report, plain_lines
 from graftlm.runs.files import dump_json, write_text
 from graftlm.runs.provenance import versions
-from graftlm.runs.run import Run
+from graftlm.runs.run import Run, call_verb
 from graftlm.tasks import get_task
 from graftlm.tuning.token_weights import COLUMNS as WEIGHT_COLUMNS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def study(config: StudyConfig, run: Run, progress: Report) -> Results:
+
+def study_model(
+    model: Given = "smollm2-135m",
+    data: str = "molecules",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Report | None = None,
+    **settings: Any,
+) -> Results:
+    """`graftlm.study`: train arms, compare what each gains and keeps; returns all results.
+
+    Args:
+        model: a name as `load_model` takes it, or a loaded model, which is saved in the output folder first, since each
+            arm begins with it anew.
+        data: training rows: a built-in task, a file or a hub id.
+        tokenizer: of a loaded model (None: the one that is saved where it came from).
+        resume, overwrite: go on with the run in the folder `output`, or replace it.
+        progress: called with what is being done, how much of it is done and how much there is.
+        settings: the further fields of StudyConfig, such as output="study"; `arms` may be names, or name -> block.
+
+    Raises InputError as `graftlm study` does.
+    """
+    given = {"model": name_of(model) or "loaded model", "data": data, **settings}
+    more = {"given": (model, tokenizer), "progress": progress or plain_lines()}
+    return call_verb("study", StudyConfig, study, given, resume=resume, overwrite=overwrite, **more)
+
+
+def study(config: StudyConfig, run: Run, *, progress: Report, given: GivenPair | None = None) -> Results:
     """Everything that `config` asks for, in the folder of `run`: trainings, results.json and report.html.
 
-    Raises InputError for an unknown task, and whatever distillation and the arms' verbs refuse.
+    `given`: a loaded model in the place of `config.model`, and its tokenizer. Raises InputError for an unknown task,
+    and whatever distillation and the arms' verbs refuse.
     """
-    results = run_experiment(experiment_of(config, run.folder), run.folder, progress, run.keep)
+    loaded = None if given is None or isinstance(given[0], (str, os.PathLike)) else given
+    if loaded:
+        config = replace(config, model=str(run.folder / "model"))
+    experiment = experiment_of(config, run.folder)
+    if loaded and not run.resumed:
+        for part in given_model(*loaded):
+            part.save_pretrained(config.model)
+    results = run_experiment(experiment, run.folder, progress, run.keep)
     title = f"Which arm learns most and keeps most? {config.model} on {config.data}"
     write_results(run.folder, "results.json", results, title, asdict(config))
     return results

@@ -20,7 +20,7 @@ from graftlm.runs.run import Run
 from graftlm.tasks import get_task
 
 
-def sweep(config: SweepConfig, run: Run, progress: Report) -> Results:
+def sweep(config: SweepConfig, run: Run, *, progress: Report) -> Results:
     """Measure the model at each alpha, and what it competes with, in the folder of `run`. Each model is loaded once.
 
     Raises InputError for alphas given twice, and whatever `ProxyTunedModel` and `evaluate` refuse.

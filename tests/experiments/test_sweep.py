@@ -55,7 +55,7 @@ def files(tmp_path: Path) -> dict[str, str]:
 def swept(tmp_path: Path, **settings: Any) -> Results:
     config = SweepConfig(output=str(tmp_path / "sweep"), **settings)
     with Run.create(config.output, "proxy sweep", config, {}) as run:
-        return sweep(config, run, lambda what, done, total: None)
+        return sweep(config, run, progress=lambda what, done, total: None)
 
 
 @pytest.mark.slow
