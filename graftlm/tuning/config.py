@@ -107,8 +107,8 @@ class TuneConfig(TermOptions):
     heads_learning_rate: float | None = option(None, "Learning rate of trained heads (default: the model's).", above=0)
     mtp_coefficient: float = declared(MultiTokenSettings, "weight", formerly="coefficient")
     mtp_decay: float = declared(MultiTokenSettings, "decay", formerly="decay")
-    mtp_schedule: Schedule = declared(MultiTokenSettings, "schedule", formerly="schedule")  # noqa: RUF009
-    mtp_weights: Weighting = declared(MultiTokenSettings, "token_weights", formerly="weights")  # noqa: RUF009
+    mtp_schedule: Schedule = declared(MultiTokenSettings, "schedule", formerly="schedule")
+    mtp_weights: Weighting = declared(MultiTokenSettings, "token_weights", formerly="weights")
     forking_fraction: float = declared(MultiTokenSettings, "forking_fraction")
     method: Literal["lora", "full", "frozen-unembedding"] = option("lora", "Which weights of the model are trained.")
     lora_rank: int = option(16, "LoRA rank.", at_least=1)
