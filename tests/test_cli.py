@@ -20,7 +20,7 @@ import graftlm.proxy.model as proxy
 import graftlm.tasks.evaluation as evaluation
 from graftlm.cli import main
 from graftlm.decoding.config import read_prompts
-from graftlm.decoding.pace import Pace
+from graftlm.decoding.draft_length import DraftLength
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.runs.files import read_json_lines
@@ -287,7 +287,7 @@ def test_generate_with_heads_writes_the_same_text_and_says_how_much_faster(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Pace, "choose", lambda pace, batch: pace.heads)
+    monkeypatch.setattr(DraftLength, "best", lambda length, batch: len(length.rates))
     folder = saved(tmp_path / "model", model, tokenizer)
     MultiTokenHeads.from_model(model, 2).save_pretrained(tmp_path / "heads")
     arguments = ["generate", folder, "--no-chat", "--prompt", "abc", "--max-new-tokens", "12"]

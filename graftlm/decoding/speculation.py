@@ -80,7 +80,7 @@ def _says_something(name: str, value: Any) -> bool:
     return value is not None and value is not False
 
 
-def kept_or_drawn(token: int, wanted: Tensor, proposed: Tensor) -> int:
+def accepted_or_drawn(token: int, wanted: Tensor, proposed: Tensor) -> int:
     """`token`, drawn from `proposed` [vocabulary], with probability min(1, wanted / proposed), or a draw from what is
     wanted more than it was proposed (Leviathan et al., arXiv 2211.17192, algorithm 1)."""
     if float(torch.rand(())) * float(proposed[token]) < float(wanted[token]):

@@ -20,8 +20,8 @@ from transformers import (
     StoppingCriteria,
 )
 
+from graftlm.decoding.draft_length import PATIENCE, RETRY, DraftLength
 from graftlm.decoding.heads_decoding import HeadsDecoding
-from graftlm.decoding.pace import LONGEST_REST, Pace
 from graftlm.decoding.speculation import SpeculativeOutput
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
@@ -48,17 +48,16 @@ def drafting_model(architecture: str = "llama", seed: int = 0, **settings: Any) 
     return model, MultiTokenHeads.from_model(model, 3)
 
 
-class Changing(Pace):
-    """Drafts 3, 0, 1, 2, ... tokens, and after a while one head less."""
+class Changing(DraftLength):
+    """Drafts 3, 1, 2, 3, ... tokens, and after a while none."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(count, 0.02, 0.2, on_cpu=True)
+    def __init__(self, heads: int) -> None:
+        super().__init__(heads, 0.1, 0.03)
         self.asked = 0
 
     def choose(self, batch: int) -> int:
         self.asked += 1
-        self.heads = self.count if self.asked < 5 else self.count - 1
-        return min((3, 0, 1, 2)[self.asked % 4 - 1], self.heads)
+        return (3, 1, 2)[self.asked % 3 - 1] if self.asked < 8 else 0
 
 
 def both(model: Any, heads: MultiTokenHeads, inputs: dict[str, Any], count: int | None, **settings: Any) -> Any:
@@ -66,7 +65,7 @@ def both(model: Any, heads: MultiTokenHeads, inputs: dict[str, Any], count: int 
     plain = model.generate(**inputs, **settings)
     decoding = HeadsDecoding(model, heads, draft_tokens=count)
     if count is None:
-        decoding.pace = Changing(heads.num_heads)
+        decoding.draft_length = Changing(heads.num_heads)
     found = decoding.generate(**inputs, **settings, return_dict_in_generate=True)
     assert isinstance(found, SpeculativeOutput) and torch.equal(found.sequences, plain)
     return found
@@ -331,17 +330,17 @@ def test_positions_and_masks_of_ones_own_are_minded() -> None:
     both(model, heads, padded(PROMPTS), 3, **{**ended, "eos_token_id": [int(written[0, 12]), 8]})
 
 
-def test_a_seed_gives_the_same_sample_in_every_call() -> None:
+def test_a_seed_gives_the_same_sample_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model, heads = drafting_model()
     decoding = HeadsDecoding(model, heads)
-    decoding.pace = Pace(3, 0.02, 0.1, on_cpu=False)  # worth drafting
+    monkeypatch.setattr(decoding, "new_draft_length", lambda sampled: DraftLength(3, 0.1, 0.03))  # worth drafting
     texts = []
     for _ in range(3):
         torch.manual_seed(1)
         texts.append(model.generate(**padded(PROMPTS), max_new_tokens=12, do_sample=True, top_k=0, eos_token_id=None,
                                     pad_token_id=258, custom_generate=decoding))  # fmt: skip
     assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2])
-    assert decoding.drafted > 0 and decoding.pace.seen == Pace(3, 0.02, 0.1, on_cpu=False).seen
+    assert decoding.drafted > 0 and decoding.draft_length.rates == [0.6] * 3
 
 
 def test_where_sampling_gains_nothing_the_heads_do_not_even_read_the_prompt() -> None:
@@ -355,79 +354,54 @@ def test_where_sampling_gains_nothing_the_heads_do_not_even_read_the_prompt() ->
     assert not calls and decoding.drafted == 0
 
 
-def taught(rates: list[float], seconds: list[float], heads: float) -> Pace:
-    """After a hundred rounds with these rates and times (of a pass with 0, 1, ... drafted tokens)."""
-    pace = Pace(len(rates), 0.02, 0.2, on_cpu=True)
-    for _ in range(100):
-        for drafted, taken in enumerate(seconds):
-            pace.learn(1, drafted, [], taken)
-        for head, rate in enumerate(rates):
-            pace.kept[head], pace.seen[head] = rate * 100, 100.0
-        pace.learn_heads(1, len(rates), heads)
-    pace.begin()
-    return pace
-
-
 @pytest.mark.parametrize(
-    ("rates", "seconds", "heads", "best"),
+    ("rates", "token_cost", "heads_cost", "best"),
     [
-        ([0.9, 0.9, 0.9], [1.0, 1.0, 1.0, 1.0], 0.1, 3),
-        ([0.9, 0.2, 0.9], [1.0, 1.2, 1.4, 1.6], 0.1, 1),
-        ([0.1, 0.1, 0.1], [1.0, 1.2, 1.4, 1.6], 0.1, 0),
-        ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], 1.0, 0),  # the heads take as long as a pass
+        ([0.9, 0.9, 0.9], 0.0, 0.1, 3),
+        ([0.9, 0.2, 0.9], 0.2, 0.1, 1),
+        ([0.1, 0.1, 0.1], 0.2, 0.1, 0),
+        ([0.5, 0.5, 0.5], 0.0, 1.0, 0),  # the heads cost as much as a pass
     ],
 )
-def test_as_much_is_drafted_as_yields_most_a_second(
-    rates: list[float], seconds: list[float], heads: float, best: int
+def test_as_much_is_drafted_as_yields_most_for_its_cost(
+    rates: list[float], token_cost: float, heads_cost: float, best: int
 ) -> None:
-    pace = taught(rates, seconds, heads)
-    chosen = [pace.choose(1) for _ in range(4)]
-    assert chosen == [best, 0, best, best]  # the second round is without a draft, to time it
+    length = DraftLength(3, heads_cost, token_cost)
+    length.rates = rates
+    assert length.best(1) == best
 
 
-def test_heads_that_gain_nothing_rest_longer_and_longer_and_are_tried_again() -> None:
-    pace = taught([0.05, 0.05, 0.05], [1.0, 1.2, 1.4, 1.6], 0.2)
-    rests = []
-    for _ in range(8):
-        pace.begin()
-        calls = 0
-        while pace.heads == 0:
-            pace.begin()
-            calls += 1
-        rests.append(calls)
-        for _ in range(80):
-            pace.learn(1, count := pace.choose(1), [0], 1 + 0.2 * count)
-        assert pace.heads == 0
-    assert rests == [0, 1, 3, 7, 15, 31, LONGEST_REST, LONGEST_REST]
+def test_where_a_pass_is_bound_by_arithmetic_batches_are_not_drafted_for() -> None:
+    length = DraftLength(3, 0.3, 0.2)
+    assert length.begin(1) and not length.begin(8)
 
 
-def test_a_first_pass_that_takes_long_does_not_count() -> None:
-    pace, first = Pace(3, 0.02, 0.2, on_cpu=False), set()
-    chosen = []
-    for _ in range(30):
-        chosen.append(count := pace.choose(1))
-        pace.learn(1, count, [0], 1.0 if count in first else 20.0)  # nothing is kept
-        pace.learn_heads(1, pace.heads, 0.2 if first else 5.0)
-        first.add(count)
-    assert sum(count > 0 for count in chosen) < 10 and pace.heads == 0
+def calls(length: DraftLength, right: float, number: int) -> list[int]:
+    """The tokens drafted in each of so many calls of forty rounds, on a text that heads foresee so often."""
+    drafted = []
+    for call in range(number):
+        total, used = 0, length.begin(1)
+        for each in range(40):
+            if not used:
+                break
+            count = length.choose(1)
+            used, total = count > 0, total + count
+            places = range(count)
+            length.learn(count, [next((p for p in places if (each * 7 + p * 3 + call) % 10 >= 10 * right), count)])
+        drafted.append(total)
+    return drafted
 
 
-def test_after_a_rest_the_heads_are_judged_by_what_they_do_now() -> None:
-    """Ten calls on a text that they do not foresee, then one that they do; a pass takes 1 s, a row of it 0.05 s."""
+def test_heads_that_do_not_pay_rest_and_are_tried_again_by_what_they_do_then() -> None:
+    length = DraftLength(3, 0.2, 0.05)
+    assert min(calls(length, 0.9, 3)) > 60
+    useless = calls(length, 0.0, 2 * RETRY)
+    assert sum(count > 0 for count in useless) <= 3 and sum(useless[1:]) < 10 * PATIENCE
+    assert min(calls(length, 0.9, 2 * RETRY)[RETRY:]) > 60
 
-    def drafted(pace: Pace, right: float, calls: int) -> int:
-        total = 0
-        for _ in range(calls):
-            pace.begin()
-            for number in range(40):
-                count = pace.choose(1)
-                total += count
-                kept = next((place for place in range(count) if (number * 7 + place * 3) % 10 >= 10 * right), count)
-                pace.learn(1, count, [kept], 1 + 0.05 * count)
-                pace.learn_heads(1, pace.heads, 0.1 if pace.heads else 0.0)
-        return total
 
-    pace = Pace(3, 0.02, 0.2, on_cpu=True)
-    assert drafted(pace, 0.9, 3) > 200
-    assert drafted(pace, 0.0, 10) < 500  # of 1,200
-    assert drafted(pace, 0.9, 60) > 3000
+def test_a_run_of_bad_luck_does_not_end_drafting() -> None:
+    length = DraftLength(3, 0.2, 0.05)
+    for accepted in [3] * 20 + [0] * PATIENCE + [3] * 20:
+        length.learn(count := length.choose(1), [min(count, accepted)])
+    assert length.choose(1) == 3
