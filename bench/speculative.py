@@ -72,7 +72,7 @@ def held_out_prompts(folder: Path, kind: str, tokenizer: Any, count: int) -> lis
     """Of the distillation's prompts those that its heads have not learnt from."""
     from graftlm.data.written_text import TEXT_FILE, read_texts
     from graftlm.heads.config import DistillConfig
-    from graftlm.heads.distill import split_held_out
+    from graftlm.heads.texts import split_held_out
 
     config = DistillConfig()
     _, held_out = split_held_out(read_texts(folder / "heads" / TEXT_FILE), config.held_out, config.seed)

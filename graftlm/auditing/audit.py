@@ -23,7 +23,7 @@ from graftlm.errors import InputError
 from graftlm.models.given import Given, given_model, name_of
 from graftlm.models.pair import ModelPair, SteeredPair
 from graftlm.models.pair_loading import at_rest, check_base, opened_pair
-from graftlm.proxy.model import steering
+from graftlm.proxy.steering import steering
 from graftlm.reinforce.formats import Format
 from graftlm.runs.console import Report
 from graftlm.runs.run import Run

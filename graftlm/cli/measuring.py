@@ -18,7 +18,7 @@ from graftlm.tasks.config import EvaluateConfig
 
 
 def evaluate_steered(config: EvaluateConfig, run: Run, progress: Report) -> Any:
-    from graftlm.proxy.model import is_composition, load_steered
+    from graftlm.proxy.steering import is_composition, load_steered
     from graftlm.tasks.evaluation import run_evaluate
 
     plain = [name for name in config.models if not is_composition(name)]

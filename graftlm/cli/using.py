@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def generate_steered(config: GenerateConfig, run: Run) -> Any:
     from graftlm.decoding.generate import run_generate
-    from graftlm.proxy.model import load_steered
+    from graftlm.proxy.steering import load_steered
 
     return run_generate(config, run, load=lambda name: load_steered(name, config))
 

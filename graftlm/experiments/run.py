@@ -25,7 +25,7 @@ from graftlm.heads.distill import distill
 from graftlm.models.load import load_model
 from graftlm.models.pair_loading import check_vocabulary
 from graftlm.models.restore import restore
-from graftlm.proxy.model import steered
+from graftlm.proxy.steering import steered
 from graftlm.reinforce.reinforce import reinforce
 from graftlm.runs.config import RUN_FILE
 from graftlm.runs.console import Report, prefixed, say

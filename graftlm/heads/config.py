@@ -16,7 +16,7 @@ MOST_HEADS = 128  # each is a decoder layer; more fill the memory of any machine
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Growing heads on a model by self-distillation (DESIGN 4; CAFT, arXiv 2506.07833, stage 1)."""
+    """Growing heads on a model by self-distillation (CAFT, arXiv 2506.07833, stage 1)."""
 
     model: str = option("smollm2-135m", "Model to grow heads on: hub id, folder, or the bundled smollm2-135m.")
     data: str = option("molecules", "Where the domain prompts come from: a built-in task, a file, or a hub id.")

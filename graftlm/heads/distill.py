@@ -23,7 +23,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup, set_seed
 
-from graftlm.data.encoding import encode_text
-from graftlm.data.load import general_prompts, load_rows, prompt_tokens
-from graftlm.data.written_text import TEXT_FILE, WrittenText, read_texts, write_texts
-from graftlm.errors import InputError
+from graftlm.data.written_text import WrittenText
 from graftlm.heads.config import DistillConfig
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.heads.hidden_states import CachedBatch, HiddenStateCache
 from graftlm.heads.loss import rows_loss
+from graftlm.heads.texts import collect_texts, kinds, split_held_out
 from graftlm.models.adapters import merged
 from graftlm.models.decoder import Decoder
 from graftlm.models.finite import not_finite
@@ -51,7 +48,7 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Distillation:
-    """What `distill_heads` returns.
+    """Result of `distill_heads`.
 
     agreement[kind][k - 1]: share of held-out positions where head k's likeliest token is the model's own greedy one,
     k further; before: the same before they learnt, of fresh copies or of the heads to be refreshed; held_out_positions:
@@ -114,40 +111,12 @@ def distill_heads(
 
 
 def new_heads(config: DistillConfig, model: PreTrainedModel) -> MultiTokenHeads:
-    """Copies of the model's layers, or the heads to be refreshed; InputError for a layer or heads that do not fit."""
+    """Copy the model's layers, or load the heads to be refreshed; InputError for a layer or heads that do not fit."""
     if config.refresh is None:
         return MultiTokenHeads.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
     heads = MultiTokenHeads.from_pretrained(config.refresh, model, of_relative=True)
     heads.belong_to(model)
     return heads
-
-
-def kinds(texts: Sequence[WrittenText]) -> list[str]:
-    return sorted({text.kind for text in texts})
-
-
-def split_held_out(
-    texts: Sequence[WrittenText], share: float, seed: int
-) -> tuple[list[WrittenText], list[WrittenText]]:
-    """(kept, held out): of each kind `share` of the *prompts* is held out, with all that was written from them.
-
-    Where one prompt would be more than that share, it is a share of the texts, and prompts are common to both.
-    """
-    kept: list[WrittenText] = []
-    held_out: list[WrittenText] = []
-    for kind in kinds(texts):
-        of_kind = [t for t in texts if t.kind == kind]
-        prompts = sorted({tuple(t.input_ids[: t.prompt_length]) for t in of_kind})
-        if share * len(prompts) < 1:
-            count = min(max(1, round(share * len(of_kind))), len(of_kind) - 1)
-            places = set(random.Random(seed).sample(range(len(of_kind)), count))
-            for place, text in enumerate(of_kind):
-                (held_out if place in places else kept).append(text)
-            continue
-        chosen = set(random.Random(seed).sample(prompts, round(share * len(prompts))))
-        for text in of_kind:
-            (held_out if tuple(text.input_ids[: text.prompt_length]) in chosen else kept).append(text)
-    return kept, held_out
 
 
 def _train(
@@ -204,7 +173,7 @@ def _train(
 def _step(
     decoder: Decoder, norm: nn.Module, heads: MultiTokenHeads, batch: CachedBatch, config: DistillConfig
 ) -> list[float]:
-    """Forward and backward of one batch, head by head; returns each head's mean loss in nats."""
+    """Run forward and backward of one batch, head by head; returns each head's mean loss in nats."""
     words = candidate_words(batch, decoder.unembedding.weight.shape[0], config.candidates)
     call = batch.call(next(heads.parameters()))
     losses = []
@@ -348,59 +317,3 @@ def distill(
         state = "undistilled" if config.refresh is None else "before"
         say(f"agreement on {kind} text, head 1 to {len(shares)}: {of_heads} ({state}: {before})")
     return result.heads
-
-
-def collect_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: DistillConfig,
-    folder: Path,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> list[WrittenText]:
-    """Domain and general text, written by the model into `folder`, or read from an earlier distillation's."""
-    if config.text is not None:
-        path = Path(config.text) / TEXT_FILE
-        if not path.is_file():
-            raise InputError(f"--text {config.text} holds no {TEXT_FILE}; give the folder of a `graftlm distill`")
-        return read_texts(path)
-    texts: list[WrittenText] = []
-    for kind, tokens in (("domain", config.domain_tokens), ("general", config.general_tokens)):
-        if tokens:
-            texts += write_texts(
-                model,
-                tokenizer,
-                domain_prompts(config, tokenizer) if kind == "domain" else general(config, tokenizer),
-                kind=kind,
-                tokens=tokens,
-                path=folder / TEXT_FILE,
-                temperature=config.temperature,
-                max_new_tokens=config.max_new_tokens,
-                batch_size=config.sampling_batch_size,
-                seed=config.seed,
-                progress=None if progress is None else partial(progress, f"{kind} text"),
-            )
-    return texts
-
-
-def domain_prompts(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of the rows' prompts; of `text` rows eight tokens after what all of them begin with."""
-    rows = load_rows(config.data)
-    if "prompt" in rows.column_names:
-        return [prompt_tokens(prompt, tokenizer) for prompt in rows["prompt"]]
-    texts = [encode_text(tokenizer, text) for text in rows["text"]]
-    first, last = min(texts), max(texts)  # these two differ the earliest
-    differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-    shared = next(differing, min(len(first), len(last)) if first != last else 0)
-    return [ids[: shared + 8] for ids in texts]
-
-
-def general(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of the general prompts."""
-    if config.prompts is None:
-        prompts = general_prompts()
-    else:
-        try:
-            prompts = [line for line in Path(config.prompts).read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--prompts {config.prompts} cannot be read as text: {error}") from error
-    return [encode_text(tokenizer, prompt) for prompt in prompts]

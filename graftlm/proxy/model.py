@@ -18,10 +18,9 @@ Where this differs from the authors' code:
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from graftlm.decoding.config import Drafting, Steering
 from graftlm.decoding.generation import named_arguments, setting
 from graftlm.errors import InputError
 from graftlm.models.caches import new_cache
@@ -47,7 +45,7 @@ from graftlm.models.decoder import context_length, end_tokens, text_config
 from graftlm.proxy.alpha import Alpha, check_alpha
 from graftlm.proxy.cache import ProxyCache, columns
 from graftlm.proxy.experts import Inputs, of_width, run, with_own_prompt
-from graftlm.proxy.opening import Parts, load_part, open_parts
+from graftlm.proxy.opening import Parts, open_parts
 
 LEAST = -1e30
 """A logit that gives no chance."""
@@ -321,15 +319,6 @@ AutoConfig.register(ProxyTunedConfig.model_type, ProxyTunedConfig, exist_ok=True
 AutoModelForCausalLM.register(ProxyTunedConfig, ProxyTunedModel, exist_ok=True)
 
 
-def is_composition(folder: str | os.PathLike[str]) -> bool:
-    """Whether `save_pretrained` of a ProxyTunedModel wrote the folder."""
-    file = Path(folder) / "config.json"
-    try:
-        return bool(json.loads(file.read_text(encoding="utf-8")).get("model_type") == ProxyTunedConfig.model_type)
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
 def _options(config: Any, given: Mapping[str, Any]) -> dict[str, bool]:
     """What the base model is to give besides logits. InputError for arguments that nothing here makes use of."""
     for name, value in given.items():
@@ -361,56 +350,3 @@ def _config(parts: Parts, alpha: Alpha) -> ProxyTunedConfig:
     names = dict(zip(("base", "expert", "antiexpert"), parts.names, strict=True))
     revisions = dict(zip(("base_revision", "expert_revision", "antiexpert_revision"), parts.revisions, strict=True))
     return ProxyTunedConfig(**names, **revisions, alpha=None if callable(alpha) else alpha, **shared)
-
-
-def steered(
-    base: str, expert: str | None, antiexpert: str | None, alpha: float | None
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of `base`, steered where an expert is named, or where `base` is a composition's own folder.
-
-    alpha: None for 1, or for what the composition was saved with. InputError for an anti-expert or an alpha where there
-    is no expert.
-    """
-    if _is_steered(expert, antiexpert):
-        model = ProxyTunedModel(base, expert, antiexpert, 1.0 if alpha is None else alpha)
-    elif is_composition(base):
-        model = ProxyTunedModel.from_pretrained(base, **({} if alpha is None else {"alpha": alpha}))
-    else:
-        _check_no_alpha(alpha)
-        return load_part(base, None)
-    assert model.tokenizer is not None  # it was loaded by name
-    return model, model.tokenizer
-
-
-def load_steered(name: str, config: Steering) -> tuple[Any, PreTrainedTokenizerBase]:
-    """`steered` with the options of a config; InputError for heads beside an expert."""
-    model, tokenizer = steered(name, config.expert, config.antiexpert, config.alpha)
-    if isinstance(config, Drafting) and config.heads is not None and isinstance(model, ProxyTunedModel):
-        raise InputError("--heads: heads know one model, and this is a base model with its expert")
-    return model, tokenizer
-
-
-def steering(
-    base: str, expert: str | None, antiexpert: str | None, alpha: float | None
-) -> dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase], ProxyTunedModel]]:
-    """Name -> function that steers the base model, loaded with its tokenizer, for an audit; empty without an expert."""
-    if not _is_steered(expert, antiexpert):
-        _check_no_alpha(alpha)
-        return {}
-    strength = check_alpha(1.0 if alpha is None else alpha)
-
-    def steer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ProxyTunedModel:
-        return ProxyTunedModel(model, expert, antiexpert, strength, tokenizer=tokenizer)
-
-    return {f"{base} + {expert}": steer}
-
-
-def _check_no_alpha(alpha: float | None) -> None:
-    if alpha is not None:
-        raise InputError("--alpha is given without --expert or a saved composition: there is nothing to steer")
-
-
-def _is_steered(expert: str | None, antiexpert: str | None) -> bool:
-    if expert is None and antiexpert is not None:
-        raise InputError("--antiexpert is given without --expert: proxy-tuning needs both, or an expert's adapter")
-    return expert is not None

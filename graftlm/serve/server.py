@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from graftlm.decoding.heads_decoding import HeadsDecoding
 from graftlm.errors import InputError
-from graftlm.proxy.model import load_steered
+from graftlm.proxy.steering import load_steered
 from graftlm.runs.console import say
 from graftlm.runs.run import Run
 from graftlm.serve.app import create_app

@@ -20,7 +20,7 @@ from graftlm.decoding.candidates import candidate_log_likelihoods
 from graftlm.decoding.generation import stream_completion
 from graftlm.errors import InputError
 from graftlm.heads.config import DistillConfig
-from graftlm.heads.distill import domain_prompts, general
+from graftlm.heads.texts import domain_prompts, general_prompt_ids
 from graftlm.pruning.encoding import encode_chain
 from graftlm.pruning.importance import importance
 from graftlm.reinforce.reinforce import build_trainer as build_reinforcement
@@ -76,7 +76,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "generate": streamed,
     "serve": lambda tokenizer: Prompts(tiny_model(), tokenizer, ServeSettings()).encode_prompt(TEXT),
     "text of heads": lambda tokenizer: write_texts(tiny_model(), tokenizer, [TEXT], tokens=6, max_new_tokens=6),
-    "general prompts": lambda tokenizer: general(DistillConfig(model="m", output="o"), tokenizer),
+    "general prompts": lambda tokenizer: general_prompt_ids(DistillConfig(model="m", output="o"), tokenizer),
     "anchor": anchor_ids,
     "drift": lambda tokenizer: [ids.tolist() for ids, _ in _batches(tokenizer, [TEXT, "b"], 1, 128)],
     "pruning": lambda tokenizer: encode_chain(tokenizer, TEXT, " so it is", " 5").ids,

@@ -23,11 +23,10 @@ from graftlm.heads.distill import (
     candidate_words,
     distill,
     distill_heads,
-    domain_prompts,
-    split_held_out,
 )
 from graftlm.heads.heads import MultiTokenHeads
 from graftlm.heads.hidden_states import HiddenStateCache
+from graftlm.heads.texts import domain_prompts, split_held_out
 from graftlm.models.decoder import Decoder
 from graftlm.runs.run import Run
 from tests.conftest import ARCHITECTURES, tiny_model

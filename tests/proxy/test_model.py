@@ -22,7 +22,7 @@ from transformers import (
 from graftlm.errors import InputError
 from graftlm.models.load import load_model
 from graftlm.proxy import ProxyTunedModel, disagreement_above
-from graftlm.proxy.model import steered
+from graftlm.proxy.steering import steered
 from tests.auditing.models import adapted
 from tests.conftest import tiny_model
 from tests.proxy.models import parts, sharp, with_adapter
