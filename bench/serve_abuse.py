@@ -40,8 +40,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from graftlm.runs.console import reported_progress
 from graftlm.runs.provenance import command_line, git_commit, now, versions
-from graftlm.serve.row import seeded_generator
 from graftlm.serve.sampling import sample
+from graftlm.serve.sequence import seeded_generator
 
 KINDS = ("identical", "near tie", "mixed up", "wrong", "lost")
 OPEN_FILES = 1024  # the server's limit

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from graftlm.serve.row import Candidate, Finish, Piece, Token
+from graftlm.serve.sequence import Candidate, Finish, Piece, Token
 
 
 class Answer(ABC):
@@ -30,11 +30,11 @@ class Answer(ABC):
 
     @abstractmethod
     def delta(self, text: str) -> dict[str, Any]:
-        """What holds a text in a chunk."""
+        """The part of a choice that holds a text, in a chunk."""
 
     @abstractmethod
     def content(self, text: str) -> dict[str, Any]:
-        """What holds a text in a whole answer."""
+        """The part of a choice that holds a text, in a whole answer."""
 
     @abstractmethod
     def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]: ...

@@ -79,7 +79,7 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def answer_with(shape: type[Answer], kind: type[GenerationRequest], request: Request) -> Response:
-    """Write, and send the answer in one or, if asked, as it comes."""
+    """Write an answer and send it whole or, if asked, as it comes."""
     state = request.app.state
     seconds = state.engine.settings.request_seconds
     deadline = asyncio.get_running_loop().time() + seconds
@@ -162,6 +162,6 @@ async def answer_refusal(request: Request, error: Exception) -> Response:
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:
-    """Of the framework itself: no such path, or not this method."""
+    """Answer an error of the framework itself: no such path, or not this method."""
     assert isinstance(error, HTTPException)
     return error_response(Refusal(error.status_code, str(error.detail)))

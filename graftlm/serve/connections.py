@@ -22,7 +22,7 @@ LONGEST_BACKLOG = 512
 
 
 class Limits:
-    """What the connections of one server share.
+    """The state that the connections of one server share.
 
     Attributes:
         waiting: those without a whole request that is not answered yet, the one that has waited longest first.

@@ -1,4 +1,4 @@
-"""What every request passes before it reaches a route: key, host, size, and the count of its answer."""
+"""The checks before a route: key, host and size of a request; and the count of its answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Gate:
-    """ASGI middleware. Reads the whole body first, which is never more than `max_body_bytes`; of health none."""
+    """ASGI middleware. Reads the whole body first, at most `max_body_bytes`, but none of a request for health."""
 
     def __init__(self, app: ASGIApp, *, engine: Engine, settings: ServeSettings) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""Figures for Prometheus, at /metrics."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Metrics:
         self.active = Gauge("graftlm_active_sequences", "Sequences that are being written.", registry=registry)
 
     def watch_drafts(self, drafted: Callable[[], float], accepted: Callable[[], float]) -> None:
-        """Of a model whose heads draft; read whenever they are asked for."""
+        """Add the counts of a model whose heads draft, read whenever they are asked for."""
         for name, what, count in (
-            ("drafted", "Tokens that heads proposed.", drafted), ("accepted", "Of them kept.", accepted)
+            ("drafted", "Tokens that heads drafted.", drafted), ("accepted", "Drafted tokens that were kept.", accepted)
         ):  # fmt: skip
             Gauge(f"graftlm_{name}_tokens", what, registry=self.registry).set_function(count)
 
@@ -53,7 +53,7 @@ class Metrics:
         self.active.set_function(active)
 
     def observe(self, endpoint: str, status: int, seconds: float) -> None:
-        """A request has been answered."""
+        """Count an answered request."""
         self.requests.labels(endpoint, str(status)).inc()
         self.request_seconds.labels(endpoint).observe(seconds)
 

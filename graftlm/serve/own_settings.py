@@ -1,8 +1,8 @@
-"""What the server takes of a model's own generation config: what acts on each sequence alone, whatever is beside it.
+"""The settings of a model's own generation config that the server honours: those that act on each sequence alone.
 
-Beams, drafts and several outputs cannot be, since the engine writes one token of each row at a time. What counts from
-the beginning or the end of a call of `generate` is left out too, since the engine leaves `generate` and enters it again
-in the middle of a text.
+Beams, drafts and several outputs are left out, since the engine writes one token of each sequence at a time; so is
+whatever counts from the beginning or the end of a call of `generate`, since the engine leaves `generate` and enters it
+again in the middle of a text.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ REPLACED = frozenset(
     {"do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
     | {"max_length", "max_new_tokens", "stop_strings", "renormalize_logits", "transformers_version"}
 )
-"""By a request's own settings; the stop strings are added to a request's."""
+"""Settings that a request's own replace; the stop strings are added to a request's."""
 WITHOUT_EFFECT = frozenset(
     {"early_stopping", "length_penalty", "max_matching_ngram_size", "decoder_start_token_id", "max_cache_len"}
     | {"assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight"}
     | {"num_assistant_tokens", "num_assistant_tokens_schedule", "continuous_batching_config", "low_memory"}
     | {"output_attentions", "output_hidden_states", "output_logits", "output_scores", "return_dict_in_generate"}
 )
-"""Without others that are left out, or on the text."""
+"""Settings that do nothing to the text, or nothing without others that are left out."""
 NEUTRAL = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -41,7 +41,7 @@ NEUTRAL = {
 
 
 def left_out(config: Any) -> dict[str, Any]:
-    """The settings that would change a text and are not taken."""
+    """The settings that would change a text and are not honoured."""
     known = vars(type(config)()).keys() - TAKEN - REPLACED - WITHOUT_EFFECT
     values = {name: getattr(config, name, None) for name in sorted(known) if not name.startswith("_")}
     acting = {name: value for name, value in values.items() if value or (value == 0 and name.endswith("token_id"))}
@@ -59,7 +59,7 @@ def stop_strings(config: Any) -> tuple[str, ...]:
 
 @contextmanager
 def set_aside(config: Any) -> Iterator[None]:
-    """Without what is not taken for as long as `generate` runs, which would fill it in wherever it is not given."""
+    """Clear the settings that are not honoured while `generate` runs, which would fall back on them."""
     before = {name: value for name, value in vars(config).items() if not (name in TAKEN or name.startswith("_"))}
     vars(config).update(dict.fromkeys(before))
     try:

@@ -1,4 +1,4 @@
-"""From a request to the rows that are to be written."""
+"""Make a request into the sequences that are to be written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graftlm.models.decoder import context_length, end_tokens, text_config
 from graftlm.serve.own_settings import stop_strings
 from graftlm.serve.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from graftlm.serve.refusal import refuse
-from graftlm.serve.row import Piece, Row, seeded_generator
+from graftlm.serve.sequence import Piece, ServedSequence, seeded_generator
 from graftlm.serve.settings import ServeSettings
 
 
@@ -39,7 +39,7 @@ class Prompts:
 
     @property
     def pad_token(self) -> int:
-        """What fills rows up; never looked at."""
+        """The token that pads sequences to one length; never looked at."""
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else min(self.ends, default=0)
 
@@ -84,7 +84,7 @@ class Prompts:
         return list(self.render(messages)["input_ids"])
 
     def render(self, messages: Sequence[dict[str, str]], *, tokenize: bool = True) -> Any:
-        """The messages in the chat template, as text or as what the tokenizer makes of it."""
+        """The messages in the chat template, as text or as the tokenizer's encoding of it."""
         try:
             with self.lock:
                 return self.encoder.apply_chat_template(
@@ -127,13 +127,13 @@ class Prompts:
             )
         return asked or min(wanted, room)
 
-    def rows(
+    def sequences(
         self, request: GenerationRequest, prompts: Sequence[list[int]], deliver: Callable[[Piece], None]
-    ) -> list[Row]:
-        """`n` rows for each prompt, in the order of the choices of the answer."""
+    ) -> list[ServedSequence]:
+        """`n` sequences for each prompt, in the order of the choices of the answer."""
         limits = [self.tokens_to_write(request, len(prompt)) for prompt in prompts]
         return [
-            Row(
+            ServedSequence(
                 index=number * request.n + choice,
                 prompt=prompt,
                 continues=isinstance(request, CompletionRequest),

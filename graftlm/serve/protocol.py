@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from graftlm.serve.row import Sampling
+from graftlm.serve.sequence import Sampling
 
 MOST_STOPS = 64  # OpenAI takes four; tasks of evaluations have more
 LONGEST_STOP = 1000  # characters
@@ -54,7 +54,7 @@ class Understood(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def leave_out(cls, data: Any) -> Any:
-        """What has an effect; of the keys that are not known the first, since an error for each takes seconds."""
+        """Leave out keys without effect, and of the unknown ones all but the first: an error for each takes seconds."""
         if not isinstance(data, dict):
             return data
         unknown = (key for key, value in data.items() if key not in cls.model_fields and cls.acts(key, value))
@@ -76,7 +76,7 @@ class StreamOptions(Understood):
 
 
 class GenerationRequest(Understood):
-    """What both endpoints take."""
+    """The parameters of both endpoints."""
 
     ignored: ClassVar[frozenset[str]] = IGNORED
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL

@@ -36,7 +36,7 @@ def read(kind: type[Kind], body: bytes, content_type: str) -> Kind:
 
 
 def described(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """What is wrong, and the parameter that it is about.
+    """The message for the first error, and the parameter that it is about.
 
     Where a parameter may be of several types, each of them has an error; the one that is no mismatch of types tells.
     """

@@ -92,9 +92,9 @@ def try_out(model: Any, prompts: Prompts, settings: ServeSettings) -> None:
         InputError: it cannot, most likely by its generation config.
     """
     request = CompletionRequest(model="", prompt=[[0], [0, 0]], max_tokens=1)
-    rows = prompts.rows(request, [[0], [0, 0]], lambda piece: None)
+    sequences = prompts.sequences(request, [[0], [0, 0]], lambda piece: None)
     try:
-        Engine(model, prompts.pad_token, settings, Metrics()).write(rows)
+        Engine(model, prompts.pad_token, settings, Metrics()).write(sequences)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"the model cannot write, see its generation_config.json: {reason}") from error
@@ -136,14 +136,14 @@ class News(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: dict[str, float] = {}
+        self.logged: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
             return False
-        if record.created - self.told.get(record.msg, 0) < SECONDS_BETWEEN_NEWS:
+        if record.created - self.logged.get(record.msg, 0) < SECONDS_BETWEEN_NEWS:
             return False
-        self.told[record.msg] = record.created
+        self.logged[record.msg] = record.created
         return True
 
 

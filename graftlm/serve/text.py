@@ -49,7 +49,7 @@ class TextWriter:
         return held + self._add(self._pending()) + self._release(len(self.text))
 
     def token_text(self, token: int) -> str:
-        """What `token` would add to the text; nothing if that is no whole character."""
+        """The text that `token` would add; nothing if that is no whole character."""
         before = self._decode(self.tokens[self.context :])
         after = self._decode([*self.tokens[self.context :], token])
         piece = after.removeprefix(before)
@@ -65,10 +65,10 @@ class TextWriter:
             self.context, self.settled = self.settled, len(self.tokens)
         searched = max(0, len(self.text) - max(map(len, self.stop), default=0) + 1)
         self.text += piece
-        found = [(at + len(stop), at) for stop in self.stop if (at := self.text.find(stop, searched)) >= 0]
-        if found:
+        stops = [(at + len(stop), at) for stop in self.stop if (at := self.text.find(stop, searched)) >= 0]
+        if stops:
             # The one that was complete first, so that it does not matter how the text is cut into tokens.
-            self.text = self.text[: min(found)[1]]
+            self.text = self.text[: min(stops)[1]]
             self.stopped = True
             return self._release(len(self.text))
         return self._release(len(self.text) - held_length(self.text, self.stop))

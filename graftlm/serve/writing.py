@@ -1,4 +1,4 @@
-"""A request while it is answered: its rows, what they hand over, and their end when the client goes."""
+"""A request while it is answered: its sequences, what they hand over, and their end when the client goes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from graftlm.serve.batching import Engine
 from graftlm.serve.prompts import Prompts
 from graftlm.serve.protocol import GenerationRequest
 from graftlm.serve.refusal import Refusal
-from graftlm.serve.row import Piece
+from graftlm.serve.sequence import Piece
 
 Result = TypeVar("Result")
 
 
 class Writing:
-    """The rows of one request, from the queue to the last piece."""
+    """The sequences of one request, from the queue to the last piece."""
 
     def __init__(
         self, engine: Engine, prompts: Prompts, request: GenerationRequest, ids: list[list[int]], deadline: float
     ) -> None:
-        """Queues the rows. Raises Refusal where they do not fit the model or the queue.
+        """Queues the sequences. Raises Refusal where they do not fit the model or the queue.
 
         Args:
             ids: the request's prompts as tokens.
@@ -41,41 +41,41 @@ class Writing:
         self.held: list[Piece] = []  # the engine's thread's own
         self.pieces: asyncio.Queue[list[Piece]] = asyncio.Queue()
         self.prompt_tokens = sum(map(len, ids))
-        self.rows = prompts.rows(request, ids, self._deliver)
-        engine.submit(self.rows)
+        self.sequences = prompts.sequences(request, ids, self._deliver)
+        engine.submit(self.sequences)
         engine.metrics.prompt_tokens.inc(self.prompt_tokens)
 
     @property
     def usage(self) -> dict[str, int]:
-        return usage(self.prompt_tokens, sum(row.generated for row in self.rows))
+        return usage(self.prompt_tokens, sum(sequence.generated for sequence in self.sequences))
 
     def cancel(self) -> None:
         """Nobody reads on: what is not finished need not be."""
-        self.engine.cancel([row for row in self.rows if not row.done])
+        self.engine.cancel([sequence for sequence in self.sequences if not sequence.done])
 
     async def next(self) -> list[Piece]:
-        """The next pieces, of any rows. Raises Refusal for an error, and when the request's time is over."""
+        """The next pieces, of any sequences. Raises Refusal for an error, and when the request's time is over."""
         pieces = await in_time(self.pieces.get(), self.deadline, self.engine.settings.request_seconds)
         if (error := pieces[-1].error) is not None:
             raise error
         return pieces
 
     async def whole(self, answer: Answer) -> dict[str, Any]:
-        """The answer, when all rows are finished."""
+        """The answer, when all sequences are finished."""
         pieces: list[Piece] = []
-        unfinished = len(self.rows)
+        unfinished = len(self.sequences)
         while unfinished:
             new = await self.next()
             pieces += new
             unfinished -= count_ends(new)
-        return answer.whole(pieces, len(self.rows), self.usage)
+        return answer.whole(pieces, len(self.sequences), self.usage)
 
     async def chunks(self, answer: Answer, first: list[Piece], *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
         """The answer as it comes; `first` are the pieces that were awaited before."""
-        for row in self.rows:
-            if (opening := answer.opening(row.index)) is not None:
+        for sequence in self.sequences:
+            if (opening := answer.opening(sequence.index)) is not None:
                 yield opening
-        pieces, unfinished = first, len(self.rows)
+        pieces, unfinished = first, len(self.sequences)
         while True:
             for piece in pieces:
                 yield answer.chunk(piece)
@@ -87,7 +87,7 @@ class Writing:
             yield answer.usage_chunk(self.usage)
 
     def _deliver(self, piece: Piece) -> None:
-        """From the engine's thread into the event loop, which a whole answer need not wake for every token."""
+        """Hand a piece from the engine's thread to the event loop, which a whole answer wakes only at its end."""
         self.held.append(piece)
         if not self.streams and piece.finish is None and piece.error is None:
             return
@@ -116,7 +116,7 @@ class EventStream(StreamingResponse):
 
 
 async def events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """An error after the first chunk can have no status any more: it is an event, and the last one."""
+    """The chunks as events. An error after the first one is the last event, since the status has been sent."""
     try:
         async for chunk in chunks:
             yield event(chunk)

@@ -46,7 +46,7 @@ class Watched:
         return self.model.generate(**{**inputs, "logits_processor": [*inputs["logits_processor"], Wait(self)]})
 
     def hold(self) -> None:
-        """Stop after the next token of each row, until `go`."""
+        """Stop after the next token of each sequence, until `go`."""
         self.steps_left = 0
 
     def go(self, steps: float = float("inf")) -> None:

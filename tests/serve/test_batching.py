@@ -1,4 +1,4 @@
-"""Which rows are written together, and what ends them; the model is held while the test looks on."""
+"""Which sequences are written together, and what ends them; the model is held while the test looks on."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_rows_of_unequal_length_are_right_for_other_architectures_too(
 def test_heads_that_draft_change_no_text(
     tokenizer: PreTrainedTokenizerFast, pool: ThreadPoolExecutor, penalty: float | None
 ) -> None:
-    """Greedy and sampled rows, log-probabilities and stop texts, alone and together; the heads are right at times."""
+    """Greedy and sampled, with log-probabilities and stop texts, alone and together; the heads are right at times."""
     model = ascii_model(tokenizer, initializer_range=0.05)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(8)

@@ -11,7 +11,7 @@ import torch
 from openai import BadRequestError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from graftlm.serve.row import Piece
+from graftlm.serve.sequence import Piece
 from graftlm.serve.writing import Writing
 from tests.conftest import VOCABULARY, tiny_model
 from tests.serve.conftest import NAME, Serving, ascii_model, greedy, serving

@@ -114,7 +114,7 @@ def test_silent_connections_beyond_the_limit_make_room_for_who_asks(
 def test_bad_requests_do_not_fill_the_log(
     writer: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    NEWS.told.clear()
+    NEWS.logged.clear()
     with serving(writer, tokenizer) as server:
         for _ in range(50):
             with connected(server, b"\x16\x03\x01nonsense\r\n\r\n") as client:

@@ -13,7 +13,7 @@ from graftlm.errors import InputError
 from graftlm.serve import ServeSettings, create_app
 from graftlm.serve.own_settings import REPLACED, TAKEN, WITHOUT_EFFECT, left_out
 from graftlm.serve.protocol import CompletionRequest
-from graftlm.serve.row import Piece
+from graftlm.serve.sequence import Piece
 from graftlm.serve.server import try_out
 from tests.conftest import VOCABULARY, tiny_model
 from tests.serve.conftest import NAME, ascii_model, greedy
@@ -31,9 +31,9 @@ def written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, anew:
     def deliver(piece: Piece) -> None:
         texts[piece.index] += piece.text
 
-    rows = state.prompts.rows(request, state.prompts.encode(request), deliver)
-    state.engine._should_leave = lambda rows, pace: anew
-    while live := [row for row in rows if not row.done]:
+    sequences = state.prompts.sequences(request, state.prompts.encode(request), deliver)
+    state.engine._should_leave = lambda sequences, pace: anew
+    while live := [each for each in sequences if not each.done]:
         state.engine.write(live)
     return texts
 

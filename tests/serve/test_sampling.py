@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from graftlm.serve.row import seeded_generator
 from graftlm.serve.sampling import LEAST, sample, score
+from graftlm.serve.sequence import seeded_generator
 
 
 def exponential(*size: int) -> Tensor:

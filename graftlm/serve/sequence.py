@@ -18,7 +18,7 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How one sequence is written."""
+    """The settings of one sequence."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -60,7 +60,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What a row hands to its client: some text, the end, or an error."""
+    """Some text of a sequence, its end, or an error, on the way to the client."""
 
     index: int
     text: str = ""
@@ -70,7 +70,7 @@ class Piece:
 
 
 @dataclass(eq=False, kw_only=True)
-class Row:
+class ServedSequence:
     """A prompt and what follows it.
 
     Belongs to the engine's thread; others only set `cancelled`.
@@ -103,7 +103,7 @@ class Row:
         return self.sampling.max_tokens - self.generated
 
     def push(self, token: int, scored: Scored | None = None) -> None:
-        """The model's next token."""
+        """Add the model's next token."""
         self.generated += 1
         if token in self.stop_ids:
             return self.end("stop")
@@ -119,7 +119,7 @@ class Row:
             self.deliver(Piece(index=self.index, text=text, tokens=self.report(self.writer.released)))
 
     def end(self, finish: Finish, text: str = "") -> None:
-        """No token follows."""
+        """Finish: no token follows."""
         self.finished = True
         text += self.writer.finish()
         # At the limit every token counts, also one without text; a stop text and what is in it do not.
