@@ -67,17 +67,17 @@ class Results:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """The arms of `compared_arms` that have a seed in common. Where both have strengths, like is compared with
-        like, and an arm without strengths with each of the other's."""
-        found = []
-        for pair in compared_arms(self.arms, self.baseline):
-            for before, after in itertools.product(*map(self.of_arm, pair)):
-                common, strengths = paired(before, after), [before[0].strength, after[0].strength]
-                if common and (strengths[0] == strengths[1] or not all(strengths)):
-                    changes = {task: changes_on(common, task) for task in self.untrained.scores}
-                    labels = {"before": before[0].label, "after": after[0].label}
-                    found.append(Comparison(**labels, seeds=len(common), changes=changes))
-        return found
+        """The arms of `compared_arms`, strength by strength: like is compared with like, or with an arm without
+        strengths, and where there is neither, with the untrained model."""
+        found: dict[tuple[str, str], Comparison] = {}
+        for one, other in compared_arms(self.arms, self.baseline):
+            for after in self.of_arm(other):
+                alike = [before for before in self.of_arm(one) if comparable(before, after)]
+                for before in alike or [[self.untrained]]:
+                    pairs, labels = paired(before, after), (before[0].label, after[0].label)
+                    changes = {task: changes_on(pairs, task) for task in self.untrained.scores}
+                    found[labels] = Comparison(before=labels[0], after=labels[1], seeds=len(pairs), changes=changes)
+        return list(found.values())
 
     def of_arm(self, arm: str) -> list[list[Result]]:
         """The groups of one arm, one for each strength."""
@@ -131,6 +131,12 @@ def compared_arms(arms: Mapping[str, Arm], baseline: str | None = None) -> list[
     if baseline is not None and baseline in trained:
         pairs += [(baseline, name) for name in trained[trained.index(baseline) + 1 :]]
     return list(dict.fromkeys(pairs))
+
+
+def comparable(before: Sequence[Result], after: Sequence[Result]) -> bool:
+    """Whether two groups have a seed in common, and the same strength unless one of them has none."""
+    strengths = [before[0].strength, after[0].strength]
+    return bool(paired(before, after)) and (strengths[0] == strengths[1] or not all(strengths))
 
 
 def paired(before: Sequence[Result], after: Sequence[Result]) -> list[tuple[Result, Result]]:

@@ -67,6 +67,23 @@ def test_arms_are_compared_with_what_they_are_from_and_with_the_baseline() -> No
     assert compared_arms(alone) == [("untrained", "cold-heads")]
 
 
+def test_strengths_are_compared_with_their_like_or_else_with_the_untrained_model() -> None:
+    rates = [{"learning_rate": 1e-4}, {"learning_rate": 2e-4}]
+    own = {
+        "plain": {"tune": {"objective": "next-token"}, "strengths": {"learning_rate": [1e-4, 2e-4]}},
+        "anchored": {"from": "plain"},
+        "restored": {"from": "plain", "after": {"restore": {"layers": "0"}}, "strengths": {"scale": [0.5]}},
+    }
+    arms = StudyConfig(own_arms=own).chosen_arms
+    made: list[tuple[str, dict[str, float]]] = [("plain", rate) for rate in rates]
+    made += [("anchored", rates[1]), ("restored", {"scale": 0.5})]
+    every = [replace(each, strength=strength) for name, strength in made for each in scored(name, 1.0, 2.0)]
+    results = Results(every=[*scored("untrained", 0.0), *every], arms=arms, tasks=["t"], probes=[])
+    assert [(each.before, each.after) for each in results.comparisons] == [
+        ("plain, learning_rate 0.0002", "anchored, learning_rate 0.0002"), ("untrained", "restored, scale 0.5"),
+    ]  # fmt: skip
+
+
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     [written] = scored("cold-heads", math.inf)
     (tmp_path / "result.json").write_text(dump_json(asdict(replace(written, strength={"scale": 0.5}))))
