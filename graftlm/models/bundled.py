@@ -184,10 +184,10 @@ def convert(gguf: Path, temporary: Path, bundled: BundledModel, step: Callable[[
 
 
 def check_hash(gguf: Path, bundled: BundledModel) -> None:
-    found = sha256_of([gguf])
-    if found != bundled.sha256:
+    actual = sha256_of([gguf])
+    if actual != bundled.sha256:
         raise InputError(
-            f"{gguf} is damaged or of another version (sha256 {found[:12]}, expected {bundled.sha256[:12]}); "
+            f"{gguf} is damaged or of another version (sha256 {actual[:12]}, expected {bundled.sha256[:12]}); "
             f"install it anew: {bundled.install_command} --force-reinstall"
         )
 

@@ -1,4 +1,4 @@
-"""What the JSON files of a model or an adapter on disk may say: checked before a library builds anything of it."""
+"""Check the JSON files of a model or an adapter on disk before a library builds anything of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a model on disk or on the hub, said in one line.
+"""Check a model on disk or on the hub, and say in one line what is wrong with it.
 
 Weights are read from safetensors only: a pickle can run any code when it is loaded.
 """
@@ -132,7 +132,7 @@ def check_runs(model: Any, source: str) -> None:
 
 
 def check_all_loaded(model: Any, folder: Path) -> None:
-    """Raise InputError where the file of a LoRA adapter holds matrices that found no place in the model.
+    """Raise InputError where the file of a LoRA adapter holds matrices without a place in the model.
 
     PEFT leaves them out unsaid.
     """

@@ -1,4 +1,4 @@
-"""Where a model runs, and in which floating-point type."""
+"""Choose where a model runs, and in which floating-point type."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     """`device` if this machine has it; None is the process's accelerator or the CPU."""
     import torch
 
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device is None:
-        return torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0"))) if found else torch.device("cpu")
+        return torch.device(here.type, int(os.environ.get("LOCAL_RANK", "0"))) if here else torch.device("cpu")
     try:
         target = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device {device!r} is unknown; give cpu, cuda or cuda:0") from error
-    if target.type not in ("cpu", "meta", found.type if found else "cpu"):
-        raise InputError(f"device {device!r} is not available here; it has {found.type if found else 'cpu'}")
+    if target.type not in ("cpu", "meta", here.type if here else "cpu"):
+        raise InputError(f"device {device!r} is not available here; it has {here.type if here else 'cpu'}")
     return target
 
 
@@ -33,7 +33,7 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
 
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if isinstance(found, torch.dtype) and found.is_floating_point:
-        return found
+    resolved = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if isinstance(resolved, torch.dtype) and resolved.is_floating_point:
+        return resolved
     raise InputError(f"dtype {dtype!r} is unknown; give auto, float32, bfloat16 or float16")

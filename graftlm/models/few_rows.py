@@ -90,8 +90,7 @@ def transposed_product(rows: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def transposed_is_faster() -> bool:
-    """Whether it is on this machine, for two rows and weights that together are larger than its caches, as a model's
-    are."""
+    """Measure this machine, with two rows and weights that together are larger than its caches, as a model's are."""
     given, weights = torch.ones(2, 576), [torch.ones(1536, 576) for _ in range(20)]
 
     def seconds(product: Callable[[Tensor, Tensor], Tensor]) -> float:

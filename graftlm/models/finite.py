@@ -1,4 +1,4 @@
-"""Whether weights are numbers: a training that diverged leaves NaN behind, and some kernels read over it."""
+"""Find weights that are not numbers: a training that diverged leaves NaN behind, and some kernels read over it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def forking_token_mask(entropy: Tensor, mask: Tensor, fraction: float) -> Tensor
 
 
 def forking_count(tokens: int, fraction: float) -> int:
-    """How many of `tokens` are kept."""
+    """The number of `tokens` that are kept."""
     return min(tokens, max(1, math.ceil(fraction * tokens)))
 
 

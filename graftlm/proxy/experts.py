@@ -21,7 +21,7 @@ from graftlm.proxy.paired_adapter import PairedAdapter, uses_dora
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What one model reads: new tokens [rows, time], the mask of all so far [rows, past + time] or None, and the
+    """The input of one model: new tokens [rows, time], the mask of all so far [rows, past + time] or None, and the
     positions of the new ones [rows, time] or None."""
 
     input_ids: Tensor
@@ -60,7 +60,7 @@ class Experts(nn.Module, ABC):
         return plus[..., :width].to(dtype) - minus[..., :width].to(plus.device, dtype)
 
     def cached_models(self) -> list[Any]:
-        """One for each cache that they need."""
+        """The models that read with a cache, one for each cache."""
         return [self.expert_model] if self.shared else [self.expert_model, self.antiexpert_model]
 
     def models(self) -> Iterator[tuple[str, Any]]:
@@ -149,7 +149,7 @@ class SharedExperts(Experts):
 
 
 def not_switchable(model: PeftModel) -> str | None:
-    """What about an adapter PEFT would leave on in rows that are to be without it."""
+    """The part of an adapter that PEFT would leave on in rows that are to be without it; None without one."""
     config = model.active_peft_config
     if has_virtual_tokens(model):
         return "tokens before the prompt"
@@ -202,8 +202,8 @@ def stacked(first: Inputs, second: Inputs) -> Inputs:
 
 
 def with_own_prompt(inputs: Inputs, cache: ProxyCache, ids: Tensor, mask: Tensor | None) -> tuple[Inputs, Inputs]:
-    """What expert and anti-expert read in a pass, where the expert has a prompt `ids` of its own, which it reads in the
-    first one. `cache` has begun the pass."""
+    """The inputs of expert and anti-expert in a pass, where the expert has a prompt `ids` of its own, which it reads in
+    the first one. `cache` has begun the pass."""
     rows, time = inputs.input_ids.shape
     past = cache.get_seq_length()
     generated = past + time - cache.prompt_length

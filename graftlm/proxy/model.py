@@ -54,12 +54,14 @@ COPIED = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads
 OUTPUTS = ("output_attentions", "output_hidden_states")
 OF_LOSS = ("num_items_in_batch", "shift_labels")
 OF_GENERATE = ("tokenizer", "assistant_tokenizer")
-"""What `generate` hands on to every forward, though no model reads it."""
+"""Arguments that `generate` hands on to every forward, though no model reads them."""
 
 
 class ProxyTunedConfig(PreTrainedConfig):
-    """Names and revisions of the models and alpha; what generation asks of a config is the base model's, but the length
-    of a text is the least of all models'."""
+    """Names and revisions of the models, and alpha.
+
+    The settings that generation reads are the base model's, but the length of a text is the least of all models'.
+    """
 
     model_type = "proxy-tuned"
 
@@ -320,7 +322,7 @@ AutoModelForCausalLM.register(ProxyTunedConfig, ProxyTunedModel, exist_ok=True)
 
 
 def _options(config: Any, given: Mapping[str, Any]) -> dict[str, bool]:
-    """What the base model is to give besides logits. InputError for arguments that nothing here makes use of."""
+    """The outputs asked of the base model besides logits. InputError for arguments that nothing here makes use of."""
     for name, value in given.items():
         if name not in (*OUTPUTS, *OF_LOSS, *OF_GENERATE) and value is not None and value is not False:
             raise InputError(f"a proxy-tuned model does not take {name}: leave it out")
@@ -341,8 +343,8 @@ def _last_only(logits_to_keep: int | Tensor, labels: Tensor | None, cache: Proxy
 
 
 def _config(parts: Parts, alpha: Alpha) -> ProxyTunedConfig:
-    of_base = text_config(parts.base)
-    shared = {name: getattr(of_base, name) for name in COPIED if getattr(of_base, name, None) is not None}
+    base = text_config(parts.base)
+    shared = {name: getattr(base, name) for name in COPIED if getattr(base, name, None) is not None}
     experts = [] if parts.experts is None else [model for _, model in parts.experts.models()]
     lengths = [context_length(model) for model in (parts.base, *experts)]
     if known := [length for length in lengths if length is not None]:

@@ -40,7 +40,10 @@ def open_parts(
     wanted: bool,
     revisions: Sequence[str | None],
 ) -> Parts:
-    """Not `wanted`: the experts are neither loaded nor kept. InputError for vocabularies that differ."""
+    """Load what is given by name. Experts that are not `wanted` are neither loaded nor held.
+
+    InputError for vocabularies that differ.
+    """
     revision, expert_revision, antiexpert_revision = revisions
     if wanted and expert is None:
         raise InputError("no expert is given: proxy-tuning needs one (or alpha = 0)")

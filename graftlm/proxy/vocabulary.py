@@ -1,4 +1,4 @@
-"""Whether the models of a proxy-tuned one mean the same tokens by the same ids."""
+"""Check that the models of a proxy-tuned one mean the same tokens by the same ids."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def check_tokens(base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, 
     theirs = {index: token for token, index in other.get_vocab().items()}
     for index in sorted(ours):
         if theirs.get(index) != ours[index]:
-            found = "no token" if index not in theirs else repr(theirs[index])
+            token = "no token" if index not in theirs else repr(theirs[index])
             raise InputError(
-                f"{name} has another vocabulary than the base model: id {index} is {ours[index]!r} there and {found} "
+                f"{name} has another vocabulary than the base model: id {index} is {ours[index]!r} there and {token} "
                 "here; proxy-tuning needs models that share a tokenizer"
             )
 
