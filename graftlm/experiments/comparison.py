@@ -35,7 +35,7 @@ class Results:
     """All results, the untrained model's first.
 
     `arms`: name -> arm. `tasks` show the gain, `probes` what is left of what was known. `baseline`: an arm that all
-    later ones are compared with besides. `gap_to`: arms of whose gain the others' share is told.
+    later ones are compared with besides. `gap_to`: arms tuned directly, whose gain the others' is a share of.
     """
 
     every: Sequence[Result]
@@ -69,15 +69,17 @@ class Results:
     def comparisons(self) -> list[Comparison]:
         """The arms of `compared_arms`, strength by strength: like is compared with like, or with an arm without
         strengths, and where there is neither, with the untrained model."""
-        found: dict[tuple[str, str], Comparison] = {}
+        comparisons: dict[tuple[str, str], Comparison] = {}
         for one, other in compared_arms(self.arms, self.baseline):
             for after in self.of_arm(other):
                 alike = [before for before in self.of_arm(one) if comparable(before, after)]
                 for before in alike or [[self.untrained]]:
                     pairs, labels = paired(before, after), (before[0].label, after[0].label)
                     changes = {task: changes_on(pairs, task) for task in self.untrained.scores}
-                    found[labels] = Comparison(before=labels[0], after=labels[1], seeds=len(pairs), changes=changes)
-        return list(found.values())
+                    comparisons[labels] = Comparison(
+                        before=labels[0], after=labels[1], seeds=len(pairs), changes=changes
+                    )
+        return list(comparisons.values())
 
     def of_arm(self, arm: str) -> list[list[Result]]:
         """The groups of one arm, one for each strength."""
@@ -92,12 +94,12 @@ class Results:
         shares = [share for each in pairs if (share := mean_retention(each)) is not None]
         if not shares:
             return None
-        found = spread(shares)
-        if found.half_width is None:
-            low, high = bootstrap_retention(pairs[0]) or (found.mean, found.mean)
+        mean = spread(shares)
+        if mean.half_width is None:
+            low, high = bootstrap_retention(pairs[0]) or (mean.mean, mean.mean)
         else:
-            low, high = found.mean - found.half_width, found.mean + found.half_width
-        return Estimate(value=found.mean, low=low, high=high)
+            low, high = mean.mean - mean.half_width, mean.mean + mean.half_width
+        return Estimate(value=mean.mean, low=low, high=high)
 
     def gaps_closed(self, group: Sequence[Result]) -> dict[str, Estimate | None]:
         """Arm of `gap_to` -> share of its gain that the group's first seed has; None where that arm gains nothing that
@@ -162,16 +164,16 @@ def change_of(pairs: Sequence[tuple[Result, Result]], task: str, metric: Metric)
     if len(pairs) == 1:
         return bootstrap_change(pairs[0][0].scores[task], pairs[0][1].scores[task], metric.name)
     ours, theirs = ([pair[side].value(task, metric.name) for pair in pairs] for side in (0, 1))
-    found = spread([after - before for before, after in zip(ours, theirs, strict=True)])
-    if found.half_width is None:
+    difference = spread([after - before for before, after in zip(ours, theirs, strict=True)])
+    if difference.half_width is None:
         return None
     return Change(
         metric=metric,
         base=statistics.fmean(ours),
         tuned=statistics.fmean(theirs),
-        value=found.mean,
-        low=found.mean - found.half_width,
-        high=found.mean + found.half_width,
-        shown=NO_WIDTH < found.half_width < abs(found.mean),
-        better=metric.is_better(found.mean),
+        value=difference.mean,
+        low=difference.mean - difference.half_width,
+        high=difference.mean + difference.half_width,
+        shown=NO_WIDTH < difference.half_width < abs(difference.mean),
+        better=metric.is_better(difference.mean),
     )

@@ -49,7 +49,7 @@ class Experiment:
     `untrained`: the arm that the others start from. `tasks` show the gain, `probes` the retention; `limit`,
     `batch_size` and `measuring_seed` are of their evaluation. `distillation`: of the heads that arms take from
     FOLDER/heads. `baseline`: an arm that later ones are compared with besides. `gap_to`: arms tuned from the untrained
-    model, of whose gain the others' share is told.
+    model, whose gain the others' is a share of.
     """
 
     untrained: Arm

@@ -57,8 +57,8 @@ def number_rows(results: Results, groups: Mapping[str, Sequence[Result]]) -> dic
 
 
 def _mean_and_interval(values: Sequence[float]) -> str:
-    found = spread(values)
-    return f"{found.mean:.3f}" + ("" if found.half_width is None else f" ± {found.half_width:.3f}")
+    mean = spread(values)
+    return f"{mean.mean:.3f}" + ("" if mean.half_width is None else f" ± {mean.half_width:.3f}")
 
 
 def _value(untrained: Result, group: Sequence[Result], task: str, metric: Metric) -> str:

@@ -32,8 +32,8 @@ def gain_and_retention(results: Results, comparison: Comparison) -> str:
             shown = "" if change.shown else ", no difference shown"
             moved = f"{change.base:.3f} → {change.tuned:.3f} ({change.difference}{shown})"
             parts.append(f"{metric.label} on {task} {moved}")
-    if (kept := results.retention(group)) is not None:
-        parts.append(f"retention {describe_share(kept)}")
+    if (retention := results.retention(group)) is not None:
+        parts.append(f"retention {describe_share(retention)}")
     for arm, share in results.gaps_closed(group).items():
         parts += [f"{describe_share(share)} of the gap to {arm} closed"] if share else []
     return "; ".join(parts)
