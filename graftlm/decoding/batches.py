@@ -75,7 +75,7 @@ def completion_log_likelihoods(
     *,
     on_batch: OnBatch | None = None,
 ) -> list[tuple[float, int]]:
-    """Of each (prompt, completion): the sum of log p(token | all before it), in nats, and the number of
+    """Score each (prompt, completion): the sum of log p(token | all before it), in nats, and the number of
     tokens, over the completion's tokens. Only the positions that predict them are unembedded.
 
     Rows are padded on the right: no token sees what follows it, so neither masks nor positions are needed.

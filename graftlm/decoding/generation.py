@@ -110,7 +110,7 @@ def named_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
 
 
 def setting(name: str, arguments: Mapping[str, Any], own_config: GenerationConfig) -> Any:
-    """What a call of `generate` goes by: its own argument, else its generation_config's, else the model's; or None."""
+    """The value of a setting in a call of `generate`: the argument, else the generation_config's, else the model's."""
     if name in arguments:
         return arguments[name]
     configs = (arguments.get("generation_config"), own_config)

@@ -29,8 +29,8 @@ STATEFUL = ("UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWaterm
 
 @dataclass
 class SpeculativeOutput(GenerateDecoderOnlyOutput):
-    """`sequences` [batch, time] int64. `drafted`: tokens that were proposed; `accepted`: of them kept; `rounds`: passes
-    of the large model after the prompt's."""
+    """`sequences` [batch, time] int64. `drafted`: tokens that were proposed; `accepted`: how many were accepted;
+    `rounds`: passes of the model after the prompt's."""
 
     drafted: int | None = None
     accepted: int | None = None

@@ -1,4 +1,4 @@
-"""What `graftlm distill` can be told.
+"""Settings of `graftlm distill` and `graftlm export`.
 
 One field is the YAML key, the command-line flag (with dashes), its help and its default.
 """

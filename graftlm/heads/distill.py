@@ -81,7 +81,7 @@ def distill_heads(
     config = config or DistillConfig()
     set_seed(config.seed)
     heads = new_heads(config, model)
-    kept, held_out = split_held_out(texts, config.held_out, config.seed)
+    learnt, held_out = split_held_out(texts, config.held_out, config.seed)
     report = (lambda done, total: progress("hidden states", done, total)) if progress else None
     shared: dict[str, Any] = {
         "tap": heads.tap,
@@ -90,7 +90,7 @@ def distill_heads(
         "folder": scratch,
     }
     started = time.perf_counter()
-    cache = HiddenStateCache(model, kept, progress=report, **shared)
+    cache = HiddenStateCache(model, learnt, progress=report, **shared)
     trunk_seconds = time.perf_counter() - started
     tests = {k: HiddenStateCache(model, [t for t in held_out if t.kind == k], **shared) for k in kinds(held_out)}
     decoder = Decoder(model)
@@ -144,15 +144,11 @@ def _train(
         for epoch in range(config.epochs):
             started = time.perf_counter()
             for batch in order.sample(batches, len(batches)):
+                step += 1
                 losses = _step(decoder, norm, heads, batch, config)
                 gradient = float(nn.utils.clip_grad_norm_(heads.parameters(), 1.0))
-                step += 1
                 if not all(map(math.isfinite, (*losses, gradient))):
-                    told = ", ".join(f"{loss:g}" for loss in losses)
-                    raise FloatingPointError(
-                        f"at step {step} of {total} the heads' losses are {told} and their gradient's norm is "
-                        f"{gradient:g}; no heads are saved: lower the learning rate ({config.learning_rate:g})"
-                    )
+                    raise _not_finite(step, total, losses, gradient, config)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -168,6 +164,16 @@ def _train(
     if not_finite(heads.named_parameters()) is not None:
         raise FloatingPointError(f"after step {step} the heads' weights are not finite in {dtype}; none are saved")
     return seconds
+
+
+def _not_finite(
+    step: int, total: int, losses: Sequence[float], gradient: float, config: DistillConfig
+) -> FloatingPointError:
+    values = ", ".join(f"{loss:g}" for loss in losses)
+    return FloatingPointError(
+        f"at step {step} of {total} the heads' losses are {values} and their gradient's norm is {gradient:g}; "
+        f"no heads are saved: lower the learning rate ({config.learning_rate:g})"
+    )
 
 
 def _step(

@@ -34,7 +34,7 @@ from graftlm.runs.run import Run
 LAYERS = {"LlamaDecoderLayer": "llama", "MistralDecoderLayer": "llama", "Qwen3DecoderLayer": "qwen3"}
 """Class of the head's layer -> model type of speculators' layer with the same parameters."""
 VERSION = "0.9.0"
-"""Of speculators, whose format this is."""
+"""Version of speculators, whose format this is."""
 
 
 def run_export(config: ExportConfig, run: Run) -> str:
@@ -116,17 +116,17 @@ def eagle3_weights(decoder: Decoder, heads: MultiTokenHeads) -> dict[str, Tensor
     if biases := [name for name in own if name.endswith(".bias")]:
         raise InputError(f"EAGLE-3's layer has no {biases[0]}: this head cannot be exported")
     size = own["input_layernorm.weight"].shape[0]
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, weight in own.items():
         if name == "input_layernorm.weight":  # norms the hidden state; in EAGLE-3 that is hidden_norm's work
-            found["layers.0.hidden_norm.weight"] = weight
-            found["layers.0.input_layernorm.weight"] = torch.ones_like(weight)
+            weights["layers.0.hidden_norm.weight"] = weight
+            weights["layers.0.input_layernorm.weight"] = torch.ones_like(weight)
         elif name.split(".")[1] in ("q_proj", "k_proj", "v_proj"):
-            found[f"layers.0.{name}"] = torch.cat([torch.zeros_like(weight), weight], dim=1)
+            weights[f"layers.0.{name}"] = torch.cat([torch.zeros_like(weight), weight], dim=1)
         else:
-            found[f"layers.0.{name}"] = weight
+            weights[f"layers.0.{name}"] = weight
     nothing = torch.zeros(size, size, dtype=own["input_layernorm.weight"].dtype)
-    found["fc.weight"] = torch.cat([nothing, nothing, torch.eye(size, dtype=nothing.dtype)], dim=1)
-    found["norm.weight"] = decoder.final_norm.weight  # type: ignore[assignment]
-    found["lm_head.weight"] = decoder.unembedding.weight
-    return {name: weight.detach().cpu().clone().contiguous() for name, weight in found.items()}
+    weights["fc.weight"] = torch.cat([nothing, nothing, torch.eye(size, dtype=nothing.dtype)], dim=1)
+    weights["norm.weight"] = decoder.final_norm.weight  # type: ignore[assignment]
+    weights["lm_head.weight"] = decoder.unembedding.weight
+    return {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}

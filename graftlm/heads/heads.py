@@ -45,7 +45,7 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
-    """What `heads/config.json` holds: the heads' shape, and the model that they belong to."""
+    """Content of `heads/config.json`: the heads' shape, and the model that they belong to."""
 
     num_heads: int
     depth: int
@@ -58,7 +58,7 @@ class HeadsConfig:
     unembedding_hash: str
 
     def misfit(self, decoder: Decoder) -> str | None:
-        """What about the heads' shape is not the model's, in words; None where they fit."""
+        """The difference between the heads' shape and the model's, in words; None where they fit."""
         for what, theirs, ours in (
             ("vocabulary size", self.vocabulary_size, decoder.unembedding.weight.shape[0]),
             ("hidden size", self.hidden_size, decoder.unembedding.weight.shape[1]),
@@ -186,9 +186,9 @@ class MultiTokenHeads(nn.Module):
         """
         config = read_heads_config(folder)
         decoder = Decoder(model)
-        misfit, found = config.misfit(decoder), _unembedding_hash(decoder.unembedding.weight)
-        if misfit is None and not of_relative and found != config.unembedding_hash:
-            misfit = f"their unembedding's hash is {config.unembedding_hash}, this model's is {found}"
+        misfit, own_hash = config.misfit(decoder), _unembedding_hash(decoder.unembedding.weight)
+        if misfit is None and not of_relative and own_hash != config.unembedding_hash:
+            misfit = f"their unembedding's hash is {config.unembedding_hash}, this model's is {own_hash}"
         if misfit is not None:
             raise InputError(
                 f"the heads in {folder} belong to another model ({config.base_model}): {misfit}; run `graftlm distill` "

@@ -32,7 +32,7 @@ class CachedBatch:
     top_probabilities: Tensor
 
     def call(self, like: Tensor) -> LayerCall:
-        """With the hidden states in dtype and on the device of `like`."""
+        """The call with its hidden states in the dtype and on the device of `like`."""
         return replace(self.cached, args=(self.cached.args[0].to(like), *self.cached.args[1:]))
 
     def targets(self, head: int) -> Tensor:

@@ -79,11 +79,11 @@ def kinds(texts: Sequence[WrittenText]) -> list[str]:
 def split_held_out(
     texts: Sequence[WrittenText], share: float, seed: int
 ) -> tuple[list[WrittenText], list[WrittenText]]:
-    """(kept, held out): of each kind `share` of the *prompts* is held out, with all that was written from them.
+    """(learnt, held out): of each kind `share` of the *prompts* is held out, with all that was written from them.
 
     Where one prompt would be more than that share, it is a share of the texts, and prompts are common to both.
     """
-    kept: list[WrittenText] = []
+    learnt: list[WrittenText] = []
     held_out: list[WrittenText] = []
     for kind in kinds(texts):
         of_kind = [t for t in texts if t.kind == kind]
@@ -92,9 +92,9 @@ def split_held_out(
             count = min(max(1, round(share * len(of_kind))), len(of_kind) - 1)
             places = set(random.Random(seed).sample(range(len(of_kind)), count))
             for place, text in enumerate(of_kind):
-                (held_out if place in places else kept).append(text)
+                (held_out if place in places else learnt).append(text)
             continue
         chosen = set(random.Random(seed).sample(prompts, round(share * len(prompts))))
         for text in of_kind:
-            (held_out if tuple(text.input_ids[: text.prompt_length]) in chosen else kept).append(text)
-    return kept, held_out
+            (held_out if tuple(text.input_ids[: text.prompt_length]) in chosen else learnt).append(text)
+    return learnt, held_out

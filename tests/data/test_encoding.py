@@ -135,8 +135,8 @@ def test_trained_rows_begin_once_and_end_once(ending: Any, packing: bool, tmp_pa
     tiny_model().save_pretrained(folder)
     ending.save_pretrained(folder)
     data.write_text('{"prompt": "ab", "completion": " cd"}\n{"prompt": "<bos>ab", "completion": " cd<eos>"}\n')
-    config = test_tune.config(folder, data, tmp_path / "run", packing=packing, max_length=16, heads="cold",
-                              objective="next-token")  # fmt: skip
+    config = test_tune.config(folder, data, tmp_path / "run", packing=packing, max_length=16,
+                              **test_tune.NEXT_TOKEN)  # fmt: skip
     with Run.create(config.output, "tune", config, {}) as opened:
         rows = build_trainer(config, opened).train_dataset
     text = [ids for row in rows["input_ids"] for ids in row]
