@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-TOKEN_COST = {"cpu": (0.2, 0.35), "other": (0.03, 0.05)}
-"""c in greedy decoding, and in sampling, which processes the logits of each token: measured with SmolLM2-135M."""
-FIRST_RATE = 0.6
-SMOOTHING = 0.1
-"""Weight of the newest draft in an acceptance rate."""
-PATIENCE = 6
+TOKEN_COST = {"cpu": (0.2, 0.5), "other": (0.03, 0.05)}
+"""c in greedy decoding, and in sampling, which processes the logits of each token."""
+HEADS_COST = 0.6
+"""h for heads with as many parameters as the model. Chosen with the numbers below in simulations of recorded drafts."""
+FIRST_RATE, FIRST_WEIGHT, MEMORY = 0.6, 4, 60
+"""Acceptance rate before any draft, the number of drafts that it counts as, and how many drafts a rate remembers."""
+PATIENCE = 12
 """Rounds in a row that do not pay, after which the heads rest for the call."""
-RETRY = 16
+RETRY = 8
 """Calls, of those in which the heads would rest from the beginning, until their rates are measured anew."""
 
 
@@ -30,7 +31,7 @@ class DraftLength:
 
     def __init__(self, heads: int, heads_cost: float, token_cost: float) -> None:
         self.heads_cost, self.token_cost = heads_cost, token_cost
-        self.rates = [FIRST_RATE] * heads
+        self.rates, self.seen = [FIRST_RATE] * heads, [FIRST_WEIGHT] * heads
         self.unpaid = self.rested = 0
 
     def begin(self, batch: int) -> bool:
@@ -41,14 +42,15 @@ class DraftLength:
         self.rested += 1
         if self.rested % RETRY:
             return False
-        self.rates = [FIRST_RATE] * len(self.rates)
+        self.rates, self.seen = [FIRST_RATE] * len(self.rates), [FIRST_WEIGHT] * len(self.rates)
         return self.best(batch) > 0
 
     def learn(self, drafted: int, accepted: Sequence[int]) -> None:
         """Take note of a round: tokens drafted for each text, and of them accepted, text by text."""
         for count in accepted:
             for head in range(min(count + 1, drafted)):
-                self.rates[head] += SMOOTHING * ((count > head) - self.rates[head])
+                self.seen[head] = min(self.seen[head] + 1, MEMORY)
+                self.rates[head] += ((count > head) - self.rates[head]) / self.seen[head]
 
     def choose(self, batch: int) -> int:
         """The number of tokens to draft next; 0 where drafts have not paid for some rounds."""

@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from graftlm.decoding.batches import has_virtual_tokens
 from graftlm.decoding.draft_caches import DraftCaches
-from graftlm.decoding.draft_length import TOKEN_COST, DraftLength
+from graftlm.decoding.draft_length import HEADS_COST, TOKEN_COST, DraftLength
 from graftlm.decoding.generation import named_arguments
 from graftlm.decoding.sequences import Draft, Sequences
 from graftlm.decoding.speculation import SpeculativeOutput, check_call, check_can_forget, decoding_arguments
@@ -87,7 +87,7 @@ class HeadsDecoding:
         size = sum(parameter.numel() for parameter in self.decoder.model.parameters())
         read = sum(parameter.numel() for parameter in self.heads.parameters()) + unembedding.numel()
         token_cost = TOKEN_COST["cpu" if unembedding.device.type == "cpu" else "other"][sampled]
-        return DraftLength(self.heads.num_heads, read / size, token_cost)
+        return DraftLength(self.heads.num_heads, HEADS_COST * read / size, token_cost)
 
     @classmethod
     def load(cls, model: Any, folder: str) -> HeadsDecoding:
