@@ -16,7 +16,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import graftlm
-import graftlm.proxy.model as proxy
+import graftlm.proxy.steering as proxy
 import graftlm.tasks.evaluation as evaluation
 from graftlm.cli import main
 from graftlm.decoding.config import read_prompts

@@ -158,7 +158,7 @@ def test_the_length_of_a_row_is_that_which_trl_gives_it(row: dict[str, Any], pla
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     rows = load_rows(tmp_path / "rows.jsonl")
     trainer = training.MultiTokenTrainer(
-        tiny_model(), training.config(tmp_path), train_dataset=rows, processing_class=plain
+        tiny_model(), training.config(tmp_path, mtp_coefficient=0.01), train_dataset=rows, processing_class=plain
     )
     assert row_lengths(rows, plain) == [len(ids) for ids in trainer.train_dataset["input_ids"]]
 
@@ -183,7 +183,7 @@ def test_the_labels_of_a_batch_hold_the_turns_that_count_and_no_others(
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     trainer = training.MultiTokenTrainer(
         tiny_model(),
-        training.config(tmp_path, per_device_train_batch_size=1),
+        training.config(tmp_path, mtp_coefficient=0.01, per_device_train_batch_size=1),
         train_dataset=load_rows(tmp_path / "rows.jsonl"),
         processing_class=tokenizer,
     )
@@ -219,7 +219,10 @@ def test_prompts_of_reinforcement_are_not_ended(ending: Any, tmp_path: Path) -> 
 def test_trainers_refuse_a_tokenizer_with_which_trl_ends_prompts(ending: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="without_end"):
         training.MultiTokenTrainer(
-            tiny_model(), training.config(tmp_path), train_dataset=training.rows(), processing_class=ending
+            tiny_model(),
+            training.config(tmp_path, mtp_coefficient=0.01),
+            train_dataset=training.rows(),
+            processing_class=ending,
         )
     with pytest.raises(InputError, match="without_end"):
         reinforcement.trainer(ending, tmp_path)
