@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-VOID = frozenset({"meta", "link", "line", "rect", "circle", "path", "br"})
+VOID = frozenset({"meta", "link", "line", "rect", "circle", "path", "br"})  # written <tag/> without content
 
 
 class Markup(str):
@@ -25,20 +25,14 @@ def element(tag: str, /, *children: Child | Iterable[Child], **attributes: str |
     """`<tag attributes>children</tag>`; in attribute names a last _ is dropped and others become hyphens."""
     names = {key: key.rstrip("_").replace("_", "-") for key in attributes}
     given = "".join(f' {names[key]}="{escape(value)}"' for key, value in attributes.items() if value is not None)
-    if tag in VOID:
-        return Markup(f"<{tag}{given}/>")
-    return Markup(f"<{tag}{given}>{join(*children)}</{tag}>")
+    content = join(*children)
+    return Markup(f"<{tag}{given}/>" if tag in VOID and not content else f"<{tag}{given}>{content}</{tag}>")
 
 
 def join(*children: Child | Iterable[Child]) -> Markup:
     """The children one after the other."""
-    parts: list[str] = []
-    for child in children:
-        if child is None or isinstance(child, (str, int, float)):
-            parts.append("" if child is None else escape(child))
-        else:
-            parts.append(join(*child))
-    return Markup("".join(parts))
+    plain = (Markup("") if child is None else child for child in children)
+    return Markup("".join(escape(child) if isinstance(child, (str, int, float)) else join(*child) for child in plain))
 
 
 def escape(value: str | float) -> Markup:

@@ -80,3 +80,9 @@ def test_prompts_are_shown_without_what_all_have_in_common() -> None:
 
 def test_a_number_has_its_sign_and_nothing_has_none() -> None:
     assert [signed(v) for v in (0.25, -0.25, -0.0001, 0.0)] == ["+0.250", "−0.250", "0.000", "0.000"]
+
+
+def test_a_bar_tells_its_value_when_pointed_at() -> None:
+    plot = bar_plot("", "", [("a", [Bar(share=0.3, colour="--own", tip="30 %")])], top=1.0)
+    [bar] = [e for e in ElementTree.fromstring(plot).iter() if e.tag.endswith("rect")]
+    assert [child.text for child in bar] == ["30 %"]
