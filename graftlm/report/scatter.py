@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graftlm.report.markup import Markup, element, join
-from graftlm.report.plots import LARGE, Frame, figure, mark, padded, path, text_at, ticks_between
+from graftlm.report.plots import LARGE, Frame, figure, mark, padded, path, text_at, ticks
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
@@ -37,8 +37,9 @@ def scatter_plot(
     x_low, x_top = padded([p.x for p in points]) if near else (0.0, max(1.1, *(1.05 * p.x for p in points)))
     y_low, y_top = padded(heights if near else [*heights, 0.0])
     frame = Frame(x_low=x_low, x_top=x_top, y_low=y_low, y_top=y_top, left=48, top=14, width=340, height=200)
-    drawn = [join(frame.column(t), frame.column_label(t, percent=True)) for t in ticks_between(x_low, x_top)]
-    drawn += [join(frame.row(t), frame.row_label(t)) for t in ticks_between(y_low, y_top)]
+    across, down = ticks(x_low, x_top), ticks(y_low, y_top)
+    drawn = [*map(frame.column, across), *frame.column_numbers(across, percent=True)]
+    drawn += [*map(frame.row, down), *frame.row_numbers(down)]
     taken = [_box(frame.x(p.x), frame.y(p.y), 12, 12) for p in points]
     if y_low <= 0 <= y_top and x_low <= 1 <= x_top:
         left, base = frame.x(1) + 5, frame.y(0)
@@ -48,7 +49,7 @@ def scatter_plot(
     for curve in dict.fromkeys(p.curve for p in points if p.curve is not None):
         drawn.append(path(frame, [(p.x, p.y) for p in points if p.curve == curve], class_="frontier"))
     drawn += [_drawn(point, frame, taken) for point in points]
-    return figure(title, description, LARGE, frame.bottom + 46, join(drawn))
+    return figure(title, description, LARGE, frame.bottom + 46, drawn)
 
 
 def _drawn(point: Point, frame: Frame, taken: list[Box]) -> Markup:
