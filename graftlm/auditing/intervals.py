@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graftlm.auditing.result import Change, Estimate
-from graftlm.auditing.retention import above_floor, metrics_of_knowledge, retention
-from graftlm.tasks import TaskResult
+from graftlm.auditing.retention import retention_metrics, share_left
+from graftlm.tasks import Metric, TaskResult
 from graftlm.tasks.comparison import same_examples
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Values = NDArray[np.float64]
 
 RESAMPLES = 2000
-COVERAGE = 0.95
+PERCENTILES = (2.5, 97.5)
 
 
 def changes(
@@ -46,8 +46,8 @@ def bootstrap_change(
     The metric's kind says how it follows from the examples. Where they hold no values that give it, or where the two
     models did not answer the same examples, there is no interval and no difference is shown.
     """
-    first, second = base.metrics.get(metric), tuned.metrics.get(metric)
-    if first is None or second is None or not math.isfinite(first) or not math.isfinite(second):
+    first, second = (result.metrics.get(metric, math.nan) for result in (base, tuned))
+    if not math.isfinite(second - first):
         return None
     drawn = _drawn([base, tuned], metric, resamples, seed)
     low, high = (None, None) if drawn is None else _bounds(drawn[1] - drawn[0])
@@ -88,32 +88,18 @@ def bootstrap_retention(
     """
     shares = []
     for place, (base, tuned) in enumerate(pairs):
-        if retention(base, tuned) is None:
-            continue
-        drawn = _retention(base, tuned, resamples, seed + place)
-        if drawn is None:
-            return None
-        shares.append(drawn)
+        before, after, metrics = {}, {}, retention_metrics(base)
+        for metric in metrics:
+            drawn = _drawn([base, tuned], metric.name, resamples, seed + place)
+            if drawn is None:
+                return None
+            before[metric.name], after[metric.name] = drawn
+        if metrics:
+            shares.append(share_left(metrics, before, after))
     # A draw without any example that the base model knows has no retention.
-    means = np.mean(shares, axis=0) if shares else np.array([np.nan])
+    means: Values = np.mean(shares, axis=0) if shares else np.array([])
     known = means[np.isfinite(means)]
     return _bounds(known) if len(known) else None
-
-
-def _retention(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> Values | None:
-    """The retention in each draw [resamples]."""
-    known = metrics_of_knowledge(base)
-    if not known:
-        drawn = _drawn([base, tuned], base.likelihood.name, resamples, seed) if base.likelihood else None
-        return None if drawn is None else np.exp(drawn[0] - drawn[1])
-    before = after = np.zeros(resamples)
-    for metric in known:
-        drawn = _drawn([base, tuned], metric.name, resamples, seed)
-        if drawn is None:
-            return None
-        before = before + np.maximum(above_floor(metric, drawn[0]), 0.0)
-        after = after + np.maximum(above_floor(metric, drawn[1]), 0.0)
-    return np.divide(after, before, out=np.full(resamples, np.nan), where=before > 0)
 
 
 def _drawn(results: Sequence[TaskResult], metric: str, resamples: int, seed: int) -> list[Values] | None:
@@ -121,43 +107,37 @@ def _drawn(results: Sequence[TaskResult], metric: str, resamples: int, seed: int
     these do not give the metric's value: then it is another function of the examples than its kind says."""
     if not all(same_examples(results[0], result) and metric in result.metrics for result in results):
         return None
-    count, drawn = len(results[0].examples), []
+    draws, drawn = _draws(len(results[0].examples), resamples, seed), []
     for result in results:
-        columns = _columns(result, metric)
-        if columns is None:
+        values = _values(result, result.metric(metric), draws)
+        if values is None or not math.isclose(values[0], result.metrics[metric], rel_tol=1e-6, abs_tol=1e-9):
             return None
-        whole, *_ = _values(result, metric, columns, np.ones((1, count), dtype=np.int64))
-        if not math.isclose(whole, result.metrics[metric], rel_tol=1e-6, abs_tol=1e-9):
-            return None
-        drawn.append(_values(result, metric, columns, _draws(count, resamples, seed)))
+        drawn.append(values[1:])
     return drawn
 
 
 @lru_cache(maxsize=4)
 def _draws(count: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """Number of times that each of `count` examples was drawn [resamples, count]."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    """Number of times that each of `count` examples was drawn [1 + resamples, count]; the first row has all once."""
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return np.vstack([np.ones_like(draws[:1]), draws])
 
 
-def _columns(result: TaskResult, metric: str) -> tuple[Values, Values] | None:
-    """(numerators, denominators) of the examples, whose sums' ratio is the metric (its logarithm for perplexity)."""
-    total, weight = ("nll", "tokens") if result.metric(metric).kind in ("nll", "perplexity") else (metric, None)
+def _values(result: TaskResult, metric: Metric, draws: NDArray[np.int64]) -> Values | None:
+    """The metric in each of the draws, a ratio of sums over the examples (its exponential for perplexity); None where
+    the examples lack what it is made of."""
+    total, weight = ("nll", "tokens") if metric.needs_likelihood else (metric.name, None)
     try:
         numerators = np.array([float(example[total]) for example in result.examples])
         denominators = np.array([float(example[weight]) if weight else 1.0 for example in result.examples])
     except (KeyError, TypeError):
         return None
-    finite = np.isfinite(numerators).all() and np.isfinite(denominators).all()
-    return (numerators, denominators) if finite and len(numerators) > 1 else None
-
-
-def _values(result: TaskResult, metric: str, columns: tuple[Values, Values], draws: NDArray[np.int64]) -> Values:
-    """The metric in each draw [resamples]; `draws` [resamples, examples] says how often each example was drawn."""
-    ratio: Values = (draws @ columns[0]) / np.maximum(draws @ columns[1], 1e-12)
-    return np.exp(ratio) if result.metric(metric).kind == "perplexity" else ratio
+    if len(numerators) < 2 or not np.isfinite([numerators, denominators]).all():
+        return None
+    ratio: Values = (draws @ numerators) / np.maximum(draws @ denominators, 1e-12)
+    return np.exp(ratio) if metric.kind == "perplexity" else ratio
 
 
 def _bounds(values: Values) -> tuple[float, float]:
-    tail = 50 * (1 - COVERAGE)
-    low, high = np.percentile(values, [tail, 100 - tail])
+    low, high = np.percentile(values, PERCENTILES)
     return float(low), float(high)

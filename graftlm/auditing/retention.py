@@ -12,8 +12,10 @@ won.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from graftlm.auditing.result import FactsChanged
 from graftlm.tasks import Metric, TaskResult
@@ -22,24 +24,30 @@ from graftlm.tasks.comparison import changed_answers
 
 def retention(base: TaskResult, tuned: TaskResult) -> float | None:
     """The retention of one probe; None where the base model knows nothing of it."""
-    if known := metrics_of_knowledge(base):
-        before, after = (
-            sum(max(above_floor(metric, result.metrics[metric.name]), 0.0) for metric in known)
-            for result in (base, tuned)
-        )
-        return after / before if before else None
-    if (metric := base.likelihood) is not None:
-        return math.exp(base.metrics[metric.name] - tuned.metrics[metric.name])
-    return None
+    metrics = retention_metrics(base)
+    return float(share_left(metrics, base.metrics, tuned.metrics)) if metrics else None
 
 
-def metrics_of_knowledge(base: TaskResult) -> list[Metric]:
-    """The metrics of a base model's result that retention is read from; none where its likelihoods tell more."""
+def retention_metrics(base: TaskResult) -> list[Metric]:
+    """The metrics of a base model's result that retention is read from; none where it knows nothing."""
     metrics = [metric for metric in base.declared if metric.kind == "accuracy"]
     if not metrics and base.likelihood is None:
         metrics = [metric for metric in base.declared if metric.floor is not None]
-    knows = any(above_floor(metric, base.metrics[metric.name]) > 0 for metric in metrics)
-    return metrics if knows or base.likelihood is None else []
+    if any(above_floor(metric, base.metrics[metric.name]) > 0 for metric in metrics):
+        return metrics
+    return [] if base.likelihood is None else [base.likelihood]
+
+
+def share_left(metrics: Sequence[Metric], before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
+    """The retention read from `metrics`, whose values (numbers, or arrays of one shape) are given by name; NaN where
+    there was nothing before."""
+    if metrics[0].kind == "nll":
+        return np.exp(before[metrics[0].name] - after[metrics[0].name])
+    had, has = (
+        sum(np.maximum(above_floor(metric, values[metric.name]), 0.0) for metric in metrics)
+        for values in (before, after)
+    )
+    return has / np.where(had > 0, had, np.nan)
 
 
 def above_floor(metric: Metric, value: Any) -> Any:
