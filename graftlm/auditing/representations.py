@@ -14,8 +14,8 @@ X, Y [positions, hidden] are the outputs of one layer of the base and of the tun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from graftlm.auditing.result import LayerDrift
 from graftlm.data.encoding import encode_text
+from graftlm.data.written_text import Progress
 from graftlm.decoding.batches import logits_at
 from graftlm.errors import InputError
 from graftlm.models.decoder import decoder_layers, plain_model
@@ -40,7 +41,7 @@ def layer_drift(
     *,
     batch_size: int = 8,
     max_length: int = 128,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[LayerDrift]:
     """One entry a decoder layer. InputError where the texts have fewer than five positions that count."""
     batches = list(_batches(tokenizer, texts, batch_size, max_length))
@@ -91,24 +92,16 @@ def _outputs(model: nn.Module, ids: Tensor, mask: Tensor) -> list[Tensor]:
     """The output of each decoder layer [batch, time, hidden]; one position is unembedded."""
     plain: Any = plain_model(model)
     last = torch.tensor([-1], device=plain.device)
-    with _collected(decoder_layers(plain)) as outputs:
-        logits_at(model, last, input_ids=ids.to(plain.device), attention_mask=mask.to(plain.device), use_cache=False)
-    return outputs
-
-
-@contextmanager
-def _collected(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = []
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def collect(module: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for layer in decoder_layers(plain):
+            hooks.enter_context(layer.register_forward_hook(collect))
+        logits_at(model, last, input_ids=ids.to(plain.device), attention_mask=mask.to(plain.device), use_cache=False)
+    return outputs
 
 
 def _hsics(base: Tensor, tuned: Tensor) -> Tensor:
