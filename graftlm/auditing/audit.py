@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,7 +18,7 @@ from graftlm.auditing.condition import check_conditions, parse_condition
 from graftlm.auditing.config import DEFAULT_PROBES, AuditConfig
 from graftlm.auditing.diversity import Pattern
 from graftlm.auditing.intervals import changes
-from graftlm.auditing.measurement import Measurement, Opening, timed
+from graftlm.auditing.measurement import Measurement, Opening
 from graftlm.auditing.page import write_audit_report
 from graftlm.auditing.result import AuditResult, TunedPair
 from graftlm.errors import InputError
@@ -96,13 +98,15 @@ def audit(
     Raises InputError for models that cannot be compared (other architecture, size or vocabulary), a weight that is not
     finite, and whatever `load_model` and `evaluate` refuse.
     """
-    models, steered = named_models(tuned), steered or {}
-    check_models(base, models, steered)
+    steered = steered or {}
+    models = named_models(tuned)
+    for each in models.values():
+        check_base(base, each)
     tasks, probes = ([get_task(each) if isinstance(each, str) else each for each in kind] for kind in (tasks, probes))
-    check_settings([*tasks, *probes], layer_groups, formats or {})
-    seconds: dict[str, float] = {}
-    with timed(seconds, "loading"):
-        model, tokenizer = given_model(base, tokenizer)
+    check_settings([*models, *steered], [*tasks, *probes], layer_groups, formats or {})
+    begun = time.perf_counter()
+    model, tokenizer = given_model(base, tokenizer)
+    seconds = {"loading": time.perf_counter() - begun}
     measurement = Measurement(
         tokenizer=tokenizer, tasks=tasks, probes=probes, limit=limit, layer_groups=layer_groups, formats=formats,
         batch_size=batch_size, seed=seed, progress=progress, seconds=seconds,
@@ -130,10 +134,9 @@ def audit(
     )
 
 
-@contextmanager
-def steered_pair(base: Any, tokenizer: PreTrainedTokenizerBase, steer: Steer) -> Iterator[ModelPair]:
+def steered_pair(base: Any, tokenizer: PreTrainedTokenizerBase, steer: Steer) -> AbstractContextManager[ModelPair]:
     """The pair of `base` and the model that steers it."""
-    yield SteeredPair(base, steer(base, tokenizer))
+    return nullcontext(SteeredPair(base, steer(base, tokenizer)))
 
 
 def named_models(tuned: Several) -> dict[str, Given]:
@@ -144,35 +147,30 @@ def named_models(tuned: Several) -> dict[str, Given]:
     if isinstance(tuned, Mapping):
         return dict(tuned)
     models = list(tuned) if isinstance(tuned, (list, tuple)) else [tuned]
-    named: dict[str, Given] = {}
-    for place, model in enumerate(models, start=1):
-        number = "" if len(models) == 1 else f" {place}"
-        name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else f"tuned{number}"
-        if name in named:
-            raise InputError(f"model {name} is given twice; give each one once")
-        named[name] = model
-    return named
+    unnamed = ["tuned"] if len(models) == 1 else [f"tuned {place}" for place in range(1, len(models) + 1)]
+    names = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else un for m, un in zip(models, unnamed, strict=True)]
+    check_once("model", names)
+    return dict(zip(names, models, strict=True))
 
 
-def check_models(base: Given, models: Mapping[str, Given], steered: Mapping[str, Steer]) -> None:
-    """Raise InputError where there is no model, one name stands twice, or one cannot be compared with `base`."""
-    if not models and not steered:
+def check_settings(
+    models: Sequence[str], tasks: Sequence[Task], layer_groups: int, formats: Mapping[str, Pattern]
+) -> None:
+    """Raise InputError for no model, no task or probe, one that stands twice, no group of layers, or a wrong format."""
+    if not models:
         raise InputError("no tuned model is given; name at least one to compare with the base model")
-    if both := models.keys() & steered.keys():
-        raise InputError(f"model {both.pop()} is given twice; give each one once")
-    for model in models.values():
-        check_base(base, model)
-
-
-def check_settings(tasks: Sequence[Task], layer_groups: int, formats: Mapping[str, Pattern]) -> None:
-    """Raise InputError for no task or probe, one that stands twice, no group of layers, or a wrong format."""
-    names = [task.name for task in tasks]
-    if not names:
+    if not tasks:
         raise InputError("neither a task nor a probe is given; name at least one")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{name!r} is given twice; name each task or probe once, as one or the other")
+    check_once("model", models)
+    check_once("task or probe", [task.name for task in tasks])
     if layer_groups < 1:
         raise InputError(f"layer_groups must be at least 1, not {layer_groups}")
     for name, pattern in formats.items():
         Format(name, pattern)
+
+
+def check_once(kind: str, names: Sequence[str]) -> None:
+    """Raise InputError for a name that stands twice."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{kind} {name} is given twice; name each once")

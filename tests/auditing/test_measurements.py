@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from graftlm.auditing.divergence import base_written_divergence, write_base_texts
+from graftlm.auditing.divergence import base_written_divergence
 from graftlm.auditing.diversity import FORMATS, measure_diversity
 from graftlm.auditing.representations import layer_drift
 from graftlm.auditing.weights import weight_changes
-from graftlm.data.written_text import WrittenText
+from graftlm.data.written_text import WrittenText, write_texts
 from graftlm.errors import InputError
 from graftlm.models.pair import AdapterPair, ModelPair, WholePair
 from graftlm.reinforce.formats import Format, format_of
@@ -38,7 +38,7 @@ def test_a_model_against_itself_has_not_changed(architecture: str, tokenizer: Pr
     for drift in layer_drift(pair, tokenizer, TEXTS):
         assert drift.cka == pytest.approx(1, abs=1e-9) and drift.cosine == pytest.approx(1, abs=1e-9)
     written = [WrittenText("general", 2, list(range(10, 20)))]
-    assert base_written_divergence(pair, tokenizer, written)[0] == pytest.approx(0, abs=1e-9)
+    assert base_written_divergence(pair, written)[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_noise_in_two_layers_is_found_there_and_drifts_on_from_there(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -81,7 +81,7 @@ def test_an_adapter_is_measured_as_the_merged_model_is(
     for ours, theirs in zip(*drifts, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     written = [WrittenText("general", 2, list(range(10, 20)))]
-    divergences = [base_written_divergence(pair, tokenizer, written)[0] for pair in pairs]
+    divergences = [base_written_divergence(pair, written)[0] for pair in pairs]
     assert divergences[0] == pytest.approx(divergences[1], rel=1e-4) and divergences[0] > 0.01
 
 
@@ -131,7 +131,7 @@ def test_the_divergence_is_the_plain_one(tokenizer: PreTrainedTokenizerFast) -> 
     """Texts of different lengths, one by one and in float64, written positions only."""
     pair = noisy_pair()
     with pair.base() as model:
-        written = write_base_texts(model, tokenizer, TEXTS, tokens=60, max_new_tokens=9)
+        written = write_texts(model, tokenizer, TEXTS, kind="general", tokens=60, max_new_tokens=9, temperature=1.0)
     sums, counts = [], []
     for text in written:
         ids = torch.tensor([text.input_ids])
@@ -141,11 +141,11 @@ def test_the_divergence_is_the_plain_one(tokenizer: PreTrainedTokenizerFast) -> 
                 logs.append(torch.log_softmax(model(ids).logits[0].double(), -1)[text.prompt_length - 1 : -1])
         sums.append(float((logs[0].exp() * (logs[0] - logs[1])).sum()))
         counts.append(text.written)
-    mean, error = base_written_divergence(pair, tokenizer, written)
+    mean, error = base_written_divergence(pair, written)
     assert mean == pytest.approx(sum(sums) / sum(counts), rel=1e-4)
     assert 0 < error < mean
     with pytest.raises(InputError, match="wrote no text"):
-        base_written_divergence(pair, tokenizer, [WrittenText("general", 3, [1, 2, 3])])
+        base_written_divergence(pair, [WrittenText("general", 3, [1, 2, 3])])
 
 
 def test_diversity_of_a_model_that_knows_one_answer(tokenizer: PreTrainedTokenizerFast) -> None:
