@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,11 @@ from typer.core import TyperGroup
 from graftlm import __version__
 from graftlm.errors import InputError, check_whole
 from graftlm.runs.console import printable, say
+
+SETTINGS: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+verbs: dict[str, Callable[[], Callable[..., None]]] = {}
+"""Name -> a function that makes the command with all its flags, which is called only for the verb that runs."""
 
 
 class VerbGroup(TyperGroup):
@@ -24,7 +30,12 @@ class VerbGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if " ".join(args[:2]) in self.commands:
             args = [" ".join(args[:2]), *args[2:]]
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in verbs:
+            alone = typer.Typer(add_completion=False, context_settings=CONTEXT, **SETTINGS)
+            alone.command(name)(verbs[name]())
+            command = typer.main.get_command(alone)
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -34,13 +45,7 @@ class VerbGroup(TyperGroup):
             raise typer.Exit(130) from interrupt
 
 
-app = typer.Typer(
-    cls=VerbGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
+app = typer.Typer(cls=VerbGroup, no_args_is_help=True, context_settings=CONTEXT, **SETTINGS)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What graftlm runs on: versions, machine, cache, the bundled model, optional parts."""
+"""The environment that graftlm runs in: versions, machine, cache, the bundled model, optional parts."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def gpus() -> list[str]:
     """Name and memory of each CUDA or ROCm device, and the kind of any other accelerator."""
     import torch
 
-    found = []
+    names = []
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        found.append(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)")
-    if not found and torch.accelerator.is_available():
-        found.append(str(torch.accelerator.current_accelerator()))
-    return found
+        names.append(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)")
+    if not names and torch.accelerator.is_available():
+        names.append(str(torch.accelerator.current_accelerator()))
+    return names
 
 
 def bundled_model() -> str:

@@ -37,7 +37,7 @@ def is_argument(field: Field[Any]) -> bool:
 def argument_parameter(field: Field[Any], annotation: Any) -> inspect.Parameter:
     """One value, or for a list all that follow."""
     help = help_text(field, default_of(field))
-    argument = typer.Argument(metavar=field.metadata["argument"], help=help, show_default=False)
+    argument = typer.Argument(metavar=flag_name(field), help=help, show_default=False)
     several = get_origin(split_optional(annotation)[0]) is list
     return keyword(field.name, Annotated[list[str] | None if several else str | None, argument])
 
@@ -45,19 +45,21 @@ def argument_parameter(field: Field[Any], annotation: Any) -> inspect.Parameter:
 def flag_parameter(field: Field[Any], annotation: Any, *, earlier: bool = False) -> inspect.Parameter:
     """The flag of one field; `load_config` checks its text, so that file and flags obey the same rules."""
     inner, default = split_optional(annotation)[0], default_of(field)
-    name, flag = field.name, flag_name(field)
+    name, flags = field.name, [flag_name(field)]
     if earlier:
         name = field.metadata["formerly"]
-        flag = f"--{name.replace('_', '-')}"
+        flags = [f"--{name.replace('_', '-')}"]
+    elif field.metadata.get("flag"):
+        flags.append(f"--{name.replace('_', '-')}")  # as in a file
     settings: dict[str, Any] = {
         "help": help_text(field, default), "show_default": False, "envvar": field.metadata.get("variable"),
         "show_envvar": False, "hidden": earlier,
     }  # fmt: skip
     if inner is bool:
-        return keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **settings)])
+        return keyword(name, Annotated[bool | None, typer.Option(f"{flags[0]}/--no-{flags[0][2:]}", **settings)])
     settings["metavar"] = metavar(annotation, default)
     repeated = get_origin(inner) is dict or inner == list[str]
-    return keyword(name, Annotated[list[str] | None if repeated else str | None, typer.Option(flag, **settings)])
+    return keyword(name, Annotated[list[str] | None if repeated else str | None, typer.Option(*flags, **settings)])
 
 
 def keyword(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
@@ -65,7 +67,7 @@ def keyword(name: str, annotation: Any, default: Any = None) -> inspect.Paramete
 
 
 def metavar(annotation: Any, default: Any) -> str:
-    """What help shows for a value: its type or its choices; `null` where it can be switched off."""
+    """The value as help shows it: its type or its choices; `null` where it can be switched off."""
     inner, optional = split_optional(annotation)
     if get_origin(inner) is dict:
         return "NAME=REGEX" if inner == dict[str, str] else "KEY=VALUE"
@@ -98,9 +100,7 @@ def common_parameters(names: Collection[str]) -> list[inspect.Parameter]:
     return [keyword(name, COMMON[name], None if "config" in name else False) for name in COMMON if name in names]
 
 
-CONFIG_HELP = (
-    "YAML file of the options below, a recipe's name, or the run.yaml of an earlier run, which is then repeated."
-)
+CONFIG_HELP = "YAML file of these options, a recipe's name, or the run.yaml of an earlier run, which is then repeated."
 COMMON: dict[str, Any] = {
     "config_argument": Annotated[Path | None, typer.Argument(help=CONFIG_HELP, metavar="CONFIG", show_default=False)],
     "config_option": Annotated[

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from graftlm.auditing.config import AuditConfig
 from graftlm.cli.verb import verb
 from graftlm.errors import InputError
-from graftlm.models.restore_config import RestoreConfig
 from graftlm.runs.console import Report, print_findings, print_table, say
 from graftlm.runs.files import dump_json
 from graftlm.runs.run import Run
-from graftlm.tasks.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from graftlm.auditing.config import AuditConfig
+    from graftlm.models.restore_config import RestoreConfig
+    from graftlm.tasks.config import EvaluateConfig
 
 
 def evaluate_steered(config: EvaluateConfig, run: Run, progress: Report) -> Any:
@@ -27,11 +29,11 @@ def evaluate_steered(config: EvaluateConfig, run: Run, progress: Report) -> Any:
     return run_evaluate(config, run, load=lambda name: load_steered(name, config), progress=progress)
 
 
-@verb(EvaluateConfig, evaluate_steered)
+@verb("graftlm.tasks.config:EvaluateConfig", evaluate_steered)
 def evaluate(config: EvaluateConfig, results: Any, *, as_json: bool) -> None:
     """Measure models on tasks, in one table.
 
-    Beside the models stands the floor: what a trivial answer reaches. With --expert, each model is measured steered.
+    The column `floor` is what a trivial answer reaches. With --expert, the expert steers each model.
     """
     if as_json:
         from graftlm.tasks.evaluation import results_document
@@ -43,12 +45,12 @@ def evaluate(config: EvaluateConfig, results: Any, *, as_json: bool) -> None:
         print_table(evaluation_table(results))
 
 
-@verb(AuditConfig, "graftlm.auditing.audit:run")
+@verb("graftlm.auditing.config:AuditConfig", "graftlm.auditing.audit:run")
 def audit(config: AuditConfig, result: Any, *, as_json: bool) -> None:
     """Compare tuned models with the model they were tuned from.
 
-    What was gained, what was forgotten, and in which layers: a table, and one HTML page. With --expert, the base model
-    steered by it is one of the models.
+    Shows what was gained, what was forgotten and in which layers, as a table and an HTML page. With --expert, the base
+    model steered by the expert is compared as well.
     """
     from graftlm.auditing.condition import failures, parse_condition
     from graftlm.auditing.summary import audit_table
@@ -65,10 +67,10 @@ def audit(config: AuditConfig, result: Any, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-@verb(RestoreConfig, "graftlm.models.restore:run")
+@verb("graftlm.models.restore_config:RestoreConfig", "graftlm.models.restore:run")
 def restore(config: RestoreConfig, changed: int) -> None:
     """Undo part of a tuning in some layers.
 
-    Saves an ordinary model. Which layers are worth it, `graftlm audit` shows.
+    Saves an ordinary model. `graftlm audit` shows in which layers it helps.
     """
     say(f"{changed} weights scaled; model: {config.output}")

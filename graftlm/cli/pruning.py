@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.cli.verb import verb
-from graftlm.pruning.config import PruneConfig, PruneFitConfig
 from graftlm.runs.console import print_table, printable, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from graftlm.pruning.config import PruneConfig, PruneFitConfig
     from graftlm.pruning.pruned_file import Pruned
     from graftlm.pruning.surrogate import Surrogate
 
 
-@verb(PruneConfig, "graftlm.pruning.prune:prune")
+@verb("graftlm.pruning.config:PruneConfig", "graftlm.pruning.prune:prune")
 def prune(config: PruneConfig, result: Pruned) -> None:
     """Shorten chains of reasoning to what a model needs.
 
@@ -36,11 +36,11 @@ def prune(config: PruneConfig, result: Pruned) -> None:
     say(f"rows: {config.output}; report: {page}")
 
 
-@verb(PruneFitConfig, "graftlm.pruning.fit:fit", name="prune fit")
+@verb("graftlm.pruning.config:PruneFitConfig", "graftlm.pruning.fit:fit", name="prune fit")
 def prune_fit(config: PruneFitConfig, result: Surrogate) -> None:
     """Fit a network that ranks a chain's tokens in one pass.
 
-    Some chains are ranked exactly, which takes long; from then on `graftlm prune --surrogate FOLDER` takes one pass a
+    Some chains are ranked exactly, which takes long; afterwards `graftlm prune --surrogate FOLDER` needs one pass per
     chain.
     """
     print_table(measured_table(result.config.measured))

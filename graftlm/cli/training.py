@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graftlm.cli.app import app
 from graftlm.cli.verb import verb
-from graftlm.experiments.config import StudyConfig
-from graftlm.heads.config import DistillConfig
 from graftlm.recipes import list_recipes, read_recipe
-from graftlm.reinforce.config import ReinforceConfig
 from graftlm.runs.console import print_findings, say
 from graftlm.runs.files import dump_json
-from graftlm.tuning.config import TuneConfig
+
+if TYPE_CHECKING:
+    from graftlm.experiments.config import StudyConfig
+    from graftlm.heads.config import DistillConfig
+    from graftlm.reinforce.config import ReinforceConfig
+    from graftlm.tuning.config import TuneConfig
 
 
-@verb(DistillConfig, "graftlm.heads.distill:distill")
+@verb("graftlm.heads.config:DistillConfig", "graftlm.heads.distill:distill")
 def distill(config: DistillConfig, result: Any) -> None:
     """Grow heads on a model by self-distillation.
 
-    The model writes text; the heads learn what it says further on.
+    The model writes text, and the heads learn to predict its tokens further ahead.
     """
 
 
-@verb(TuneConfig, "graftlm.tuning.tune:tune", plans=True)
+@verb("graftlm.tuning.config:TuneConfig", "graftlm.tuning.tune:tune", plans=True)
 def tune(config: TuneConfig, result: Any) -> None:
     """Fine-tune a model, multi-token or next-token."""
 
 
-@verb(ReinforceConfig, "graftlm.reinforce.reinforce:reinforce", plans=True)
+@verb("graftlm.reinforce.config:ReinforceConfig", "graftlm.reinforce.reinforce:reinforce", plans=True)
 def reinforce(config: ReinforceConfig, result: Any) -> None:
-    """Train with a verifiable reward, on forking tokens, its formats watched.
+    """Train a model with a verifiable reward on forking tokens, and watch its output formats.
 
     CONFIG may also be the name of a recipe; `graftlm recipes` lists them.
     """
@@ -41,7 +43,7 @@ def reinforce(config: ReinforceConfig, result: Any) -> None:
 
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")] = None) -> None:
-    """List the recipes, or print one to copy: settings that a paper or a bench has used."""
+    """List the recipes, or print one to copy: settings that a paper or a benchmark used."""
     if name is not None:
         print(read_recipe(name), end="")
         return
@@ -49,12 +51,12 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print.")]
         print(f"{each:<24}{line}")
 
 
-@verb(StudyConfig, "graftlm.experiments.study:study")
+@verb("graftlm.experiments.config:StudyConfig", "graftlm.experiments.study:study")
 def study(config: StudyConfig, result: Any, *, as_json: bool) -> None:
     """Train arms and compare what each gains and keeps.
 
-    By default the ladder of objectives, which shows the ingredient that matters; a file may give arms of your own. All
-    have the same rows and seeds; a study that was stopped goes on with --resume.
+    By default it trains the ladder of objectives, which shows the ingredient that matters; a file may give arms of your
+    own. All arms have the same rows and seeds. --resume continues a study that was stopped.
     """
     show_results(config.output, result, as_json=as_json)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from graftlm.cli.app import app
-from graftlm.cli.options import AsJson
 from graftlm.cli.verb import verb
-from graftlm.decoding.config import GenerateConfig
 from graftlm.errors import InputError
-from graftlm.heads.config import ExportConfig
 from graftlm.runs.console import environment_table, print_table, say
 from graftlm.runs.files import dump_json
-from graftlm.serve.settings import ServeConfig
 
 if TYPE_CHECKING:
+    from graftlm.decoding.config import GenerateConfig
+    from graftlm.heads.config import ExportConfig
     from graftlm.runs.run import Run
+    from graftlm.serve.settings import ServeConfig
 
 
 def generate_steered(config: GenerateConfig, run: Run) -> Any:
@@ -25,11 +26,11 @@ def generate_steered(config: GenerateConfig, run: Run) -> Any:
     return run_generate(config, run, load=lambda name: load_steered(name, config))
 
 
-@verb(GenerateConfig, generate_steered)
+@verb("graftlm.decoding.config:GenerateConfig", generate_steered)
 def generate(config: GenerateConfig, result: Any) -> None:
     """Continue or answer prompts.
 
-    The text goes to stdout as it is written.
+    Each text is printed while it is written.
     """
 
 
@@ -41,26 +42,27 @@ def serve_model(config: ServeConfig, run: Run) -> None:
     run_serve(config, run)
 
 
-@verb(ServeConfig, serve_model)
+@verb("graftlm.serve.settings:ServeConfig", serve_model)
 def serve(config: ServeConfig, result: None) -> None:
     """Answer over HTTP, as OpenAI's API does.
 
-    Requests that come together are written together. SIGTERM or Ctrl-C finishes what runs.
+    Requests that arrive together are decoded in one batch. SIGTERM or Ctrl-C stops the server once the running requests
+    are finished.
     """
 
 
-@verb(ExportConfig, "graftlm.heads.export:run_export")
+@verb("graftlm.heads.config:ExportConfig", "graftlm.heads.export:run_export")
 def export(config: ExportConfig, verifier: str) -> None:
     """Write the first head as an EAGLE-3 speculator, for vLLM.
 
-    The format is EAGLE-3 as the library speculators has it; it covers one head, so an engine drafts one token. An
-    adapter is to be merged first: engines draft for whole models.
+    The format is EAGLE-3 as the library speculators has it; it covers one head, so an engine drafts one token.
+    Merge an adapter first: engines draft for whole models.
     """
     say(f"speculator: {config.output}, one token a draft, for {verifier}")
 
 
 @app.command()
-def env(as_json: AsJson = False) -> None:
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
     """Show versions, machine, cache, optional parts."""
     from graftlm.cli.environment import describe_environment
 

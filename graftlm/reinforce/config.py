@@ -40,7 +40,11 @@ class ReinforceConfig(TermOptions):
     overlong_buffer: int = option(
         0, "Last tokens of the longest completion in which its reward falls by up to 1.", at_least=0
     )
-    formats: dict[str, str] = option({}, "Formats to watch, as name=regular expression; the first that matches counts.")
+    formats: dict[str, str] = option(
+        {},
+        "Output format to watch, as a name and a regular expression; repeatable; the first that matches counts.",
+        flag="--format",
+    )
     guard: Literal["none", "within-format", "divergence"] = option(
         "none", "What keeps formats alive: compare completions within their format, or pay for a share that has grown."
     )
@@ -91,12 +95,12 @@ class ReinforceConfig(TermOptions):
         )  # fmt: skip
         for name, pattern in self.formats.items():
             if not isinstance(pattern, str):  # out of a YAML file
-                raise InputError(f"--formats {name} is {pattern!r}, but a regular expression is expected (quote it)")
+                raise InputError(f"--format {name} is {pattern!r}, but a regular expression is expected (quote it)")
         require(
             self.guard == "none" or bool(self.formats),
             "guard",
             self.guard,
-            "it needs --formats name=regular-expression",
+            "it needs --format NAME=REGEX",
         )
         completions = self.prompts_per_step * self.num_generations
         require(

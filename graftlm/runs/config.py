@@ -152,7 +152,7 @@ def current_names(
 
 
 def flag_name(field: Field[Any]) -> str:
-    """What the command line calls the field: --its-name, or MODEL where it is taken by position."""
+    """The field's name on the command line: --field-name, or MODEL where it is taken by position."""
     if argument := field.metadata.get("argument"):
         return str(argument).strip("[].")
     return field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"

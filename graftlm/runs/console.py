@@ -1,4 +1,4 @@
-"""What the command line shows: results go to stdout, everything else to stderr.
+"""Output on the console: results go to stdout, everything else to stderr.
 
 Names and texts out of a user's files or a model may hold codes that act on a terminal; they are shown as escapes.
 """
@@ -26,7 +26,7 @@ ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066
 
 def printable(text: str) -> str:
     """The text with what would act on a terminal as an escape, such as \\x1b."""
-    return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return ACTING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager

@@ -10,20 +10,16 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
-
-from graftlm.errors import InputError
 
 WRITING = ".writing"
 """The folder in which files are written that go together."""
 
 
 def temporary(name: str) -> str:
-    """What a file is called while it is written."""
+    """The name of a file while it is written."""
     return f".{name}.tmp"
 
 
@@ -85,7 +81,7 @@ def written_folder(folder: Path) -> Iterator[Path]:
 
 
 def partial_of(folder: Path) -> Path:
-    """What a folder is called while it is written."""
+    """The path of a folder while it is written."""
     return folder.with_name(f".{folder.name}.partial")
 
 
@@ -94,36 +90,6 @@ def exchange(one: Path, other: Path) -> bool:
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
-
-
-@contextmanager
-def claimed(output: Path, *, lock: Path | None = None) -> Iterator[None]:
-    """Keep other processes from writing `output` meanwhile, and find out before any work that it can be written.
-
-    InputError where one is at it, or where the folder of `lock` cannot be written; by default that is the folder that
-    `output` lies in. The lock file goes in the end, and with it the folders that were made for it, if they are empty.
-    """
-    lock = lock or output.parent / f".{output.name}.lock"
-    made = [folder for folder in lock.parents if not folder.exists()]
-    held = FileLock(lock, timeout=0, thread_local=False)
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire()
-    except Timeout:
-        raise InputError(f"output {output} is in use by another process") from None
-    except OSError as error:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise InputError(f"output {output} cannot be written: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        held.release()
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def append_line(path: Path, line: str) -> None:

@@ -80,7 +80,7 @@ class Output:
             raise InputError(f"output {self.path} holds other things ({', '.join(content[:3])}); give another --output")
 
     def content(self) -> list[Path]:
-        """What a new run would replace; without our own lock, what was set aside, and a half written run.yaml."""
+        """Paths that a new run would replace; not our lock, what was set aside, or a half written run.yaml."""
         if self.is_file:
             return [path for path in (self.path, self.document) if path.exists()]
         if not self.path.is_dir():

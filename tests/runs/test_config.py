@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from graftlm.cli.verb import verb
+from graftlm.cli.verb import with_flags
 from graftlm.errors import InputError
 from graftlm.heads.config import DistillConfig
 from graftlm.reinforce.config import ReinforceConfig
@@ -205,10 +205,10 @@ def cook(arguments: list[str]) -> tuple[Any, Any]:
     got: list[Any] = []
     app = typer.Typer(rich_markup_mode=None)
 
-    @verb(Recipe, lambda config, run: got.append((config, run)), to=app)
-    def command(config: Recipe, result: None) -> None:
+    def show(config: Recipe, result: None) -> None:
         """Cook it."""
 
+    app.command()(with_flags("cook", Recipe, lambda config, run: got.append((config, run)), show))
     result = CliRunner().invoke(app, arguments)
     return (got[0][0] if got else None), result
 
@@ -262,7 +262,7 @@ class Course(Serving):
 def course(arguments: list[str]) -> tuple[Any, Any]:
     got: list[Any] = []
     app = typer.Typer(rich_markup_mode=None)
-    verb(Course, lambda config, run: config, to=app)(lambda config, result: got.append(config))
+    app.command()(with_flags("course", Course, lambda config, run: config, lambda config, result: got.append(config)))
     result = CliRunner().invoke(app, arguments)
     return (got[0] if got else None), result
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from graftlm.errors import InputError
 from graftlm.runs import files
-from graftlm.runs.files import claimed, written_folder, written_together
+from graftlm.runs.files import written_folder, written_together
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,21 +67,3 @@ def test_what_a_kill_left_of_files_written_together_goes_with_the_next_call(tmp_
     with written_together(tmp_path, ["a"]) as scratch:
         (scratch / "a").write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_an_output_is_claimed_by_one_process_and_left_without_a_trace(tmp_path: Path) -> None:
-    output = tmp_path / "new" / "rows.jsonl"
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom graftlm.runs.files import claimed\n"
-        "try:\n    with claimed(Path(sys.argv[1])): pass\nexcept Exception as error:\n    print(error)\n"
-    )
-    with claimed(output):
-        told = subprocess.run([sys.executable, "-c", code, str(output)], capture_output=True, text=True, cwd=ROOT)
-    assert "rows.jsonl is in use by another process" in told.stdout
-    assert not (tmp_path / "new").exists()
-
-
-def test_an_output_that_cannot_be_written_is_found_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"rows\.jsonl cannot be written"), claimed(tmp_path / "file" / "rows.jsonl"):
-        raise AssertionError("work has begun")

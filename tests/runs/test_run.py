@@ -271,6 +271,21 @@ def test_bad_input_leaves_nothing_of_a_run_of_one_file(tmp_path: Path) -> None:
         call_verb("table", Table, fail, {"output": tmp_path / "table.json"})
 
 
+def test_a_file_is_written_by_one_process_at_a_time_and_its_lock_goes(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "table.json"
+    code = (
+        "from tests.runs.test_run import Table, make_table, call_verb\n"
+        "try:\n    call_verb('table', Table, make_table, {'output': folder})\n"
+        "except Exception as error:\n    print(error)\n"
+    )
+    with Run.create(file, "table", Table(output=str(file)), {}):
+        assert [path.name for path in file.parent.iterdir()] == [".table.json.lock"]
+        assert "table.json is in use by another process" in in_subprocess(code, file).stdout
+    assert [path.name for path in file.parent.iterdir()] == ["table.run.yaml"]
+    with pytest.raises(InputError, match=r"table\.json cannot be written"):
+        call_verb("table", Table, make_table, {"output": tmp_path / "new" / "table.run.yaml" / "table.json"})
+
+
 def test_a_run_without_an_output_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert call_verb("table", Table, make_table, {"output": None}) == "small"
