@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from graftlm.serve.sequence import Candidate, Finish, Piece, Token
+from graftlm.serve.sequence import Candidate, Piece, Token
 
 
 class Answer(ABC):
@@ -19,10 +19,8 @@ class Answer(ABC):
     chunk_kind: ClassVar[str]
 
     def __init__(self, model: str, *, with_logprobs: bool) -> None:
-        self.model = model
         self.with_logprobs = with_logprobs
-        self.id = f"{self.prefix}-{secrets.token_hex(12)}"
-        self.created = int(time.time())
+        self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The chunk before a choice's first text, if there is one."""
@@ -40,7 +38,7 @@ class Answer(ABC):
     def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]: ...
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
-        return self._chunk([self._choice(piece.index, self.delta(piece.text), piece.tokens, piece.finish)])
+        return self._chunk([self._choice(self.delta(piece.text), [piece])])
 
     def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
         return {**self._chunk([]), "usage": usage}
@@ -49,25 +47,17 @@ class Answer(ABC):
         by_choice: list[list[Piece]] = [[] for _ in range(choices)]
         for piece in pieces:
             by_choice[piece.index].append(piece)
-        joined = [self._join(index, own) for index, own in enumerate(by_choice)]
-        return self._head(self.kind, joined) | {"usage": usage}
+        joined = [self._choice(self.content("".join(piece.text for piece in own)), own) for own in by_choice]
+        return {"object": self.kind, **self.head, "choices": joined, "usage": usage}
 
-    def _join(self, index: int, own: Sequence[Piece]) -> dict[str, Any]:
-        text = "".join(piece.text for piece in own)
-        tokens = [token for piece in own for token in piece.tokens]
-        return self._choice(index, self.content(text), tokens, own[-1].finish)
-
-    def _choice(
-        self, index: int, content: dict[str, Any], tokens: Sequence[Token], finish: Finish | None
-    ) -> dict[str, Any]:
+    def _choice(self, content: dict[str, Any], pieces: Sequence[Piece]) -> dict[str, Any]:
+        tokens = [token for piece in pieces for token in piece.tokens]
         logprobs = self.logprobs(tokens) if self.with_logprobs else None
-        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
+        last = pieces[-1]
+        return {"index": last.index, **content, "logprobs": logprobs, "finish_reason": last.finish}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._head(self.chunk_kind, choices)
-
-    def _head(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        return {"object": self.chunk_kind, **self.head, "choices": choices}
 
 
 class CompletionAnswer(Answer):
@@ -95,7 +85,7 @@ class ChatAnswer(Answer):
     chunk_kind = "chat.completion.chunk"
 
     def opening(self, index: int) -> dict[str, Any]:
-        return self._chunk([self._choice(index, {"delta": {"role": "assistant", "content": ""}}, [], None)])
+        return self._chunk([self._choice({"delta": {"role": "assistant", "content": ""}}, [Piece(index=index)])])
 
     def delta(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text} if text else {}}
@@ -104,20 +94,10 @@ class ChatAnswer(Answer):
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
     def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        content = [
-            {**entry(token.chosen), "top_logprobs": [entry(candidate) for candidate in token.top]} for token in tokens
-        ]
+        content = [{**entry(token.chosen), "top_logprobs": [entry(each) for each in token.top]} for token in tokens]
         return {"content": content, "refusal": None}
 
 
 def entry(candidate: Candidate) -> dict[str, Any]:
     text = candidate.text
     return {"token": text, "logprob": candidate.logprob, "bytes": list(text.encode()) if candidate.whole else None}
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }

@@ -19,12 +19,11 @@ from graftlm import __version__
 from graftlm.runs.console import say
 from graftlm.serve.answers import Answer, ChatAnswer, CompletionAnswer
 from graftlm.serve.batching import Engine
-from graftlm.serve.gate import CLIENT_GONE, Gate, error_response
+from graftlm.serve.gate import CLIENT_GONE, Gate
 from graftlm.serve.metrics import Metrics
 from graftlm.serve.own_settings import left_out
 from graftlm.serve.prompts import Prompts
-from graftlm.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from graftlm.serve.reading import read
+from graftlm.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest, read
 from graftlm.serve.refusal import Refusal, shortened
 from graftlm.serve.settings import ServeSettings
 from graftlm.serve.writing import EventStream, Writing, in_time, unless_gone
@@ -55,7 +54,6 @@ def create_app(model: Any, tokenizer: Any, name: str, settings: ServeSettings | 
         say(f"graftlm: left out, since the server cannot honour it of the model's generation config: {named}")
     app.include_router(router)
     app.add_middleware(Gate, engine=app.state.engine, settings=settings)
-    app.add_exception_handler(Refusal, answer_refusal)
     app.add_exception_handler(HTTPException, answer_http_error)
     return app
 
@@ -63,7 +61,7 @@ def create_app(model: Any, tokenizer: Any, name: str, settings: ServeSettings | 
 @asynccontextmanager
 async def engine_runs(app: FastAPI) -> AsyncIterator[None]:
     app.state.large = CapacityLimiter(1)
-    app.state.engine.start()
+    app.state.engine.thread.start()
     yield
     await run_in_threadpool(app.state.engine.stop)
 
@@ -100,12 +98,13 @@ async def answer_with(shape: type[Answer], kind: type[GenerationRequest], reques
         if not body.stream:
             document = await unless_gone(request, writing.whole(answer))
             return Response(status_code=CLIENT_GONE) if document is None else JSONResponse(document)
-        # Until the first pieces have come an error can still be a status.
-        first = await unless_gone(request, writing.next())
+        chunks = writing.chunks(answer, with_usage=body.wants_usage)
+        # Until the first chunk has come an error can still be a status.
+        first = await unless_gone(request, anext(chunks))
         if first is None:
             return Response(status_code=CLIENT_GONE)
         streams = True
-        return EventStream(writing, writing.chunks(answer, first, with_usage=body.wants_usage))
+        return EventStream(writing, first, chunks)
     finally:
         if not streams:
             writing.cancel()
@@ -127,13 +126,8 @@ async def health(request: Request) -> JSONResponse:
     """503 where new requests would be refused, so that a load balancer looks elsewhere."""
     engine = request.app.state.engine
     status = "draining" if engine.draining else "ok" if engine.thread.is_alive() else "failed"
-    facts = {
-        "status": status,
-        "model": request.app.state.name,
-        "queue_length": len(engine.waiting),
-        "active": engine.active_count,
-    }
-    return JSONResponse(facts, 200 if status == "ok" else 503)
+    counts = {"queue_length": len(engine.waiting), "active": engine.active_count}
+    return JSONResponse({"status": status, "model": request.app.state.name} | counts, 200 if status == "ok" else 503)
 
 
 @router.get("/metrics")
@@ -148,20 +142,11 @@ def describe_model(request: Request) -> dict[str, Any]:
 
 def check_model(asked: str, name: str) -> None:
     if asked != name:
-        raise Refusal(
-            404,
-            f"there is no model {shortened(asked)!r} here; this server has {name!r}",
-            param="model",
-            code="model_not_found",
-        )
-
-
-async def answer_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return error_response(error)
+        message = f"there is no model {shortened(asked)!r} here; this server has {name!r}"
+        raise Refusal(message, "model", "model_not_found", status=404)
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:
     """Answer an error of the framework itself: no such path, or not this method."""
     assert isinstance(error, HTTPException)
-    return error_response(Refusal(error.status_code, str(error.detail)))
+    return Refusal(str(error.detail), status=error.status_code).response

@@ -13,9 +13,11 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from graftlm.runs.console import say
@@ -27,7 +29,6 @@ from graftlm.serve.sequence import ServedSequence
 from graftlm.serve.settings import ServeSettings
 
 PATIENCE = 4.0
-RETRY_SECONDS = 1
 SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -45,9 +46,17 @@ class Engine:
         self.stopping = False
         self.drain_until: float | None = None
         self.thread = threading.Thread(target=self._work, name="graftlm-engine", daemon=True)
-        metrics.watch(lambda: len(self.waiting), lambda: self.active_count)
+        gauges = [
+            ("queue_length", "Sequences that wait.", lambda: len(self.waiting)),
+            ("active_sequences", "Sequences that are being written.", lambda: self.active_count),
+        ]
         if hasattr(model, "drafted"):
-            metrics.watch_drafts(lambda: model.drafted, lambda: model.accepted)
+            gauges += [
+                ("drafted_tokens", "Tokens that heads drafted.", lambda: model.drafted),
+                ("accepted_tokens", "Drafted tokens that were kept.", lambda: model.accepted),
+            ]
+        for name, what, value in gauges:
+            metrics.gauge(f"graftlm_{name}", what).set_function(value)
 
     @property
     def draining(self) -> bool:
@@ -57,21 +66,17 @@ class Engine:
     def active_count(self) -> int:
         return sum(not sequence.done for sequence in self.active)
 
-    def start(self) -> None:
-        self.thread.start()
-
     def submit(self, sequences: Sequence[ServedSequence]) -> None:
         """Queue the sequences of one request, all or none."""
         with self.changed:
             if self.draining or self.stopping:
-                raise Refusal(503, SHUTTING_DOWN, retry_after=RETRY_SECONDS)
+                raise Refusal(SHUTTING_DOWN, status=503)
             if len(self.waiting) + len(sequences) > self.settings.max_queue:
                 raise Refusal(
-                    429,
                     f"{len(self.waiting)} sequences are waiting, and the queue holds {self.settings.max_queue}; "
                     "try again later",
                     code="queue_full",
-                    retry_after=RETRY_SECONDS,
+                    status=429,
                 )
             self.waiting.extend(sequences)
             self.changed.notify()
@@ -107,7 +112,7 @@ class Engine:
             except Exception as error:
                 traceback.print_exception(error)
                 say(f"graftlm: generation failed, the server goes on: {type(error).__name__}: {error}")
-                self._fail(sequences, Refusal(500, "generation failed; the server's log says why"))
+                self._fail(sequences, Refusal("generation failed; the server's log says why", status=500))
             sequences = self.active = [sequence for sequence in sequences if not sequence.done]
         self._give_up(sequences)
 
@@ -127,7 +132,6 @@ class Engine:
     def write(self, sequences: Sequence[ServedSequence]) -> None:
         """Call `generate` once, until all sequences are done or the batch is to be put together anew."""
         self.metrics.batch_size.observe(len(sequences))
-        width = max(len(sequence.ids) for sequence in sequences)
         pace = Pace()
         left = False
 
@@ -148,14 +152,12 @@ class Engine:
             pad_token_id=self.pad_token,
             do_sample=False,
         )
+        rows = [torch.tensor(sequence.ids) for sequence in sequences]
+        padded = partial(pad_sequence, batch_first=True, padding_side="left")
         with set_aside(self.model.generation_config):
             self.model.generate(
-                input_ids=self._tensor(
-                    [[self.pad_token] * (width - len(sequence.ids)) + sequence.ids for sequence in sequences]
-                ),
-                attention_mask=self._tensor(
-                    [[0] * (width - len(sequence.ids)) + [1] * len(sequence.ids) for sequence in sequences]
-                ),
+                input_ids=padded(rows, padding_value=self.pad_token).to(self.model.device),
+                attention_mask=padded([torch.ones_like(row) for row in rows]).to(self.model.device),
                 generation_config=config,
                 logits_processor=LogitsProcessorList([SequenceSampler(sequences, on_step)]),
                 stopping_criteria=StoppingCriteriaList([SequenceStopper(sequences, leave)]),
@@ -174,15 +176,12 @@ class Engine:
         """End these sequences and those that wait; there is no time left for them."""
         with self.changed:
             waiting = list(self.waiting)
-        self._fail([*sequences, *waiting], Refusal(503, SHUTTING_DOWN))
+        self._fail([*sequences, *waiting], Refusal(SHUTTING_DOWN, status=503))
 
     def _fail(self, sequences: Sequence[ServedSequence], error: Refusal) -> None:
         for sequence in sequences:
             if not sequence.done:
                 sequence.fail(error)
-
-    def _tensor(self, numbers: list[list[int]]) -> torch.Tensor:
-        return torch.tensor(numbers, device=self.model.device)
 
 
 class Pace:

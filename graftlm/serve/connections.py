@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,17 +22,14 @@ FEWEST = 16
 LONGEST_BACKLOG = 512
 
 
+@dataclass(frozen=True)
 class Limits:
-    """The state that the connections of one server share.
+    """The state that the connections of one server share."""
 
-    Attributes:
-        waiting: those without a whole request that is not answered yet, the one that has waited longest first.
-    """
-
-    def __init__(self, connections: int, seconds: float) -> None:
-        self.connections = connections
-        self.seconds = seconds
-        self.waiting: dict[Connection, None] = {}
+    connections: int
+    seconds: float
+    waiting: dict[Connection, None] = field(default_factory=dict)
+    """Those without a whole request that is not answered yet, the one that has waited longest first."""
 
 
 class Connection(H11Protocol):

@@ -11,11 +11,10 @@ import traceback
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from graftlm.runs.console import say
-from graftlm.serve.batching import RETRY_SECONDS, SHUTTING_DOWN, Engine
+from graftlm.serve.batching import SHUTTING_DOWN, Engine
 from graftlm.serve.refusal import Refusal, shortened
 from graftlm.serve.settings import LOCAL_HOSTS, ServeSettings
 
@@ -56,7 +55,7 @@ class Gate:
             traceback.print_exception(error)
             say(f"graftlm: request {own_id} failed, the server goes on: {type(error).__name__}: {error}")
             if status == CLIENT_GONE:  # nothing was sent
-                await error_response(Refusal(500, "the server failed; its log says why"))(scope, receive, counted)
+                await Refusal("the server failed; its log says why", status=500).response(scope, receive, counted)
         finally:
             self.engine.metrics.observe(endpoint(scope["path"]), status, time.monotonic() - begun)
 
@@ -64,18 +63,17 @@ class Gate:
         if scope["path"] in OPEN_ENDPOINTS:  # whose body nobody reads: strangers must not have it kept here
             await self.app(scope, receive, send)
             return
-        body: list[Message] = []
+        body = bytearray()
         try:
             self.check(scope["path"], Headers(scope=scope))
-            await asyncio.wait_for(self.read(receive, body), self.settings.arrival_seconds)
-            if body[-1]["type"] != "http.disconnect":
+            if await asyncio.wait_for(self.read(receive, body), self.settings.arrival_seconds):
                 await self.app(scope, replay(body, receive), send)
         except Refusal as refusal:
-            await error_response(refusal)(scope, receive, send)
+            await refusal.response(scope, receive, send)
         except asyncio.TimeoutError:
-            await error_response(Refusal(408, "the request did not arrive in time"))(scope, receive, send)
+            await Refusal("the request did not arrive in time", status=408).response(scope, receive, send)
         finally:
-            self.held_bytes -= sum(map(size, body))
+            self.held_bytes -= len(body)
 
     def check(self, path: str, headers: Mapping[str, str]) -> None:
         """Raise Refusal for a request that may not pass, before any of its body is read."""
@@ -84,31 +82,28 @@ class Gate:
         else:
             check_key(headers, self.settings.api_key)
         if self.engine.draining and path.startswith("/v1/"):
-            raise Refusal(503, SHUTTING_DOWN, retry_after=RETRY_SECONDS)
+            raise Refusal(SHUTTING_DOWN, status=503)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.settings.max_body_bytes:
             raise self.too_large()
 
-    async def read(self, receive: Receive, body: list[Message]) -> None:
-        """Add the messages that hold the body to `body`; the client's hanging up may be the last of them."""
-        more = True
-        while more:
-            message = await receive()
-            body.append(message)
-            self.held_bytes += size(message)
-            if sum(map(size, body)) > self.settings.max_body_bytes:
+    async def read(self, receive: Receive, body: bytearray) -> bool:
+        """Add the request's body to `body`. Returns whether it is whole: the client may hang up before."""
+        while (message := await receive())["type"] != "http.disconnect":
+            part = message.get("body", b"")
+            body += part
+            self.held_bytes += len(part)
+            if len(body) > self.settings.max_body_bytes:
                 raise self.too_large()
             if self.held_bytes > MOST_BODIES * self.settings.max_body_bytes:
-                raise Refusal(503, "too many large requests are under way", retry_after=RETRY_SECONDS)
-            more = message.get("more_body", False)
+                raise Refusal("too many large requests are under way", status=503)
+            if not message.get("more_body", False):
+                return True
+        return False
 
     def too_large(self) -> Refusal:
         most = self.settings.max_body_bytes
-        return Refusal(413, f"the request's body is larger than {most} bytes", code="request_too_large")
-
-
-def size(message: Message) -> int:
-    return len(message.get("body", b""))
+        return Refusal(f"the request's body is larger than {most} bytes", code="request_too_large", status=413)
 
 
 def request_id(headers: Mapping[str, str]) -> str:
@@ -121,9 +116,8 @@ def check_host(headers: Mapping[str, str]) -> None:
     """Without a key, only this machine's own names will do: a web page elsewhere could have its name point here."""
     host = re.sub(r":\d*$", "", headers.get("host", ""))
     if host.strip("[]") not in LOCAL_HOSTS:
-        raise Refusal(
-            403, f"host {shortened(host)!r} is not this machine; a server for others needs --api-key", code="bad_host"
-        )
+        message = f"host {shortened(host)!r} is not this machine; a server for others needs --api-key"
+        raise Refusal(message, code="bad_host", status=403)
 
 
 def check_key(headers: Mapping[str, str], key: str) -> None:
@@ -131,22 +125,17 @@ def check_key(headers: Mapping[str, str], key: str) -> None:
     right = hmac.compare_digest(given.removeprefix(BEARER).encode("latin-1"), key.encode())
     if not (given.startswith(BEARER) and right):
         message = "the API key is wrong" if given else "an API key is needed: 'Authorization: Bearer KEY'"
-        raise Refusal(401, message, code="invalid_api_key")
+        raise Refusal(message, code="invalid_api_key", status=401)
 
 
-def replay(messages: list[Message], receive: Receive) -> Receive:
-    """A `receive` that gives these messages first."""
-    left = iter(messages)
+def replay(body: bytearray, receive: Receive) -> Receive:
+    """A `receive` that gives this body first."""
+    left: list[Message] = [{"type": "http.request", "body": bytes(body)}]
 
     async def again() -> Message:
-        message = next(left, None)
-        return await receive() if message is None else message
+        return left.pop() if left else await receive()
 
     return again
-
-
-def error_response(refusal: Refusal) -> JSONResponse:
-    return JSONResponse(refusal.body, refusal.status, headers=refusal.headers)
 
 
 def endpoint(path: str) -> str:

@@ -12,7 +12,7 @@ from graftlm.data.encoding import TEMPLATE_ERRORS, encode_text, left_out
 from graftlm.models.decoder import context_length, end_tokens, text_config
 from graftlm.serve.own_settings import stop_strings
 from graftlm.serve.protocol import COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
-from graftlm.serve.refusal import refuse
+from graftlm.serve.refusal import Refusal
 from graftlm.serve.sequence import Piece, ServedSequence, seeded_generator
 from graftlm.serve.settings import ServeSettings
 
@@ -57,9 +57,9 @@ class Prompts:
     def encode_prompt(self, prompt: str | list[int]) -> list[int]:
         ids = self.encode_text(prompt) if isinstance(prompt, str) else prompt
         if not ids:
-            raise refuse("the prompt is empty", "prompt")
+            raise Refusal("the prompt is empty", "prompt")
         if not isinstance(prompt, str) and max(ids) >= self.vocabulary:
-            raise refuse(f"the prompt has token {max(ids)}, but the model knows 0 to {self.vocabulary - 1}", "prompt")
+            raise Refusal(f"the prompt has token {max(ids)}, but the model knows 0 to {self.vocabulary - 1}", "prompt")
         return ids
 
     def encode_text(self, text: str) -> list[int]:
@@ -71,7 +71,7 @@ class Prompts:
         """The messages in the tokenizer's own chat template."""
         self.check_count(request.n)
         if self.encoder.chat_template is None:
-            raise refuse(
+            raise Refusal(
                 "this model's tokenizer has no chat template, so it was not made for chats; use /v1/completions",
                 "messages",
                 "no_chat_template",
@@ -80,7 +80,9 @@ class Prompts:
         # Each message is a character at least, so that there cannot be too many for the template either.
         self.check_characters(sum(len(message["content"]) + 1 for message in messages), "messages")
         if (lost := left_out(messages, lambda marked: self.render(marked, tokenize=False))) is not None:
-            raise refuse(f"{lost}: the model's chat template leaves it out, so the model would not read it", "messages")
+            raise Refusal(
+                f"{lost}: the model's chat template leaves it out, so the model would not read it", "messages"
+            )
         return list(self.render(messages)["input_ids"])
 
     def render(self, messages: Sequence[dict[str, str]], *, tokenize: bool = True) -> Any:
@@ -92,12 +94,12 @@ class Prompts:
                 )
         except TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split())
-            raise refuse(f"the model's chat template does not take these messages: {reason}", "messages") from error
+            raise Refusal(f"the model's chat template does not take these messages: {reason}", "messages") from error
 
     def check_characters(self, count: int, param: str) -> None:
         """Refuse a text that cannot fit before it is encoded, which takes seconds and memory for megabytes."""
         if self.most_characters is not None and count > self.most_characters:
-            raise refuse(
+            raise Refusal(
                 f"this model's maximum context length is {self.context} tokens, which hold {self.most_characters} "
                 f"characters at most, but the {param} have {count}; shorten it",
                 param,
@@ -107,19 +109,19 @@ class Prompts:
     def check_count(self, count: int) -> None:
         """Refuse a request that could never be taken into the queue."""
         if count > self.settings.max_queue:
-            raise refuse(f"{count} sequences are asked for at once, but at most {self.settings.max_queue} can be", "n")
+            raise Refusal(f"{count} sequences are asked for at once, but at most {self.settings.max_queue} can be", "n")
 
     def tokens_to_write(self, request: GenerationRequest, prompt_tokens: int) -> int:
         """The most tokens that the answer to one prompt may have."""
         asked, most = request.asked_tokens, self.settings.max_tokens_limit
         if asked is not None and asked > most:
-            raise refuse(f"max_tokens is {asked}, but this server writes at most {most}", "max_tokens")
+            raise Refusal(f"max_tokens is {asked}, but this server writes at most {most}", "max_tokens")
         wanted = most if isinstance(request, ChatRequest) else min(COMPLETION_TOKENS, most)
         if self.context is None:
             return asked or wanted
         room = self.context - prompt_tokens
         if room < (asked or 1):
-            raise refuse(
+            raise Refusal(
                 f"this model's maximum context length is {self.context} tokens, but the prompt has {prompt_tokens} "
                 f"and at least {asked or 1} should be written; shorten it or lower max_tokens",
                 "messages" if isinstance(request, ChatRequest) else "prompt",

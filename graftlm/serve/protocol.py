@@ -7,11 +7,14 @@ that: whatever is null, what cannot change the output, and what only repeats the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
+from graftlm.serve.refusal import Refusal, shortened
 from graftlm.serve.sequence import Sampling
 
 MOST_STOPS = 64  # OpenAI takes four; tasks of evaluations have more
@@ -37,6 +40,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "verbosity": ("medium",),
 }
+
+NAME = re.compile(r"(?!(?:str|int|float|bool)$)\w+")
+"""A field's name, where pydantic also puts the names of types."""
 
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -115,7 +121,6 @@ class GenerationRequest(Understood):
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
-            seed=self.seed,
             stop=((self.stop,) if isinstance(self.stop, str) else tuple(self.stop)) + stop,
             alternatives=self.alternatives,
         )
@@ -177,3 +182,38 @@ class ChatRequest(GenerationRequest):
     @property
     def asked_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+Request = TypeVar("Request", bound=GenerationRequest)
+
+
+def read(kind: type[Request], body: bytes, content_type: str) -> Request:
+    """The request that a body holds. Raises Refusal for the first thing that is wrong with it.
+
+    Bytes that are not UTF-8, halves of a character, NaN, deep nesting and numbers of thousands of digits are no JSON.
+    """
+    if "json" not in content_type:  # a web page elsewhere may send other types without asking the browser
+        raise Refusal("the body is not read as JSON: send the header Content-Type: application/json")
+    try:
+        document = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refusal(f"the body is not JSON: {error}") from None
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise Refusal(*described(error.errors(include_url=False, include_context=False, include_input=False))) from None
+
+
+def described(errors: Sequence[Any]) -> tuple[str, str | None]:
+    """The message for the first error, and the parameter that it is about.
+
+    Where a parameter may be of several types, each of them has an error; the one that is no mismatch of types tells.
+    """
+    same = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
+    first = next((error for error in same if not error["type"].endswith("_type")), errors[0])
+    where = [str(part) for part in first["loc"] if isinstance(part, int) or NAME.fullmatch(part)]
+    if first["type"] == "extra_forbidden":
+        name = shortened(".".join([*where[:-1], str(first["loc"][-1])]))
+        return f"{name} is not supported by this server; leave it out", name
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return (f"{'.'.join(where)}: {reason}", where[0]) if where else (f"the body is not valid: {reason}", None)

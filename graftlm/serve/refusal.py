@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+RETRY = {429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+"""Headers by status, of errors that pass: seconds to wait."""
 LONGEST_QUOTE = 80
 
 
 class Refusal(Exception):
     """A request that cannot be answered: an HTTP status and OpenAI's error object."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, *, status: int = 400) -> None:
         super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.status, self.param, self.code = status, param, code
 
     @property
     def body(self) -> dict[str, Any]:
@@ -32,10 +25,9 @@ class Refusal(Exception):
         kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
-
-def refuse(message: str, param: str | None = None, code: str | None = None) -> Refusal:
-    """Status 400: the request itself is at fault."""
-    return Refusal(400, message, param=param, code=code)
+    @property
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, headers=RETRY.get(self.status))
 
 
 def shortened(text: str) -> str:

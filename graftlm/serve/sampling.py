@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from graftlm.serve.sequence import Scored, ServedSequence
+from graftlm.serve.sequence import Scores, ServedSequence
 
 # The log-probability of an impossible token in OpenAI's API; JSON knows no infinity.
 LEAST = -9999.0
@@ -46,19 +46,13 @@ def keep_nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(outside, 0))
 
 
-def score(logits: Tensor, tokens: Tensor, alternatives: int) -> list[Scored]:
+def score(logits: Tensor, tokens: Tensor, alternatives: int) -> list[Scores]:
     """Log-probabilities of the `tokens`, [sequences], and of the likeliest `alternatives`."""
     logprobs = logits.float().log_softmax(-1)
-    chosen = finite(logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
-    values, indices = logprobs.topk(min(alternatives, logprobs.shape[-1]))
-    return [
-        Scored(logprob=logprob, top=list(zip(index, value, strict=True)))
-        for logprob, index, value in zip(chosen, indices.tolist(), finite(values), strict=True)
-    ]
-
-
-def finite(logprobs: Tensor) -> list[Any]:
-    return logprobs.nan_to_num(nan=LEAST, neginf=LEAST).tolist()
+    likeliest = logprobs.topk(min(alternatives, logprobs.shape[-1])).indices
+    reported = torch.cat([tokens.unsqueeze(-1), likeliest], dim=-1)
+    values = logprobs.gather(-1, reported).nan_to_num(nan=LEAST, neginf=LEAST).tolist()
+    return [list(zip(*pair, strict=True)) for pair in zip(reported.tolist(), values, strict=True)]
 
 
 class SequenceSampler(LogitsProcessor):
@@ -90,7 +84,7 @@ class SequenceSampler(LogitsProcessor):
         live = logits if len(sequences) == len(numbers) else logits[places]
         tokens = self.choose(live, sequences)
         chosen: list[int | None] = [None] * len(numbers)
-        scored = self.scored(live, tokens, sequences)
+        scored = self.scores(live, tokens, sequences)
         for place, sequence, token, scores in zip(places, sequences, tokens.tolist(), scored, strict=True):
             sequence.push(token, scores)
             chosen[place] = token
@@ -115,15 +109,15 @@ class SequenceSampler(LogitsProcessor):
             own.exponential_(generator=sequence.generator)
         return sample(logits, temperature, top_p, race)
 
-    def scored(self, logits: Tensor, tokens: Tensor, sequences: Sequence[ServedSequence]) -> list[Scored | None]:
+    def scores(self, logits: Tensor, tokens: Tensor, sequences: Sequence[ServedSequence]) -> list[Scores | None]:
         """Log-probabilities of the sequences that want them."""
         wanted = {place: sequence.sampling.alternatives for place, sequence in enumerate(sequences)}
         asked = {place: count for place, count in wanted.items() if count is not None}
-        results: list[Scored | None] = [None] * len(sequences)
+        results: list[Scores | None] = [None] * len(sequences)
         if asked:
             scores = score(logits[[*asked]], tokens[[*asked]], max(asked.values()))
             for (place, count), each in zip(asked.items(), scores, strict=True):
-                results[place] = Scored(logprob=each.logprob, top=each.top[:count])
+                results[place] = each[: 1 + count]
         return results
 
 

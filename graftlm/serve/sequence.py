@@ -23,7 +23,6 @@ class Sampling:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    seed: int | None = None
     stop: tuple[str, ...] = ()
     alternatives: int | None = None  # likeliest tokens to report at each place; None: no log-probabilities
 
@@ -32,12 +31,9 @@ CONTEXT = 4
 """Tokens of the prompt that the text which continues it is decoded after."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """The log-probabilities at one place, of the model's own distribution, before temperature and top-p."""
-
-    logprob: float
-    top: Sequence[tuple[int, float]]  # (token, log-probability), the likeliest first
+Scores = Sequence[tuple[int, float]]
+"""(token, log-probability) of the chosen token and of the likeliest ones, which come in order, at one place: of the
+model's own distribution, before temperature and top-p."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +98,15 @@ class ServedSequence:
     def remaining(self) -> int:
         return self.sampling.max_tokens - self.generated
 
-    def push(self, token: int, scored: Scored | None = None) -> None:
+    def push(self, token: int, scores: Scores | None = None) -> None:
         """Add the model's next token."""
         self.generated += 1
         if token in self.stop_ids:
             return self.end("stop")
         self.ids.append(token)
-        if scored is not None:
-            self.unreported.append(self.describe(token, scored))
+        if scores is not None:
+            chosen, *top = (self.candidate(*each) for each in scores)
+            self.unreported.append(Token(chosen=chosen, top=top, offset=len(self.writer.text)))
         text = self.writer.push(token)
         if self.writer.stopped:
             return self.end("stop", text)
@@ -135,13 +132,6 @@ class ServedSequence:
         count = sum(end is None or token.offset < end for token in self.unreported)
         reported, self.unreported = self.unreported[:count], self.unreported[count:]
         return reported
-
-    def describe(self, token: int, scored: Scored) -> Token:
-        return Token(
-            chosen=self.candidate(token, scored.logprob),
-            top=[self.candidate(*pair) for pair in scored.top],
-            offset=len(self.writer.text),
-        )
 
     def candidate(self, token: int, logprob: float) -> Candidate:
         text = self.writer.token_text(token)

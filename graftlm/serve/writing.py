@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from graftlm.serve.answers import Answer, usage
+from graftlm.serve.answers import Answer
 from graftlm.serve.batching import Engine
 from graftlm.serve.prompts import Prompts
 from graftlm.serve.protocol import GenerationRequest
@@ -39,7 +39,7 @@ class Writing:
         self.loop = asyncio.get_running_loop()
         self.streams = request.stream
         self.held: list[Piece] = []  # the engine's thread's own
-        self.pieces: asyncio.Queue[list[Piece]] = asyncio.Queue()
+        self.delivered: asyncio.Queue[list[Piece]] = asyncio.Queue()
         self.prompt_tokens = sum(map(len, ids))
         self.sequences = prompts.sequences(request, ids, self._deliver)
         engine.submit(self.sequences)
@@ -47,7 +47,8 @@ class Writing:
 
     @property
     def usage(self) -> dict[str, int]:
-        return usage(self.prompt_tokens, sum(sequence.generated for sequence in self.sequences))
+        prompt, completion = self.prompt_tokens, sum(sequence.generated for sequence in self.sequences)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def cancel(self) -> None:
         """Nobody reads on: what is not finished need not be."""
@@ -55,34 +56,32 @@ class Writing:
 
     async def next(self) -> list[Piece]:
         """The next pieces, of any sequences. Raises Refusal for an error, and when the request's time is over."""
-        pieces = await in_time(self.pieces.get(), self.deadline, self.engine.settings.request_seconds)
+        pieces = await in_time(self.delivered.get(), self.deadline, self.engine.settings.request_seconds)
         if (error := pieces[-1].error) is not None:
             raise error
         return pieces
 
-    async def whole(self, answer: Answer) -> dict[str, Any]:
-        """The answer, when all sequences are finished."""
-        pieces: list[Piece] = []
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The pieces of all sequences, until the last one ends."""
         unfinished = len(self.sequences)
         while unfinished:
-            new = await self.next()
-            pieces += new
-            unfinished -= count_ends(new)
+            for piece in await self.next():
+                unfinished -= piece.finish is not None
+                yield piece
+
+    async def whole(self, answer: Answer) -> dict[str, Any]:
+        """The answer, when all sequences are finished."""
+        pieces = [piece async for piece in self.pieces()]
         return answer.whole(pieces, len(self.sequences), self.usage)
 
-    async def chunks(self, answer: Answer, first: list[Piece], *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
-        """The answer as it comes; `first` are the pieces that were awaited before."""
-        for sequence in self.sequences:
-            if (opening := answer.opening(sequence.index)) is not None:
+    async def chunks(self, answer: Answer, *, with_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """The answer as it comes; nothing comes before the first piece does."""
+        openings = [answer.opening(sequence.index) for sequence in self.sequences]
+        async for piece in self.pieces():
+            for opening in filter(None, openings):
                 yield opening
-        pieces, unfinished = first, len(self.sequences)
-        while True:
-            for piece in pieces:
-                yield answer.chunk(piece)
-            unfinished -= count_ends(pieces)
-            if not unfinished:
-                break
-            pieces = await self.next()
+            openings = []
+            yield answer.chunk(piece)
         if with_usage:
             yield answer.usage_chunk(self.usage)
 
@@ -93,19 +92,15 @@ class Writing:
             return
         held, self.held = self.held, []
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended, nobody reads
-            self.loop.call_soon_threadsafe(self.pieces.put_nowait, held)
-
-
-def count_ends(pieces: Sequence[Piece]) -> int:
-    return sum(piece.finish is not None for piece in pieces)
+            self.loop.call_soon_threadsafe(self.delivered.put_nowait, held)
 
 
 class EventStream(StreamingResponse):
     """Server-sent events, one a chunk; the writing ends with the response, however that ends."""
 
-    def __init__(self, writing: Writing, chunks: AsyncIterator[dict[str, Any]]) -> None:
+    def __init__(self, writing: Writing, first: dict[str, Any], following: AsyncIterator[dict[str, Any]]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events(chunks), media_type="text/event-stream", headers=headers)
+        super().__init__(events(first, following), media_type="text/event-stream", headers=headers)
         self.writing = writing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,10 +110,11 @@ class EventStream(StreamingResponse):
             self.writing.cancel()
 
 
-async def events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+async def events(first: dict[str, Any], following: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
     """The chunks as events. An error after the first one is the last event, since the status has been sent."""
+    yield event(first)
     try:
-        async for chunk in chunks:
+        async for chunk in following:
             yield event(chunk)
     except Refusal as refusal:
         yield event(refusal.body)
@@ -135,10 +131,10 @@ async def in_time(work: Awaitable[Result], deadline: float, seconds: float) -> R
     try:
         return await asyncio.wait_for(work, max(0.0, deadline - asyncio.get_running_loop().time()))
     except asyncio.TimeoutError:
-        raise Refusal(504, f"not finished within {seconds:g} seconds", code="timeout") from None
+        raise Refusal(f"not finished within {seconds:g} seconds", code="timeout", status=504) from None
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result | None:
     """The result of `work`, or None where the client hangs up before; `work` is cancelled then."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(hang_up(request))

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from graftlm.serve.protocol import MOST_STOPS, ChatRequest, CompletionRequest, GenerationRequest
-from graftlm.serve.reading import read
+from graftlm.serve.protocol import MOST_STOPS, ChatRequest, CompletionRequest, GenerationRequest, read
 from graftlm.serve.refusal import Refusal
 from tests.serve.conftest import NAME, Serving
 

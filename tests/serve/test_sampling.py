@@ -63,11 +63,11 @@ def test_rounding_of_the_logits_hardly_ever_changes_a_draw() -> None:
 
 def test_log_probabilities_are_the_models_own_and_finite() -> None:
     logits = torch.tensor([[1.0, 3.0, -torch.inf, 2.0]])
-    (scored,) = score(logits, torch.tensor([0]), 4)
+    ((chosen, *top),) = score(logits, torch.tensor([0]), 4)
     total = math.log(math.exp(1) + math.exp(3) + math.exp(2))
-    assert scored.logprob == pytest.approx(1 - total, abs=1e-6)
-    assert [token for token, _ in scored.top] == [1, 3, 0, 2]
-    assert [value for _, value in scored.top] == pytest.approx([3 - total, 2 - total, 1 - total, LEAST], abs=1e-6)
+    assert chosen == (0, pytest.approx(1 - total, abs=1e-6))
+    assert [token for token, _ in top] == [1, 3, 0, 2]
+    assert [value for _, value in top] == pytest.approx([3 - total, 2 - total, 1 - total, LEAST], abs=1e-6)
 
 
 def test_a_seed_fixes_each_choice_and_choices_differ() -> None:
