@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graftlm.auditing.result import AuditResult, TunedAudit
@@ -14,12 +13,7 @@ from graftlm.errors import InputError
 from graftlm.tasks import Task
 
 BOUND = re.compile(r"(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*\Z")
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
@@ -43,26 +37,25 @@ def parse_condition(text: str) -> Condition:
 
 def quantities(audited: TunedAudit) -> dict[str, float | None]:
     """The quantities of one tuned model by name; None where one was not measured."""
-    metrics = {task: result.metrics for task, result in audited.results.items()}
     return {
         "retention": audited.mean_retention,
         "divergence": audited.divergence,
         **{f"retention.{probe}": share for probe, share in audited.retention.items()},
-        **{f"{task}.{name}": value for task, values in metrics.items() for name, value in values.items()},
+        **{f"{task}.{name}": v for task, each in audited.results.items() for name, v in each.metrics.items()},
     }
 
 
 def check_conditions(conditions: Sequence[Condition], tasks: Sequence[Task], probes: Sequence[Task]) -> None:
     """Raise InputError, before the long work, for a quantity that this audit cannot have."""
-    general = ["retention", *(f"retention.{probe.name}" for probe in probes)] if probes else []
-    general.append("divergence")
-    metrics = {task.name: [f"{task.name}.{metric.name}" for metric in task.metrics] for task in (*tasks, *probes)}
+    general = ["divergence", *(["retention"] if probes else []), *(f"retention.{probe.name}" for probe in probes)]
+    metrics = [(f"{task.name}.", f"{task.name}.{metric.name}") for task in (*tasks, *probes) for metric in task.metrics]
     for condition in conditions:
-        if condition.quantity in (*general, *itertools.chain(*metrics.values())):
-            continue
-        of_task = [name for task in metrics if condition.quantity.startswith(f"{task}.") for name in metrics[task]]
-        choices = ", ".join(of_task or [*general, "TASK.METRIC"])
-        raise InputError(f"--fail-if {condition.text}: {condition.quantity!r} is not in this audit; it has {choices}")
+        if condition.quantity not in [*general, *(name for _, name in metrics)]:
+            of_task = [name for task, name in metrics if condition.quantity.startswith(task)]
+            raise InputError(
+                f"--fail-if {condition.text}: {condition.quantity!r} is not in this audit; "
+                f"it has {', '.join(of_task or [*general, 'TASK.METRIC'])}"
+            )
 
 
 def failures(conditions: Sequence[Condition], result: AuditResult) -> list[str]:

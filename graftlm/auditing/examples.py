@@ -20,8 +20,8 @@ def examples_sections(result: AuditResult) -> Iterator[Markup]:
     """For each task whose answers were written out: the first examples, and each model's output beside them."""
     for task in result.tasks:
         base = result.base_results[task]
-        tuned = {result.short_names[name]: audited.results[task] for name, audited in result.tuned.items()}
-        models = {name: each for name, each in {"base": base, **tuned}.items() if same_examples(base, each)}
+        every = {"base": base, **{name: audited.results[task] for name, audited in result.named.items()}}
+        models = {name: each for name, each in every.items() if same_examples(base, each)}
         if not any(example.get("output") for each in models.values() for example in each.examples):
             continue
         shorten = without_common_parts([example["prompt"] for example in base.examples])
@@ -47,9 +47,8 @@ def _output(metrics: Sequence[Metric], example: Mapping[str, Any]) -> Markup:
         for metric in metrics
         if isinstance(value := example.get(metric.name), (int, float))
     ]
-    parted = [part for score in scores for part in (" · ", score)][1:]
     output = element("code", clipped(example.get("output", ""), LONGEST_OUTPUT))
-    return join(output, element("small", parted) if parted else None)
+    return join(output, element("small", Markup(" · ".join(scores))) if scores else None)
 
 
 def facts_sections(result: AuditResult) -> Iterator[Markup]:
@@ -59,9 +58,9 @@ def facts_sections(result: AuditResult) -> Iterator[Markup]:
         shorten = without_common_parts([example["prompt"] for example in base.examples]) if base.examples else {}
         rows: list[Row] = []
         lists = []
-        for name, audited in result.tuned.items():
+        for model, audited in result.named.items():
             for metric, changed in audited.facts.get(probe, {}).items():
-                model, label = result.short_names[name], base.metric(metric).label
+                label = base.metric(metric).label
                 counts = (changed.kept, len(changed.lost), len(changed.won))
                 rows.append((model, [label, *map(str, counts)]))
                 for kind, examples in (("lost", changed.lost), ("won", changed.won)):

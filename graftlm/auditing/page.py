@@ -19,6 +19,7 @@ from graftlm.report.page import (
     data_section,
     facts_section,
     folded,
+    legend,
     panels,
     section,
     verdict_section,
@@ -73,12 +74,11 @@ def _gain_and_retention(result: AuditResult) -> Markup | None:
     task = result.tasks[0]
     metric = result.base_results[task].gain_metric
     points = []
-    for place, (name, audited) in enumerate(result.tuned.items(), start=1):
+    for place, (name, audited) in enumerate(result.named.items(), start=1):
         change, retention = audited.changes[task].get(metric.name), audited.mean_retention
         if change is not None and retention is not None:
             gain, low, high = change.gain
-            label, model = result.short_names[name], min(place, 5)
-            points.append(Point(label=label, x=retention, y=gain, low=low, high=high, model=model))
+            points.append(Point(label=name, x=retention, y=gain, low=low, high=high, model=min(place, 5)))
     note = f"Up: gain on {task}, with its 95 % interval. Right: more of what the base model knew is left. Retention is "
     note += "what is left above a guess, or for text the ratio of the perplexities; see docs/auditing.md."
     return gain_section(points, metric, note=note)
@@ -101,24 +101,21 @@ def gain_section(points: Sequence[Point | None], metric: Metric, *, note: str, n
 
 
 def _measures(result: AuditResult) -> Markup:
-    names = result.short_names
-    pairs = [f"{names[pair.second]} − {names[pair.first]}" for pair in result.between]
-    headings = ["metric", "floor", "base", *names.values(), *pairs]
+    headings = ["metric", "floor", "base", *result.columns]
     rows: list[Row | Markup] = []
     for task, first in result.base_results.items():
         kind = "task" if task in result.tasks else "probe"
         rows.append(group_row(join(f"{task} ", element("small", f"{kind}, {first.count} examples")), len(headings)))
         for metric in first.declared:
-            name = join(
-                capital(metric.label), element("small", f"{'↑' if metric.higher_is_better else '↓'} {metric.direction}")
-            )
-            changes = [_change(each.changes[task].get(metric.name)) for each in result.tuned.values()]
-            between = [_difference(pair.changes[task].get(metric.name)) for pair in result.between]
-            rows.append((name, [metric.floor, first.metrics[metric.name], *changes, *between]))
+            direction = f"{'↑' if metric.higher_is_better else '↓'} {metric.direction}"
+            changes, between = result.changes(task, metric.name)
+            cells = [*map(_change, changes), *map(_difference, between)]
+            name = join(capital(metric.label), element("small", direction))
+            rows.append((name, [metric.floor, first.metrics[metric.name], *cells]))
     if any(audited.retention for audited in result.tuned.values()):
         shares = [describe_retention(audited) for audited in result.tuned.values()]
         name = join("Retention", element("small", "mean over the probes"))
-        rows.append((name, [None, "100 %", *shares, *[None] * len(pairs)]))
+        rows.append((name, [None, "100 %", *shares, *[None] * len(result.between)]))
     return section(
         "Every measure",
         number_table("Mean over the examples; below it the difference to the base model", headings, rows),
@@ -135,8 +132,7 @@ def _change(change: Change | None) -> Markup | None:
     """The tuned model's value, an arrow where the difference counts as one, and below it the difference."""
     if change is None:
         return None
-    word = "better" if change.better else "worse"
-    sign = join(" ", arrow(change.better, f"{word} than base")) if change.shown else None
+    sign = join(" ", arrow(change.better, f"{change.word} than base")) if change.shown else None
     return join(f"{change.tuned:.3f}", sign, element("small", change.difference))
 
 
@@ -144,16 +140,14 @@ def _difference(change: Change | None) -> Markup | None:
     """One tuned model against the other."""
     if change is None:
         return None
-    word = "no difference shown" if not change.shown else "better" if change.better else "worse"
-    return join(change.difference, element("small", word))
+    return join(change.difference, element("small", change.word if change.shown else "no difference shown"))
 
 
 def _places(result: AuditResult) -> Iterator[Markup]:
-    for name, audited in result.tuned.items():
-        figures = [plot for plot in (_heat(audited), _drift(audited)) if plot is not None]
-        if figures:
+    for name, audited in result.named.items():
+        if figures := [plot for plot in (_heat(audited), _drift(audited)) if plot is not None]:
             yield section(
-                f"Where {result.short_names[name]} changed",
+                f"Where {name} changed",
                 panels(figures),
                 _weights_table(audited),
                 note="Left: the change of each weight relative to its norm. Right: how far the output of each layer "
@@ -181,13 +175,11 @@ def _heat(audited: TunedAudit) -> Markup | None:
 def _drift(audited: TunedAudit) -> Markup | None:
     if not audited.drift:
         return None
-    points = {
-        "CKA": [(float(d.layer), max(1 - d.cka, 0.0)) for d in audited.drift],
-        "cos": [(float(d.layer), max(1 - d.cosine, 0.0)) for d in audited.drift],
-    }
+    cka = [(each.layer, max(1 - each.cka, 0.0)) for each in audited.drift]
+    cosine = [(each.layer, max(1 - each.cosine, 0.0)) for each in audited.drift]
     lines = [
-        Line(label=f"1 − {tag}", tag=tag, colour=f"--model-{place}", points=points[tag])
-        for place, tag in enumerate(points, start=1)
+        Line(label="1 − CKA", tag="CKA", colour="--model-1", points=cka),
+        Line(label="1 − cos", tag="cos", colour="--model-2", points=cosine),
     ]
     plot = line_plot("Drift of representations", lines, x_label="layer", y_label="1 − similarity")
     return captioned("Representations, by layer", plot)
@@ -201,19 +193,14 @@ def _weights_table(audited: TunedAudit) -> Markup | None:
 
 
 def _restorations(result: AuditResult) -> Iterator[Markup]:
-    meanings = {"--model-3": "lost knowledge brought back", "--model-1": "gain on the task kept"}
-    legend = [
-        element("li", element("span", class_="swatch block", style=f"background:var({colour})"), words)
-        for colour, words in meanings.items()
-    ]
-    for name, audited in result.tuned.items():
+    meanings = {"lost knowledge brought back": "--model-3", "gain on the task kept": "--model-1"}
+    for name, audited in result.named.items():
         groups, described = [], []
         for each in audited.restoration:
             label = each.span.split()[1]
-            shares = {"--model-3": each.brought_back, "--model-1": each.task_share}
             bars = [
-                Bar(share=share, colour=colour, tip=f"{label}, {meanings[colour]}: {share:.0%}")
-                for colour, share in shares.items()
+                Bar(share=share, colour=colour, tip=f"{label}, {words}: {share:.0%}")
+                for (words, colour), share in zip(meanings.items(), (each.brought_back, each.task_share), strict=True)
                 if share is not None
             ]
             if bars:
@@ -221,16 +208,16 @@ def _restorations(result: AuditResult) -> Iterator[Markup]:
                 described.append(f"{each.span}: {percent(each.brought_back)} back, {percent(each.task_share)} kept")
         if groups:
             yield section(
-                f"Layers of {result.short_names[name]} put back",
+                f"Layers of {name} put back",
                 element("figure", bar_plot("Restoration of layers", "; ".join(described), groups, top=1.2)),
-                element("ul", legend, class_="legend"),
+                legend(meanings),
                 note="The base model's weights in one group of layers, all others as tuned. Read from the likelihood "
                 "of the reference answers (nats per token), so small changes count too.",
             )
 
 
 def _diversity(result: AuditResult) -> Markup | None:
-    measured = {"base": result.base_diversity, **{result.short_names[n]: a.diversity for n, a in result.tuned.items()}}
+    measured = {"base": result.base_diversity, **{name: audited.diversity for name, audited in result.named.items()}}
     models = {name: diversity for name, diversity in measured.items() if diversity is not None}
     if not models:
         return None
@@ -238,9 +225,8 @@ def _diversity(result: AuditResult) -> Markup | None:
     rows: list[Row] = [
         ("Distinct outputs", [percent(d.distinct) for d in each]),
         ("Entropy at the start (nats)", [d.start_entropy for d in each]),
+        *((f"Format: {name}", [percent(d.formats[name]) for d in each]) for name in each[0].formats),
     ]
-    for format_name in dict.fromkeys(name for diversity in each for name in diversity.formats):
-        rows.append((f"Format: {format_name}", [percent(d.formats.get(format_name, 0.0)) for d in each]))
     caption = f"{each[0].outputs} outputs a model, sampled at temperature 1"
     return section(
         "Diversity",

@@ -30,12 +30,15 @@ class Change:
     better: bool
 
     @property
+    def word(self) -> str:
+        return "better" if self.better else "worse"
+
+    @property
     def gain(self) -> tuple[float, float | None, float | None]:
         """(value, low, high), turned so that more is better."""
-        if self.metric.higher_is_better:
-            return self.value, self.low, self.high
-        low, high = (None if end is None else -end for end in (self.high, self.low))
-        return -self.value, low, high
+        if self.metric.higher_is_better or self.low is None or self.high is None:
+            return self.metric.sign * self.value, self.low, self.high
+        return -self.value, -self.high, -self.low
 
     @property
     def difference(self) -> str:
@@ -56,8 +59,8 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class FactsChanged:
-    """The examples of a right-or-wrong metric whose answer changed: dicts as in `TaskResult.examples`, of the tuned
-    model. `kept`: right in both."""
+    """Examples of the tuned model (as in `TaskResult.examples`) whose answer became wrong or right; `kept`: how many
+    are right in both models."""
 
     lost: list[dict[str, Any]]
     won: list[dict[str, Any]]
@@ -88,9 +91,8 @@ class LayerDrift:
 class Restored:
     """The tuned model with the base model's weights in `layers` (first, last; inclusive).
 
-    `task_share`: share of the tuning's gain on the task that is left (1 in the tuned model, 0 in the base model).
-    `probe_share`: share of what tuning cost on the probes that is still lost (1 in the tuned model, 0 in the base
-    model). Either is None where tuning changed nothing to speak of. `task` and `probes`: the values behind them.
+    `task_share`, `probe_share`: what is left of the tuning's gain on the task, and of its cost on the probes: 1 in the
+    tuned model, 0 in the base model, None where tuning changed nothing to speak of. `task`, `probes`: NLL per token.
     """
 
     layers: tuple[int, int]
@@ -129,9 +131,9 @@ class Diversity:
 class TunedAudit:
     """One tuned model against the base model. Outer keys of `changes`, `facts`, `retention`: task or probe name.
 
-    `divergence`: mean KL(base || tuned) in nats per token of text that the base model wrote; `divergence_error` its
-    standard error over texts. `retention`: per probe, the share of what the base model knew that is left, see
-    graftlm/auditing/retention.py; `retention_bounds`: the 95 % bootstrap interval of its mean over the probes.
+    `divergence`: mean KL(base || tuned) in nats per token of text that the base model wrote, and its standard error
+    over texts. `retention`: see graftlm/auditing/retention.py; `retention_bounds`: the 95 % bootstrap interval of its
+    mean over the probes.
     """
 
     results: dict[str, TaskResult]
@@ -154,8 +156,7 @@ class TunedAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class TunedPair:
-    """Two tuned models against one another: task or probe -> metric -> change, in which `Change.base` is the value of
-    `first` and `Change.tuned` that of `second`."""
+    """Two tuned models against one another: as `TunedAudit.changes`, with `first` as the base model."""
 
     first: str
     second: str
@@ -185,21 +186,30 @@ class AuditResult:
         """Tuned model -> its name without the folders before it ("demo/multi-token/model" -> "multi-token")."""
         return short_names(list(self.tuned))
 
+    @property
+    def named(self) -> dict[str, TunedAudit]:
+        """Short name -> tuned model."""
+        return dict(zip(self.short_names.values(), self.tuned.values(), strict=True))
 
-STEERED_BY = " + "
-"""Between a base model's name and its expert's (graftlm.proxy.model.steering)."""
+    @property
+    def columns(self) -> list[str]:
+        """Headings: the tuned models, and then the pairs of `between`."""
+        names = self.short_names
+        return [*names.values(), *(f"{names[pair.second]} − {names[pair.first]}" for pair in self.between)]
+
+    def changes(self, task: str, metric: str) -> tuple[list[Change | None], list[Change | None]]:
+        """The change of one metric in each tuned model, and in each pair of `between`."""
+        models, pairs = self.tuned.values(), self.between
+        return [m.changes[task].get(metric) for m in models], [p.changes[task].get(metric) for p in pairs]
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Name -> the last part of it that says something, or the whole where two (or "base") would be called the same.
-
-    Of a steered model, the base model's and the expert's.
-    """
-
-    def last(name: str) -> str:
-        parts = [part for part in Path(name).parts if part not in ("/", "model")]
-        return parts[-1] if parts else name
-
-    short = {name: STEERED_BY.join(map(last, name.split(STEERED_BY))) for name in names}
+    """Name -> the last part of it that says something (of a steered model, the base model's and the expert's), or the
+    whole where two (or "base") would be called the same."""
+    short = {name: " + ".join(map(_last_part, name.split(" + "))) for name in names}
     taken = Counter(["base", *short.values()])
     return {name: last if taken[last] == 1 else name for name, last in short.items()}
+
+
+def _last_part(name: str) -> str:
+    return next((part for part in reversed(Path(name).parts) if part not in ("/", "model")), name)

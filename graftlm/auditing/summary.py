@@ -18,9 +18,8 @@ def audit_table(result: AuditResult) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names, models = result.short_names, list(result.tuned.values())
-    pairs = [f"{names[pair.second]} − {names[pair.first]}" for pair in result.between]
-    for heading in ("measure", "", "floor", "base", *names.values(), *pairs):
+    models = list(result.tuned.values())
+    for heading in ("measure", "", "floor", "base", *result.columns):
         table.add_column(Text(heading), justify="left" if heading in ("measure", "") else "right")
 
     def add(label: str, measure: str, cells: list[str], floor: str = "", base: str = "") -> None:
@@ -29,8 +28,8 @@ def audit_table(result: AuditResult) -> Table:
     for task, first in result.base_results.items():
         for place, metric in enumerate(first.declared):
             label = f"{task} ({first.count})" if place == 0 else ""
-            cells = [describe_change(model.changes[task].get(metric.name)) for model in models]
-            cells += [describe_difference(pair.changes[task].get(metric.name)) for pair in result.between]
+            changes, between = result.changes(task, metric.name)
+            cells = [*map(describe_change, changes), *map(describe_difference, between)]
             add(label, metric.name, cells, number(metric.floor), number(first.metrics[metric.name]))
     for place, probe in enumerate(result.probes):
         add("" if place else "retention", probe, [percent(model.retention.get(probe)) for model in models])

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 from graftlm.auditing.result import AuditResult, Change, TunedAudit
 from graftlm.report.tables import capital
 
+CAVEAT = (
+    "Intervals are 95 % bootstrap intervals over the test examples, paired by example; they hold nothing of what "
+    "another seed of the training would change."
+)
+
 
 def audit_verdict(result: AuditResult) -> list[str]:
     """Describe what was gained and lost, where the weights moved, and what restoring layers brings back, in a few
     sentences for each tuned model."""
-    lines = []
-    for full_name, audited in result.tuned.items():
-        name = result.short_names[full_name]
-        lines += [
-            *_gain(result, name, audited),
-            *_below_floor(result, name, audited),
-            *_loss(result, name, audited),
-            *_place(name, audited),
-            *_restoration(name, audited),
-        ]
+    lines: list[str] = []
+    for name, audited in result.named.items():
+        for sentences in (_gain, _below_floor, _loss, _place, _restoration):
+            lines += sentences(result, name, audited)
     lines += _between(result)
-    lines.append(
-        "Intervals are 95 % bootstrap intervals over the test examples, paired by example; they hold nothing of what "
-        "another seed of the training would change."
-    )
-    return lines
+    return [*lines, CAVEAT]
 
 
 def _gain(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
@@ -67,44 +63,37 @@ def _loss(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
         yield f"On text that the base model writes, {name} diverges by {audited.divergence:.3f}{error} nats per token."
 
 
-def _place(name: str, audited: TunedAudit) -> Iterator[str]:
-    moved = mean_changes(audited)
-    if not moved:
-        return
-    largest = max(moved, key=lambda group: moved[group])
-    if moved[largest] == 0:
-        yield f"No weight of {name} differs from the base model's."
-        return
-    yield (
-        f"{name} changed weights in {sum(value > 0 for value in moved.values())} of the model's groups, most in "
-        f"{largest} (on average by {moved[largest]:.2%} of a weight's norm)."
-    )
-
-
-def mean_changes(audited: TunedAudit) -> dict[str, float]:
-    """Group -> mean relative change of its weights."""
+def _place(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
     groups: dict[str, list[float]] = {}
     for change in audited.weights:
         groups.setdefault(change.group, []).append(change.relative)
-    return {group: sum(values) / len(values) for group, values in groups.items()}
+    means = {group: statistics.fmean(values) for group, values in groups.items()}
+    changed = sum(mean > 0 for mean in means.values())
+    if changed:
+        largest = max(means, key=lambda group: means[group])
+        yield (
+            f"{name} changed weights in {changed} of the model's groups, most in {largest} (on average by "
+            f"{means[largest]:.2%} of a weight's norm)."
+        )
+    elif means:
+        yield f"No weight of {name} differs from the base model's."
 
 
-def _restoration(name: str, audited: TunedAudit) -> Iterator[str]:
+def _restoration(result: AuditResult, name: str, audited: TunedAudit) -> Iterator[str]:
     if not audited.restoration:
         return
     shares = [(each.brought_back, each) for each in audited.restoration if each.brought_back is not None]
+    share, best = max(shares, key=lambda pair: pair[0], default=(0.0, audited.restoration[0]))
     if not shares:
         yield f"The probes' answers are as likely under {name} as before: there is nothing to restore."
-        return
-    share, best = max(shares, key=lambda pair: pair[0])
-    if share <= 0:
+    elif share <= 0:
         yield f"Restoring no single group of layers of {name} brings back likelihood of the probes' answers."
-        return
-    cost = "" if best.task_share is None else f", and leaves {best.task_share:.0%} of the task's gain"
-    yield (
-        f"Of the groups of layers of {name}, restoring {best.span} brings back most of the likelihood that the "
-        f"probes' answers lost: {share:.0%} of it{cost}."
-    )
+    else:
+        cost = "" if best.task_share is None else f", and leaves {best.task_share:.0%} of the task's gain"
+        yield (
+            f"Of the groups of layers of {name}, restoring {best.span} brings back most of the likelihood that the "
+            f"probes' answers lost: {share:.0%} of it{cost}."
+        )
 
 
 def _between(result: AuditResult) -> Iterator[str]:
@@ -114,10 +103,9 @@ def _between(result: AuditResult) -> Iterator[str]:
         differing, unchanged = [], []
         for task, changes in pair.changes.items():
             shown = [
-                f"{change.metric.label} {change.tuned:.3f} against {change.base:.3f} "
-                f"({change.difference}: {'better' if change.better else 'worse'})"
-                for change in changes.values()
-                if change.shown
+                f"{each.metric.label} {each.tuned:.3f} against {each.base:.3f} ({each.difference}: {each.word})"
+                for each in changes.values()
+                if each.shown
             ]
             if shown:
                 differing.append(f"{task}: {'; '.join(shown)}")

@@ -127,7 +127,7 @@ def _comparisons(results: Results) -> Markup | None:
 def _difference(change: Change | None) -> Markup | None:
     if change is None:
         return None
-    sign = arrow(change.better, "better" if change.better else "worse") if change.shown else None
+    sign = arrow(change.better, change.word) if change.shown else None
     return join(change.difference, " ", sign)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graftlm.report.markup import Markup, element, join
-from graftlm.report.page import captioned, folded, panels, section
+from graftlm.report.page import captioned, folded, legend, panels, section
 from graftlm.report.plots import Bar, Line, bar_plot, line_plot, round_up, shade
 from graftlm.report.tables import capital, number_table
 
@@ -35,13 +35,9 @@ def losses_section(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup 
             f"Loss by head, {name}", lines, x_label="optimizer step", y_label="NLL (nats per token)", y_top=top
         )
         figures.append(captioned(name, plot))
-    legend = [
-        element("li", element("span", class_="swatch", style=f"color:var({_colour(head, present)})"), _name(head))
-        for head in present
-    ]
     return section(
         "Loss by head",
-        element("ul", legend, class_="legend"),
+        legend({_name(head): _colour(head, present) for head in present}),
         panels(figures),
         note="Head k predicts k tokens further than the model's own head. The vertical axis is the same in all plots; "
         "a line of many points is their moving average, with the points faint behind it.",

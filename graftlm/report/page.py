@@ -61,6 +61,12 @@ def captioned(heading: Markup | str, plot: Markup) -> Markup:
     return element("figure", element("figcaption", title), plot)
 
 
+def legend(meanings: Mapping[str, str]) -> Markup:
+    """Explain colours; `meanings`: what it stands for -> name of a CSS variable."""
+    swatches = [element("span", class_="swatch", style=f"color:var({colour})") for colour in meanings.values()]
+    return element("ul", [element("li", *each) for each in zip(swatches, meanings, strict=True)], class_="legend")
+
+
 def verdict_section(lines: Sequence[str]) -> Markup | None:
     """The result in sentences; None without any."""
     if not lines:
