@@ -53,12 +53,10 @@ def programs() -> list[Any]:
 
 @pytest.mark.parametrize("line", command_lines())
 def test_every_command_line_in_the_documentation_is_accepted(line: str) -> None:
-    _, verb, *arguments = shlex.split(line)
     group: Any = typer.main.get_command(app)
-    if " ".join([verb, *arguments[:1]]) in group.commands:  # a verb of two words
-        verb = f"{verb} {arguments.pop(0)}"
-    given = group.commands[verb].make_context(verb, arguments).params
-    for task in given.get("task") or []:
+    verb, command, arguments = group.resolve_command(group.context_class(group), shlex.split(line)[1:])
+    given = command.make_context(verb, arguments).params
+    for task in given.get("tasks") or []:
         assert get_task(task).name == task
     if verb not in CONFIGS:
         return
