@@ -16,10 +16,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import InputError
 from graftlm.runs.files import sha256_of
@@ -53,6 +53,16 @@ SMOLLM2_135M = BundledModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
+
+
+NAMED_MODELS = {each.name: each for each in (SMOLLM2_135M,)}
+
+
+def named_folder(name: str) -> Path | None:
+    """The folder of the model with this short name, made on first use; None where its package is not installed, and for
+    every other name."""
+    model = NAMED_MODELS.get(name)
+    return None if model is None else bundled_folder(model)
 
 
 def cache_folder() -> Path:
@@ -112,61 +122,51 @@ def is_complete(folder: Path, bundled: BundledModel) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def conversion_lock(folder: Path) -> Iterator[None]:
+def conversion_lock(folder: Path) -> contextlib.AbstractContextManager[Any]:
     """Held by the one process that converts into `folder`; freed by the system if that process dies."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process that prepares {folder.name} ...", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def convert_into(folder: Path, gguf: Path, bundled: BundledModel) -> None:
     """Convert beside `folder`, then rename: under that name there is a whole model or none."""
-    remove_stale(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with reported_steps(bundled.name, folder, total=4) as step:
-            convert(gguf, temporary, bundled, step)
+    prefix = f".{folder.name}-"
+    for left_by_killed in folder.parent.glob(f"{prefix}*"):  # the lock's holder is the only one at work
+        shutil.rmtree(left_by_killed, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as name:
+        temporary = Path(name)
+        with reported(bundled.name, folder):
+            convert(gguf, temporary / "model", bundled)
         if folder.exists():  # incomplete, or of an earlier format
             folder.rename(temporary / "replaced")
         # Files first, then the rename, so that a power cut cannot leave the name without the content.
         (temporary / "model").rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def convert(gguf: Path, temporary: Path, bundled: BundledModel, step: Callable[[str], None]) -> None:
-    """Write the model, its tokenizer and the marker to `temporary`/model."""
+def convert(gguf: Path, target: Path, bundled: BundledModel) -> None:
+    """Write the model, its tokenizer and the marker to `target`."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from graftlm.models.decoder import context_length
 
-    target = temporary / "model"
-    step("checking the file")
     check_hash(gguf, bundled)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # bars of the library, beside ours
-            step("reading the tokenizer")
+        with contextlib.redirect_stderr(io.StringIO()):  # bars of the library
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            step("reading the weights")
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
             )
-            step("writing safetensors")
             split_digits(tokenizer)
             tokenizer.model_max_length = context_length(model)
             tokenizer.save_pretrained(target)
@@ -206,35 +206,15 @@ def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove what killed conversions left beside `folder`; whoever holds the lock is the only one at work."""
-    for path in folder.parent.glob(f".{folder.name}-*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def reported_steps(name: str, folder: Path, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr, plain lines if that is no terminal. Yields a function that names the step."""
+def reported(name: str, folder: Path) -> Iterator[None]:
+    """Say on stderr that the model is prepared, with a spinner if that is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    # Bound to the present stderr, and `redirect_stderr` off: the conversion redirects it away meanwhile.
-    console = Console(file=sys.stderr)
+    # Bound to the present stderr: the conversion redirects it away meanwhile.
+    console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
     start = time.monotonic()
-    if not console.is_terminal:
-        print(f"preparing {name} in {folder} (once, about half a minute) ...", file=console.file, flush=True)
-        yield lambda description: None
-        print(f"prepared {name} in {time.monotonic() - start:.0f} s", file=console.file, flush=True)
-        return
-    columns = (SpinnerColumn(), TextColumn("preparing {task.fields[name]}: {task.description}"), BarColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, redirect_stderr=False, transient=True) as progress:
-        task = progress.add_task("", total=total, name=name)
-        started = 0
-
-        def step(description: str) -> None:
-            nonlocal started
-            progress.update(task, completed=started, description=description)
-            started += 1
-
-        yield step
-    console.print(f"prepared {name} in {time.monotonic() - start:.0f} s: {folder}", highlight=False)
+    console.print(f"preparing {name} in {folder} (once, about half a minute) ...")
+    with console.status(""):
+        yield
+    console.print(f"prepared {name} in {time.monotonic() - start:.0f} s")

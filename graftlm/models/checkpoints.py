@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.errors import InputError
-from graftlm.models.checkpoint_values import ADAPTER_CONFIG, check_adapter_values, check_model_values, read_object
+from graftlm.models.checkpoint_values import (
+    ADAPTER_CONFIG,
+    check_adapter_values,
+    check_model_values,
+    read_object,
+    weights_size,
+)
 from graftlm.runs.files import sha256_of
 
 PICKLE_ENDINGS = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
@@ -84,8 +90,8 @@ def explained_errors(source: str) -> Iterator[None]:
     except InputError:
         raise
     except SafetensorError as error:
-        broken = find_broken_safetensors(Path(source)) if Path(source).is_dir() else None
-        raise InputError(f"{broken or source} is truncated or damaged ({error}); copy it anew") from error
+        weights_size(Path(source))  # names the file
+        raise InputError(f"{source} is truncated or damaged ({error}); copy it anew") from error
     except (MemoryError, torch.OutOfMemoryError):
         raise  # the machine is at fault
     except Exception as error:  # a damaged file makes the libraries raise anything
@@ -94,19 +100,6 @@ def explained_errors(source: str) -> Iterator[None]:
         if type(error).__name__ != "PanicException":  # of tokenizers and safetensors, which are written in Rust
             raise
         raise InputError(f"{source} cannot be loaded: {explain(error)}; copy it anew") from error
-
-
-def find_broken_safetensors(folder: Path) -> Path | None:
-    """The first safetensors file of `folder` whose header or size is wrong."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError:
-            return path
-    return None
 
 
 def check_runs(model: Any, source: str) -> None:

@@ -60,9 +60,13 @@ class LayerCall:
             hidden_states = call.apply(layer, hidden_states, cache)
         return hidden_states
 
-    def without_hidden_states(self) -> LayerCall:
-        kwargs = {name: value for name, value in self.kwargs.items() if name != "hidden_states"}
-        return LayerCall((None, *self.args[1:]) if self.args else (), kwargs)
+    def followed_by(self, others: Iterable[LayerCall]) -> LayerCall:
+        """This call with `others` after it, whose hidden states it lets go."""
+        following = tuple(
+            LayerCall((None, *each.args[1:]) if each.args else (), each.kwargs | {"hidden_states": None})
+            for each in others
+        )
+        return replace(self, following=following)
 
 
 # A head keeps no cache while it is trained, and one of its own while it drafts.
@@ -252,8 +256,7 @@ class Decoder:
         """
         with self.capture(layer) as calls:
             output = self.trunk(**inputs, past_key_values=cache, use_cache=cache is not None)
-        first, *others = calls
-        return output.last_hidden_state, replace(first, following=tuple(c.without_hidden_states() for c in others))
+        return output.last_hidden_state, calls[0].followed_by(calls[1:])
 
     def run_with_routers(self, model: nn.Module, layer: int, **inputs: Any) -> tuple[Tensor, LayerCall, Tensor]:
         """Results of `run` through `model` itself, a mixture of experts, and its routers' balancing loss; unembeds one
@@ -265,9 +268,7 @@ class Decoder:
                 whole = model(**inputs, use_cache=False, output_router_logits=True, logits_to_keep=1)
         finally:
             handle.remove()
-        first, *others = calls
-        call = replace(first, following=tuple(c.without_hidden_states() for c in others))
-        return outputs[0].last_hidden_state, call, whole.aux_loss
+        return outputs[0].last_hidden_state, calls[0].followed_by(calls[1:]), whole.aux_loss
 
     @torch.no_grad()
     def verify(self) -> None:

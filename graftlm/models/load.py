@@ -16,17 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import InputError
+from graftlm.models.bundled import NAMED_MODELS, named_folder
 from graftlm.models.checkpoint_values import ADAPTER_CONFIG
-from graftlm.models.checkpoints import (
-    check_model_folder,
-    check_runs,
-    explained_errors,
-    has_tokenizer,
-    is_adapter,
-)
+from graftlm.models.checkpoints import check_model_folder, check_runs, explained_errors, has_tokenizer, is_adapter
 from graftlm.models.devices import resolve_device, resolve_dtype
 from graftlm.models.hub import hub_reachable
-from graftlm.models.named import NAMED_MODELS, named_folder
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +32,8 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # What an adapter needs from its repository: no weights but its own.
 ADAPTER_FILES = [
-    "adapter_*.json",
-    "adapter_*.safetensors",
-    "*token*",
-    "*.jinja",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
+    *("adapter_*.json", "adapter_*.safetensors"),
+    *("*token*", "*.jinja", "vocab.*", "merges.txt", "spiece.model"),
 ]
 
 
@@ -52,10 +41,10 @@ ADAPTER_FILES = [
 class LoadOptions:
     """Checked settings of `load_model`."""
 
-    revision: str | None
     dtype: torch.dtype | str
-    attn_implementation: str | None
-    trust_remote_code: bool
+    revision: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
 
 
 def load_model(
@@ -265,7 +254,7 @@ def adapter_on(
 
     path = Path(name).expanduser()
     folder: Path | None = path
-    options = LoadOptions(revision=None, dtype=base.dtype, attn_implementation=None, trust_remote_code=False)
+    options = LoadOptions(dtype=base.dtype)
     if not path.exists() and name not in NAMED_MODELS and HUB_ID.fullmatch(name):
         folder = fetch_adapter(name, options, offline=not hub_reachable())
     if folder is None or not is_adapter(folder):

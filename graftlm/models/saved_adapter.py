@@ -13,9 +13,9 @@ from safetensors import safe_open
 
 from graftlm.errors import InputError
 from graftlm.models.adapters import start_alteration
+from graftlm.models.bundled import NAMED_MODELS
 from graftlm.models.checkpoint_values import ADAPTER_CONFIG
 from graftlm.models.checkpoints import check_adapter_folder, check_all_loaded, explained_errors
-from graftlm.models.named import NAMED_MODELS
 
 PREFIX = "base_model.model."
 VOCABULARY_AXES = {"weight": 0, "modules_to_save.weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
