@@ -46,7 +46,9 @@ class ProxyCache(DynamicCache):
         if not isinstance(cache, cls):
             fault = "has been read with by another model" if type(cache) is DynamicCache else "holds one model's states"
             raise InputError(f"this {type(cache).__name__} {fault}: give a proxy-tuned model an empty DynamicCache")
-        cache._check_step(0 if experts is None else len(experts.cached_models()))
+        count = 0 if experts is None else len(experts.models())
+        if len(cache.others) != count or (columns(cache) and cache._ahead() != cache.ahead):
+            raise InputError("this cache is out of step with the models: it was read with by others; give a new one")
         return cache
 
     @classmethod
@@ -56,16 +58,12 @@ class ProxyCache(DynamicCache):
             offloading["offload_only_non_sliding"] = cache.only_non_sliding
         if not columns(cache):
             cache.layers, cache.layer_class_to_replicate = new_cache(base).layers, None
-        models = [] if experts is None else experts.cached_models()
+        models = [] if experts is None else experts.models()
         cache.others = [new_cache(model, **offloading) for model in models]
         cache.stacked = [experts is not None and experts.shared] * len(models)
         cache.rows = cache.prompt_length = 0
         cache.own_length, cache.ahead = None, []
         cache.__class__ = cls
-
-    def _check_step(self, count: int) -> None:
-        if len(self.others) != count or (columns(self) and self._ahead() != self.ahead):
-            raise InputError("this cache is out of step with the models: it was read with by others; give a new one")
 
     def _ahead(self) -> list[int]:
         return [columns(cache) - columns(self) for cache in self.others]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,10 +28,8 @@ class Inputs:
     position_ids: Tensor | None
 
     def to(self, device: torch.device) -> Inputs:
-        moved = (self.input_ids, self.attention_mask, self.position_ids)
-        ids, mask, positions = (None if tensor is None else tensor.to(device) for tensor in moved)
-        assert ids is not None
-        return Inputs(input_ids=ids, attention_mask=mask, position_ids=positions)
+        moved: Any = {name: None if tensor is None else tensor.to(device) for name, tensor in vars(self).items()}
+        return Inputs(**moved)
 
 
 class Experts(nn.Module, ABC):
@@ -59,15 +56,9 @@ class Experts(nn.Module, ABC):
         width, dtype = min(plus.shape[-1], minus.shape[-1]), torch.promote_types(plus.dtype, torch.float32)
         return plus[..., :width].to(dtype) - minus[..., :width].to(plus.device, dtype)
 
-    def cached_models(self) -> list[Any]:
-        """The models that read with a cache, one for each cache."""
+    def models(self) -> list[Any]:
+        """Those that read, each with a cache of its own: one, or expert and anti-expert."""
         return [self.expert_model] if self.shared else [self.expert_model, self.antiexpert_model]
-
-    def models(self) -> Iterator[tuple[str, Any]]:
-        """("expert", model) and ("anti-expert", model), whose vocabularies count; one where they are the same."""
-        yield "expert", self.expert_model
-        if self.antiexpert_model is not self.expert_model:
-            yield "anti-expert", self.antiexpert_model
 
 
 class SeparateExperts(Experts):
@@ -160,11 +151,8 @@ def not_switchable(model: PeftModel) -> str | None:
 
 def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, **options: Any) -> Any:
     """The output of `model`, with logits [rows, kept, vocabulary]."""
-    inputs = inputs.to(model.device)
     return model(
-        input_ids=inputs.input_ids,
-        attention_mask=inputs.attention_mask,
-        position_ids=inputs.position_ids,
+        **vars(inputs.to(model.device)),
         past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=logits_to_keep,
@@ -173,32 +161,18 @@ def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | T
     )
 
 
-def of_width(logits: Tensor, width: int, filler: float) -> Tensor:
-    """With entries [..., width], those that are missing being `filler`."""
-    missing = width - logits.shape[-1]
-    return nn.functional.pad(logits, (0, missing), value=filler) if missing else logits
-
-
 def stacked(first: Inputs, second: Inputs) -> Inputs:
     """The rows of both; the shorter ones are padded on the left, which the mask hides."""
-    width = max(first.input_ids.shape[1], second.input_ids.shape[1])
-    masks = [first.attention_mask, second.attention_mask]
-    span = max(width if mask is None else mask.shape[1] for mask in masks)
 
-    def padded(tensor: Tensor, to: int) -> Tensor:
-        return nn.functional.pad(tensor, (to - tensor.shape[1], 0))
+    def joined(*parts: Tensor | None) -> Tensor | None:
+        given = [part for part in parts if part is not None]
+        if len(given) < len(parts):
+            return None
+        width = max(part.shape[1] for part in given)
+        return torch.cat([nn.functional.pad(part, (width - part.shape[1], 0)) for part in given])
 
-    def joined(tensors: list[Tensor | None], to: int) -> Tensor | None:
-        given = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat([padded(tensor, to) for tensor in given]) if len(given) == len(tensors) else None
-
-    ids = joined([first.input_ids, second.input_ids], width)
-    assert ids is not None
-    return Inputs(
-        input_ids=ids,
-        attention_mask=joined(masks, span),
-        position_ids=joined([first.position_ids, second.position_ids], width),
-    )
+    both: Any = {name: joined(part, getattr(second, name)) for name, part in vars(first).items()}
+    return Inputs(**both)
 
 
 def with_own_prompt(inputs: Inputs, cache: ProxyCache, ids: Tensor, mask: Tensor | None) -> tuple[Inputs, Inputs]:
@@ -212,10 +186,7 @@ def with_own_prompt(inputs: Inputs, cache: ProxyCache, ids: Tensor, mask: Tensor
     shared_mask = inputs.attention_mask
     if shared_mask is None:
         shared_mask = inputs.input_ids.new_ones(rows, past + time)
-    return (
-        _placed(inputs.input_ids if past else ids, own_mask),
-        _placed(inputs.input_ids, shared_mask),
-    )
+    return _placed(inputs.input_ids if past else ids, own_mask), _placed(inputs.input_ids, shared_mask)
 
 
 def _placed(ids: Tensor, mask: Tensor) -> Inputs:

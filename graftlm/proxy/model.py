@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -44,7 +44,7 @@ from graftlm.models.caches import new_cache
 from graftlm.models.decoder import context_length, end_tokens, text_config
 from graftlm.proxy.alpha import Alpha, check_alpha
 from graftlm.proxy.cache import ProxyCache, columns
-from graftlm.proxy.experts import Inputs, of_width, run, with_own_prompt
+from graftlm.proxy.experts import Inputs, run, with_own_prompt
 from graftlm.proxy.opening import Parts, open_parts
 
 LEAST = -1e30
@@ -259,25 +259,11 @@ class ProxyTunedModel(PreTrainedModel, GenerationMixin):
             return logits
         given = (*inputs, cache.others if cache else None, logits_to_keep)
         if callable(self.alpha):
-            return self.combine(logits, *self.experts.logits(*given))
-        offset = self.experts.offset(*given)
-        width = min(offset.shape[-1], logits.shape[-1])
-        offset = offset[..., :width].to(logits.device, logits.dtype)
-        return of_width(torch.add(logits[..., :width], offset, alpha=self.alpha), logits.shape[-1], LEAST)
-
-    def combine(self, base: Tensor, expert: Tensor, antiexpert: Tensor) -> Tensor:
-        """s_M + alpha (s_M+ - s_M-), on the base model's device; further entries of the experts are cropped, and those
-        that only the base model has, which are no tokens, get no chance."""
-        width = min(base.shape[-1], expert.shape[-1], antiexpert.shape[-1])
-        plus, minus = (part[..., :width].to(device=base.device, dtype=base.dtype) for part in (expert, antiexpert))
-        own = base[..., :width]
-        strength: Any = self.alpha(own, plus, minus) if callable(self.alpha) else self.alpha
-        combined = (
-            torch.addcmul(own, plus - minus, strength)
-            if isinstance(strength, Tensor)
-            else torch.add(own, plus - minus, alpha=strength)
-        )
-        return of_width(combined, base.shape[-1], LEAST)
+            parts = (logits, *self.experts.logits(*given))
+            width = min(part.shape[-1] for part in parts)
+            own, plus, minus = (part[..., :width].to(logits.device, logits.dtype) for part in parts)
+            return _added(logits, plus - minus, self.alpha(own, plus, minus))
+        return _added(logits, self.experts.offset(*given), self.alpha)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Names, revisions and alpha, no weights: config.json and generation_config.json.
@@ -330,6 +316,18 @@ def _options(config: Any, given: Mapping[str, Any]) -> dict[str, bool]:
     return {name: True for name, value in asked.items() if value}
 
 
+def _added(logits: Tensor, offset: Tensor, strength: Tensor | float) -> Tensor:
+    """logits + strength · offset [..., vocabulary], on the device of `logits`; further entries of `offset` are cropped,
+    and those that only `logits` has, which are no tokens, get no chance."""
+    width, missing = offset.shape[-1], max(0, logits.shape[-1] - offset.shape[-1])
+    own, offset = logits[..., :width], offset[..., : logits.shape[-1]].to(logits.device, logits.dtype)
+    if isinstance(strength, Tensor):
+        combined = torch.addcmul(own, offset, strength)
+    else:
+        combined = torch.add(own, offset, alpha=strength)
+    return nn.functional.pad(combined, (0, missing), value=LEAST) if missing else combined
+
+
 def _last_only(logits_to_keep: int | Tensor, labels: Tensor | None, cache: ProxyCache | None) -> int | Tensor:
     """1, the only position where the models' texts meet after an expert's own prompt; InputError for others."""
     if cache is None:
@@ -345,10 +343,8 @@ def _last_only(logits_to_keep: int | Tensor, labels: Tensor | None, cache: Proxy
 def _config(parts: Parts, alpha: Alpha) -> ProxyTunedConfig:
     base = text_config(parts.base)
     shared = {name: getattr(base, name) for name in COPIED if getattr(base, name, None) is not None}
-    experts = [] if parts.experts is None else [model for _, model in parts.experts.models()]
+    experts = [] if parts.experts is None else parts.experts.models()
     lengths = [context_length(model) for model in (parts.base, *experts)]
     if known := [length for length in lengths if length is not None]:
         shared["max_position_embeddings"] = min(known)  # all of them read the text
-    names = dict(zip(("base", "expert", "antiexpert"), parts.names, strict=True))
-    revisions = dict(zip(("base_revision", "expert_revision", "antiexpert_revision"), parts.revisions, strict=True))
-    return ProxyTunedConfig(**names, **revisions, alpha=None if callable(alpha) else alpha, **shared)
+    return ProxyTunedConfig(**parts.names, alpha=None if callable(alpha) else alpha, **shared)

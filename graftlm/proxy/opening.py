@@ -5,30 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
 from graftlm.models.few_rows import use_fast_cpu_products
+from graftlm.models.given import Given, name_of
 from graftlm.models.load import adapter_on, load_model
 from graftlm.proxy.experts import Experts, SeparateExperts, SharedExperts
 from graftlm.proxy.vocabulary import check_tokens, check_widths
 
-Given: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """`names` and `revisions` of base, expert and anti-expert, None where it was given as a model."""
+    """`names`: the settings of a ProxyTunedConfig that name the models, None where one was given as a model."""
 
     base: Any
     experts: Experts | None
     tokenizer: PreTrainedTokenizerBase | None
     expert_tokenizer: PreTrainedTokenizerBase | None
-    names: tuple[str | None, str | None, str | None]
-    revisions: tuple[str | None, str | None, str | None]
+    names: dict[str, str | None]
 
 
 def open_parts(
@@ -49,24 +47,17 @@ def open_parts(
         raise InputError("no expert is given: proxy-tuning needs one (or alpha = 0)")
     model, own_tokenizer = _part(base, revision)
     tokenizer = tokenizer or own_tokenizer
-    experts: Experts | None = None
-    expert_tokenizer = None
-    if wanted:
-        assert expert is not None
+    experts, expert_tokenizer = None, None
+    if wanted and expert is not None:
         experts, tokenizers = _open_experts(expert, antiexpert, expert_revision, antiexpert_revision)
         expert_tokenizer = tokenizers[0]
-        for (role, part), own in zip(experts.models(), tokenizers, strict=False):
+        for role, part, own in zip(("expert", "anti-expert"), experts.models(), tokenizers, strict=False):
             check_widths(model, part, role, tokenizer)
             if tokenizer is not None and own is not None:
                 check_tokens(tokenizer, own, role)
-    return Parts(
-        base=model,
-        experts=experts,
-        tokenizer=tokenizer,
-        expert_tokenizer=expert_tokenizer,
-        names=(_name(base), _name(expert), _name(antiexpert)),
-        revisions=(revision, expert_revision, antiexpert_revision),
-    )
+    names = {"base": _name(base), "expert": _name(expert), "antiexpert": _name(antiexpert)}
+    names |= dict(zip(("base_revision", "expert_revision", "antiexpert_revision"), revisions, strict=True))
+    return Parts(base=model, experts=experts, tokenizer=tokenizer, expert_tokenizer=expert_tokenizer, names=names)
 
 
 def load_part(name: str | os.PathLike[str], revision: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -105,5 +96,4 @@ def _open_experts(
 def _name(given: Given | None) -> str | None:
     if given is None or isinstance(given, PeftModel):  # which calls itself by the name of the model that it is on
         return None
-    name = os.fspath(given) if isinstance(given, (str, os.PathLike)) else getattr(given, "name_or_path", None)
-    return name or None
+    return name_of(given) or None
