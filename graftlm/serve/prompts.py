@@ -35,41 +35,35 @@ class Prompts:
         self.vocabulary: int = getattr(text_config(model), "vocab_size", None) or len(tokenizer)
         self.ends = frozenset(end_tokens(model, tokenizer))
         self.stop_strings = stop_strings(model.generation_config)
+        pad = tokenizer.pad_token_id
+        self.pad_token: int = min(self.ends, default=0) if pad is None else pad  # never looked at
         self.special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-    @property
-    def pad_token(self) -> int:
-        """The token that pads sequences to one length; never looked at."""
-        pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else min(self.ends, default=0)
 
     def encode(self, request: GenerationRequest) -> list[list[int]]:
         """The token ids of each prompt of a request; takes a while for long ones."""
+        if request.choices > self.settings.max_queue:  # which could never be taken into the queue
+            most = self.settings.max_queue
+            raise Refusal(f"{request.choices} sequences are asked for at once, but at most {most} can be", "n")
         if isinstance(request, ChatRequest):
             return [self.encode_chat(request)]
         assert isinstance(request, CompletionRequest)
-        prompts: list[Any] = [request.prompt]
-        if is_several(request.prompt):
-            prompts = list(request.prompt)
-        self.check_count(len(prompts) * request.n)
-        return [self.encode_prompt(prompt) for prompt in prompts]
+        return [self.encode_prompt(prompt) for prompt in request.prompts]
 
     def encode_prompt(self, prompt: str | list[int]) -> list[int]:
-        ids = self.encode_text(prompt) if isinstance(prompt, str) else prompt
+        if not isinstance(prompt, str):
+            if max(prompt) >= self.vocabulary:
+                known = f"the model knows 0 to {self.vocabulary - 1}"
+                raise Refusal(f"the prompt has token {max(prompt)}, but {known}", "prompt")
+            return prompt
+        self.check_characters(len(prompt), "prompt")
+        with self.lock:
+            ids = encode_text(self.encoder, prompt)
         if not ids:
             raise Refusal("the prompt is empty", "prompt")
-        if not isinstance(prompt, str) and max(ids) >= self.vocabulary:
-            raise Refusal(f"the prompt has token {max(ids)}, but the model knows 0 to {self.vocabulary - 1}", "prompt")
         return ids
-
-    def encode_text(self, text: str) -> list[int]:
-        self.check_characters(len(text), "prompt")
-        with self.lock:
-            return encode_text(self.encoder, text)
 
     def encode_chat(self, request: ChatRequest) -> list[int]:
         """The messages in the tokenizer's own chat template."""
-        self.check_count(request.n)
         if self.encoder.chat_template is None:
             raise Refusal(
                 "this model's tokenizer has no chat template, so it was not made for chats; use /v1/completions",
@@ -106,11 +100,6 @@ class Prompts:
                 "context_length_exceeded",
             )
 
-    def check_count(self, count: int) -> None:
-        """Refuse a request that could never be taken into the queue."""
-        if count > self.settings.max_queue:
-            raise Refusal(f"{count} sequences are asked for at once, but at most {self.settings.max_queue} can be", "n")
-
     def tokens_to_write(self, request: GenerationRequest, prompt_tokens: int) -> int:
         """The most tokens that the answer to one prompt may have."""
         asked, most = request.asked_tokens, self.settings.max_tokens_limit
@@ -134,23 +123,21 @@ class Prompts:
     ) -> list[ServedSequence]:
         """`n` sequences for each prompt, in the order of the choices of the answer."""
         limits = [self.tokens_to_write(request, len(prompt)) for prompt in prompts]
+        stop = request.stops + self.stop_strings
+        # Special tokens are no text, so as a stop text one would never be found.
+        stop_ids = self.ends | {self.special[text] for text in stop if text in self.special}
         return [
             ServedSequence(
                 index=number * request.n + choice,
+                request=request,
                 prompt=prompt,
-                continues=isinstance(request, CompletionRequest),
-                sampling=(sampling := request.sampling(limit, self.stop_strings)),
+                max_tokens=limit,
                 tokenizer=self.tokenizer,
-                # Special tokens are no text, so as a stop text one would never be found.
-                stop_ids=self.ends | {self.special[stop] for stop in sampling.stop if stop in self.special},
+                stop=stop,
+                stop_ids=stop_ids,
                 deliver=deliver,
                 generator=seeded_generator(request.seed, choice, self.device),
             )
             for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
             for choice in range(request.n)
         ]
-
-
-def is_several(prompt: str | list[str] | list[int] | list[list[int]]) -> bool:
-    """Whether it is a list of prompts."""
-    return not isinstance(prompt, str) and not isinstance(prompt[0], int)

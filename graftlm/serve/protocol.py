@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 
 from graftlm.serve.refusal import Refusal, shortened
-from graftlm.serve.sequence import Sampling
 
 MOST_STOPS = 64  # OpenAI takes four; tasks of evaluations have more
 LONGEST_STOP = 1000  # characters
@@ -115,15 +114,14 @@ class GenerationRequest(Understood):
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, max_tokens: int, stop: tuple[str, ...] = ()) -> Sampling:
-        """`stop`: texts that end each output, besides the request's own."""
-        return Sampling(
-            max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            stop=((self.stop,) if isinstance(self.stop, str) else tuple(self.stop)) + stop,
-            alternatives=self.alternatives,
-        )
+    @property
+    def choices(self) -> int:
+        """How many sequences answer it."""
+        return self.n
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class CompletionRequest(GenerationRequest):
@@ -134,6 +132,16 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
     logprobs: int | None = Field(default=None, ge=0, le=5)
+
+    @property
+    def prompts(self) -> list[Any]:
+        """Texts or lists of token ids, one for each prompt."""
+        is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if is_one else list(self.prompt)
+
+    @property
+    def choices(self) -> int:
+        return self.n * len(self.prompts)
 
     @property
     def alternatives(self) -> int | None:

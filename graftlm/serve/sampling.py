@@ -92,7 +92,7 @@ class SequenceSampler(LogitsProcessor):
 
     def choose(self, logits: Tensor, sequences: Sequence[ServedSequence]) -> Tensor:
         """[sequences] int64, the next token of each sequence."""
-        drawn = [place for place, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
+        drawn = [place for place, sequence in enumerate(sequences) if sequence.request.temperature > 0]
         if len(drawn) < len(sequences):
             tokens = logits.argmax(-1)
         else:
@@ -102,7 +102,7 @@ class SequenceSampler(LogitsProcessor):
         return tokens
 
     def draw(self, logits: Tensor, sequences: Sequence[ServedSequence]) -> Tensor:
-        settings = [(sequence.sampling.temperature, sequence.sampling.top_p) for sequence in sequences]
+        settings = [(sequence.request.temperature, sequence.request.top_p) for sequence in sequences]
         temperature, top_p = torch.tensor(settings, device=logits.device).unbind(-1)
         race = torch.empty_like(logits)
         for own, sequence in zip(race, sequences, strict=True):
@@ -111,7 +111,7 @@ class SequenceSampler(LogitsProcessor):
 
     def scores(self, logits: Tensor, tokens: Tensor, sequences: Sequence[ServedSequence]) -> list[Scores | None]:
         """Log-probabilities of the sequences that want them."""
-        wanted = {place: sequence.sampling.alternatives for place, sequence in enumerate(sequences)}
+        wanted = {place: sequence.request.alternatives for place, sequence in enumerate(sequences)}
         asked = {place: count for place, count in wanted.items() if count is not None}
         results: list[Scores | None] = [None] * len(sequences)
         if asked:

@@ -10,21 +10,11 @@ from typing import Any, Literal
 
 import torch
 
+from graftlm.serve.protocol import CompletionRequest, GenerationRequest
 from graftlm.serve.refusal import Refusal
 from graftlm.serve.text import TextWriter
 
 Finish = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """The settings of one sequence."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    alternatives: int | None = None  # likeliest tokens to report at each place; None: no log-probabilities
 
 
 CONTEXT = 4
@@ -73,10 +63,11 @@ class ServedSequence:
     """
 
     index: int  # the choice's place in the answer
+    request: GenerationRequest
     prompt: Sequence[int]
-    continues: bool  # whether what is written goes on from the prompt's text
-    sampling: Sampling
+    max_tokens: int
     tokenizer: Any
+    stop: Sequence[str]
     stop_ids: Collection[int]
     deliver: Callable[[Piece], None]
     generator: torch.Generator
@@ -87,7 +78,8 @@ class ServedSequence:
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt)
-        self.writer = TextWriter(self.tokenizer, self.sampling.stop, self.prompt[-CONTEXT:] if self.continues else ())
+        before = self.prompt[-CONTEXT:] if isinstance(self.request, CompletionRequest) else ()  # a chat's is no text
+        self.writer = TextWriter(self.tokenizer, self.stop, before)
         self.unreported: list[Token] = []
 
     @property
@@ -96,7 +88,7 @@ class ServedSequence:
 
     @property
     def remaining(self) -> int:
-        return self.sampling.max_tokens - self.generated
+        return self.max_tokens - self.generated
 
     def push(self, token: int, scores: Scores | None = None) -> None:
         """Add the model's next token."""

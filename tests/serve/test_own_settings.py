@@ -128,7 +128,9 @@ def test_the_models_own_stop_strings_end_a_text_besides_the_requests(
     model.generation_config.stop_strings = [stop, "nowhere"] if as_list else stop
     assert written(model, tokenizer)[0] == full[: full.index(stop)]
     request = CompletionRequest(model=NAME, prompt="x", stop=["a", "b"])
-    assert request.sampling(1, (stop,)).stop == ("a", "b", stop)
+    prompts = create_app(model, tokenizer, NAME).state.prompts
+    (sequence,) = prompts.sequences(request, prompts.encode(request), lambda piece: None)
+    assert sequence.stop[:3] == ("a", "b", stop)
 
 
 @pytest.mark.parametrize(

@@ -101,5 +101,5 @@ def test_one_of_a_hundred_thousand_faults_is_told_at_once() -> None:
 def test_as_many_stop_texts_as_evaluations_have_are_taken() -> None:
     for count in (5, MOST_STOPS):
         body = json.dumps(COMPLETION | {"stop": [str(number) for number in range(count)]}).encode()
-        assert len(read(CompletionRequest, body, "application/json").sampling(1).stop) == count
+        assert len(read(CompletionRequest, body, "application/json").stops) == count
     assert refusal(CompletionRequest, COMPLETION | {"stop": ["a"] * (MOST_STOPS + 1)}).param == "stop"
