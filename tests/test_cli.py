@@ -19,7 +19,7 @@ import graftlm
 import graftlm.proxy.steering as proxy
 import graftlm.tasks.evaluation as evaluation
 from graftlm.cli import main
-from graftlm.decoding.config import read_prompts
+from graftlm.data.readers import read_lines
 from graftlm.decoding.draft_length import DraftLength
 from graftlm.errors import InputError
 from graftlm.heads.heads import MultiTokenHeads
@@ -301,7 +301,7 @@ def test_generate_with_heads_writes_the_same_text_and_says_how_much_faster(
     [line] = read_json_lines(output / "texts.jsonl")
     assert (line["prompt"], line["text"] + "\n", line["tokens"]) == ("abc", plain, 12)
     pattern = (
-        r"12 tokens in \d+ passes \(\d+ of \d+ drafted tokens kept\): [\d.]+ tokens/s, "
+        r"12 tokens in \d+ passes \(\d+ of \d+ drafts accepted\): [\d.]+ tokens/s, "
         r"[\d.]+ times the [\d.]+ without drafts, the same tokens"
     )
     assert re.fullmatch(pattern, shown.err.strip().splitlines()[-1])
@@ -316,7 +316,7 @@ def test_generate_with_heads_writes_the_same_text_and_says_how_much_faster(
 
 def test_a_file_of_prompts_has_a_line_each_whatever_wrote_it(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes("\ufeffone\u2028still one\r\n\r\ntwo\r\n".encode())
-    assert read_prompts(tmp_path / "prompts.txt") == ["one\u2028still one", "two"]
+    assert read_lines(tmp_path / "prompts.txt", "--file") == ["one\u2028still one", "two"]
 
 
 def test_signs_that_the_platforms_encoding_lacks_reach_a_file() -> None:

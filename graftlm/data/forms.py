@@ -21,20 +21,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from graftlm.errors import InputError
 
 Row = dict[str, Any]
 Message = dict[str, str]
+Converter = Callable[[Mapping[str, Any], str], Iterator[Row]]  # a row and its place
 
-FORMS = {
-    "prompt+completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "alpaca": ("instruction", "output"),
-    "text": ("text",),
-}
 # One number for each token of the completion, written by other parts of graftlm; passed on as they are.
 TOKEN_COLUMNS = ("weights", "importance")
 # Whether a turn is trained on: OpenAI's and Axolotl's keys of a message.
@@ -44,16 +39,9 @@ MESSAGES = "{role, content} or {from, value}"
 # Columns that chat templates and trainers read beside the messages.
 LOST_COLUMNS = ("tools", "functions", "chat_template_kwargs", "images", "image", "audios", "audio", "videos", "video")
 ROLES = {
+    **{role: role for role in ("user", "assistant", "system", "developer", "tool")},
     "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "developer": "developer",
-    "tool": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
 }
 
 
@@ -66,11 +54,10 @@ def canonical_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Ro
     Raises:
         InputError: a missing column, a null or wrongly typed value, or rows that differ in kind.
     """
-    convert: Callable[[Mapping[str, Any], str], Iterator[Row]] | None = None
+    convert: Converter | None = None
     first: tuple[str, Row] | None = None
     for place, row in rows:
-        if convert is None:
-            convert = CONVERTERS[detect_form(row, place)]
+        convert = convert or converter_of(row, place)
         for converted in convert(row, place):
             add_token_columns(converted, row, place)
             first = first or (place, converted)
@@ -78,11 +65,11 @@ def canonical_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Ro
             yield converted
 
 
-def detect_form(row: Mapping[str, Any], place: str) -> str:
-    for form, columns in FORMS.items():
+def converter_of(row: Mapping[str, Any], place: str) -> Converter:
+    for columns, convert in FORMS.items():
         if all(column in row for column in columns):
-            return form
-    expected = "; ".join(" + ".join(columns) for columns in FORMS.values())
+            return convert
+    expected = "; ".join(map(" + ".join, FORMS))
     raise InputError(f"{place} has the columns {describe_columns(row)}, but one of these is needed: {expected}")
 
 
@@ -95,21 +82,10 @@ def from_prompt_completion(row: Mapping[str, Any], place: str) -> Iterator[Row]:
             raise InputError(f"{place}: prompt needs a message, and completion has to end with the assistant's")
         yield from split_conversation(completion, "completion", place, prompt=messages)
         return
-    prompt, completion = text(row, "prompt", place), text(row, "completion", place)
-    if not completion:
-        raise InputError(f"{place}: column 'completion' is empty; remove the row or fill it")
-    yield {"prompt": prompt, "completion": completion}
+    yield {"prompt": text(row, "prompt", place), "completion": filled_text(row, "completion", place)}
 
 
-def from_messages(row: Mapping[str, Any], place: str) -> Iterator[Row]:
-    return conversation(row, "messages", place)
-
-
-def from_sharegpt(row: Mapping[str, Any], place: str) -> Iterator[Row]:
-    return conversation(row, "conversations", place)
-
-
-def conversation(row: Mapping[str, Any], name: str, place: str) -> Iterator[Row]:
+def from_conversation(row: Mapping[str, Any], place: str, *, name: str) -> Iterator[Row]:
     refuse_columns(row, LOST_COLUMNS, place)
     turns, system = column(row, name, place), system_turn(row, place)
     if system and isinstance(turns, list) and turns and to_message(turns[0], f"{place}: {name}")["role"] == "system":
@@ -131,14 +107,12 @@ def refuse_columns(row: Mapping[str, Any], names: Sequence[str], place: str) -> 
 
 def from_alpaca(row: Mapping[str, Any], place: str) -> Iterator[Row]:
     refuse_columns(row, (*LOST_COLUMNS, "history"), place)
-    instruction, output = text(row, "instruction", place), text(row, "output", place)
-    context = text(row, "input", place) if row.get("input") is not None else ""
-    if not output:
-        raise InputError(f"{place}: column 'output' is empty; remove the row or fill it")
-    question = f"{instruction}\n\n{context}" if context else instruction
+    question, answer = text(row, "instruction", place), filled_text(row, "output", place)
+    if row.get("input") not in (None, ""):
+        question += "\n\n" + text(row, "input", place)
     yield {
         "prompt": [*system_turn(row, place), {"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": output}],
+        "completion": [{"role": "assistant", "content": answer}],
     }
 
 
@@ -147,13 +121,14 @@ def from_text(row: Mapping[str, Any], place: str) -> Iterator[Row]:
         yield {"text": content}
 
 
-CONVERTERS: dict[str, Callable[[Mapping[str, Any], str], Iterator[Row]]] = {
-    "prompt+completion": from_prompt_completion,
-    "messages": from_messages,
-    "sharegpt": from_sharegpt,
-    "alpaca": from_alpaca,
-    "text": from_text,
+FORMS: dict[tuple[str, ...], Converter] = {
+    ("prompt", "completion"): from_prompt_completion,
+    ("messages",): partial(from_conversation, name="messages"),
+    ("conversations",): partial(from_conversation, name="conversations"),
+    ("instruction", "output"): from_alpaca,
+    ("text",): from_text,
 }
+"""Columns of a form, and how one of its rows is converted."""
 
 
 def split_conversation(turns: Any, name: str, place: str, *, prompt: Sequence[Message] = ()) -> Iterator[Row]:
@@ -198,12 +173,11 @@ def to_message(turn: Any, place: str) -> Message:
 
 
 def plain_text(content: Any) -> str | None:
-    """The text of a message's content, also of one in parts (OpenAI's {type: text}); None where it is something
-    else."""
+    """The text of a message's content, or of its parts (OpenAI's {type: text}); None where it is something else."""
     if isinstance(content, list) and content:
-        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-        texts = [text for text in parts if isinstance(text, str)]
-        return "".join(texts) if len(texts) == len(content) else None
+        typed = all(isinstance(part, Mapping) and part.get("type") == "text" for part in content)
+        texts = [part.get("text") for part in content] if typed else [None]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else None
     return content if isinstance(content, str) else None
 
 
@@ -262,6 +236,12 @@ def text(row: Mapping[str, Any], name: str, place: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{place}: column {name!r} is {describe(value)}, but text is expected")
     return value
+
+
+def filled_text(row: Mapping[str, Any], name: str, place: str) -> str:
+    if value := text(row, name, place):
+        return value
+    raise InputError(f"{place}: column {name!r} is empty; remove the row or fill it")
 
 
 def describe_columns(row: Mapping[str, Any]) -> str:

@@ -8,14 +8,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.data.encoding import beginning, encode_messages, encode_text
-from graftlm.data.forms import Row, canonical_rows, describe
+from graftlm.data.forms import TOKEN_COLUMNS, Row, canonical_rows, describe
 from graftlm.data.named import named_data
-from graftlm.data.readers import READERS, PlacedRow, ending, names_split, read_file, select_files
+from graftlm.data.readers import READERS, PlacedRow, ending, names_split, read_file, read_lines, select_files
 from graftlm.errors import InputError
 from graftlm.models.hub import hub_reachable
 
@@ -31,29 +30,28 @@ def load_rows(source: str | os.PathLike[str], split: str = "train", *, limit: in
     """Load rows and bring them to one form.
 
     Args:
-        source: a built-in task's name, a .json, .jsonl, .csv or .parquet file (or any of them .gz), a folder
-            of such files, or a hub id, with a configuration as in "openai/gsm8k:main". A task's name wins
-            over a folder of that name: write ./molecules for the folder.
+        source: a built-in task's name, a .json, .jsonl, .csv or .parquet file (or any of them .gz), a folder of such
+            files, or a hub id, with a configuration as in "openai/gsm8k:main". A task's name wins over a folder of that
+            name: write ./molecules for the folder.
         split: a single file is its "train" split, unless its name has the word for another one.
         limit: stop after so many rows.
 
-    Returns:
-        Columns `prompt` and `completion` (both text, or both lists of {"role", "content"} messages), or
-        `text`; with `weights` or `importance` (list of float, one for each token of the completion) where the
-        source has them.
-
-    Raises:
-        InputError: no such source or split, an unreadable or malformed file, no rows, or a row of no known
-        form.
+    Returns columns `prompt` and `completion` (both text, or both lists of {"role", "content"} messages), or `text`;
+    with `weights` or `importance` (list of float, one for each token of the completion) where the source has them.
+    Raises InputError: no such source or split, an unreadable or malformed file, no rows, or a row of no known form.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, but a number of rows from 1 up is expected")
+    from datasets import Dataset, concatenate_datasets
+
     name = os.fspath(source)
-    rows = canonical_rows(read_source(name, split))
-    dataset = build_dataset(itertools.islice(rows, limit))
-    if dataset is None:
+    rows = itertools.islice(canonical_rows(read_source(name, split)), limit)
+    parts: list[Dataset] = []
+    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+        parts.append(Dataset.from_list(chunk, features=parts[0].features if parts else features_of(chunk[0])))
+    if not parts:
         raise InputError(f"data {name!r} (split {split!r}) has no rows")
-    return dataset
+    return concatenate_datasets(parts)
 
 
 def read_source(name: str, split: str) -> Iterator[PlacedRow]:
@@ -75,62 +73,32 @@ def read_source(name: str, split: str) -> Iterator[PlacedRow]:
 def read_hub(name: str, split: str) -> Iterator[PlacedRow]:
     import datasets
 
-    offline = bool(datasets.config.HF_HUB_OFFLINE)
-    if not offline and not hub_reachable():
-        raise InputError(
-            f"data {name!r} is no file, folder or task ({', '.join(named_data())}), and the hub is out of reach; "
-            "set HF_HUB_OFFLINE=1 to use an earlier download"
-        )
+    unknown = f"data {name!r} is no file, folder or task ({', '.join(named_data())}), and"
+    if not datasets.config.HF_HUB_OFFLINE and not hub_reachable():
+        raise InputError(f"{unknown} the hub is out of reach; set HF_HUB_OFFLINE=1 to use an earlier download")
     hub_id, _, configuration = name.partition(":")
     try:
         rows: Any = datasets.load_dataset(hub_id, configuration or None, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"data {name!r} is no file, folder or task ({', '.join(named_data())}), and not on the hub: {reason}"
-        ) from error
+        raise InputError(f"{unknown} not on the hub: {reason}") from error
     return ((f"row {i} of {name}", row) for i, row in enumerate(rows, start=1))
-
-
-def build_dataset(rows: Iterator[Row]) -> Dataset | None:
-    """An in-memory Dataset, built chunk by chunk; None without rows."""
-    from datasets import Dataset, concatenate_datasets
-
-    parts: list[Dataset] = []
-    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-        features = parts[0].features if parts else features_of(chunk[0])
-        parts.append(Dataset.from_list(chunk, features=features))
-    return concatenate_datasets(parts) if parts else None
 
 
 def features_of(row: Row) -> Features:
     """Column types by the row's own; given, so that they do not depend on which rows come first."""
     from datasets import Features, Value
 
-    messages = [{"role": Value("string"), "content": Value("string")}]
-    types: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, str):
-            types[name] = Value("string")
-        else:
-            types[name] = messages if name in ("prompt", "completion") else [Value("float64")]
-    return Features(types)
+    text = Value("string")
+    lists = {name: [Value("float64")] if name in TOKEN_COLUMNS else [{"role": text, "content": text}] for name in row}
+    return Features({name: text if isinstance(value, str) else lists[name] for name, value in row.items()})
 
 
 def prompt_too_long(
     rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> None:
-    """Refuse a row whose prompt leaves no room for the first token of its completion.
-
-    Args:
-        rows: as `load_rows` gives them; `text` rows have no prompt and pass.
-        max_length: in tokens; None means unlimited.
-
-    Raises:
-        InputError: names the first such row, its prompt's length in tokens, and the prompt's beginning; or
-            says that the rows are conversations but the tokenizer has no chat template, or one that refuses a
-            message or leaves it out.
-    """
+    """InputError for the first row whose prompt leaves no room for one token of its completion within `max_length`
+    tokens (None: unlimited), or does not go through the tokenizer's chat template. `text` rows have no prompt."""
     for number, row in enumerate(rows, start=1):
         prompt = row.get("prompt")
         if prompt is None or (max_length is None and isinstance(prompt, str)):
@@ -189,14 +157,9 @@ def data_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def general_prompts() -> list[str]:
     """Short prompts on varied subjects, the general set for distilling heads: sentences, questions, code."""
-    return read_bundled_lines("general_prompts.txt")
+    return read_lines(Path(__file__).with_name("general_prompts.txt"), "the bundled")
 
 
 def general_text() -> list[str]:
     """Short encyclopaedic paragraphs on varied subjects: measures forgetting, and holds the KL anchor."""
-    return read_bundled_lines("general_text.txt")
-
-
-def read_bundled_lines(name: str) -> list[str]:
-    content = resources.files("graftlm").joinpath("data", name).read_text(encoding="utf-8")
-    return [line for line in content.splitlines() if line.strip()]
+    return read_lines(Path(__file__).with_name("general_text.txt"), "the bundled")

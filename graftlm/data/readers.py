@@ -12,7 +12,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -50,20 +50,18 @@ def select_files(folder: Path, split: str) -> list[Path]:
     ...). For "train", where there are none, they are all files that name no split. Hidden ones (copies that editors and
     systems keep) do not count.
     """
-    files = sorted(
-        path for path in folder.rglob("*")
-        if ending(path) in READERS and path.is_file() and not is_hidden(path.relative_to(folder))
-    )  # fmt: skip
-    if not files:
+    paths = sorted(path for path in folder.rglob("*") if ending(path) in READERS and path.is_file())
+    names = [path.relative_to(folder) for path in paths]
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    if not names:
         raise InputError(f"folder {folder} holds no data files ({', '.join(READERS)} or any of them .gz)")
-    chosen = [path for path in files if names_split(path.relative_to(folder), split)]
+    chosen = [name for name in names if names_split(name, split)]
     if not chosen and split == "train":
-        others = [name for name in SPLIT_WORDS if name != "train"]
-        chosen = [path for path in files if not any(names_split(path.relative_to(folder), name) for name in others)]
+        chosen = [name for name in names if not any(names_split(name, other) for other in SPLIT_WORDS)]
     if not chosen:
-        found = ", ".join(path.name for path in files[:5])
-        raise InputError(f"folder {folder} has no file for the split {split!r}; it holds {found}")
-    return chosen
+        first = ", ".join(name.name for name in names[:5])
+        raise InputError(f"folder {folder} has no file for the split {split!r}; it holds {first}")
+    return [folder / name for name in chosen]
 
 
 def names_split(path: Path, split: str) -> bool:
@@ -71,18 +69,18 @@ def names_split(path: Path, split: str) -> bool:
     return bool(words & SPLIT_WORDS.get(split, {split.lower()}))
 
 
-def is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def ending(path: Path) -> str:
     """ ".jsonl" of data.jsonl and of data.jsonl.gz."""
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
-def read_bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+def read_lines(file: Path, name: str) -> list[str]:
+    """The lines of a text file that are not empty. InputError, which begins with `name`, where it cannot be read."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{name} {file} cannot be read as text: {error}") from error
+    return [line for line in lines if line.strip()]
 
 
 def open_text(path: Path, newline: str | None = None) -> TextIO:
@@ -102,7 +100,8 @@ def read_json_lines(path: Path) -> Iterator[PlacedRow]:
 
 def read_json(path: Path) -> Iterator[PlacedRow]:
     """A list of objects; a file of JSON lines under this ending is read as such."""
-    content = read_bytes(path).decode("utf-8-sig")
+    with open_text(path) as file:
+        content = file.read()
     try:
         rows = parse_json(content, str(path))
     except InputError:
@@ -129,11 +128,14 @@ def parse_json(content: str, place: str) -> Any:
 
 
 def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return found
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"key {first_repeated([name for name, _ in pairs])!r} is given twice")
+    return values
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def starts_with_object(content: str) -> bool:
@@ -158,8 +160,7 @@ def read_csv(path: Path) -> Iterator[PlacedRow]:
     with open_text(path, newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
-            names = list(reader.fieldnames or [])
-            if twice := next((name for name in names if names.count(name) > 1), None):
+            if twice := first_repeated(reader.fieldnames or []):
                 raise InputError(f"{path} has two columns {twice!r}; rename one")
             for number, row in enumerate(reader, start=1):
                 if None in row:
@@ -178,7 +179,7 @@ def read_parquet(path: Path) -> Iterator[PlacedRow]:
     import pyarrow
     from pyarrow import parquet
 
-    source = io.BytesIO(read_bytes(path)) if path.suffix.lower() == ".gz" else path
+    source = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix.lower() == ".gz" else path
     try:
         with parquet.ParquetFile(source) as file:
             rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())

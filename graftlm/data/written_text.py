@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from graftlm.data.encoding import encode_text
+from graftlm.data.encoding import encode_text, padded
 from graftlm.errors import InputError
 from graftlm.models.decoder import end_tokens
 from graftlm.runs.files import append_text, drop_partial_line
@@ -74,7 +74,10 @@ def write_texts(
     encoded = [encode_text(tokenizer, p) if isinstance(p, str) else p for p in prompts]
     texts: list[WrittenText] = []
     stream = _shuffled(encoded, seed)
-    finished = _read_finished(path, kind)
+    finished: list[WrittenText] = []
+    if path is not None and path.exists():
+        drop_partial_line(path)
+        finished = [text for text in read_texts(path) if text.kind == kind]
     if sum(t.written for t in finished) >= tokens:
         return finished
     done = 0
@@ -82,21 +85,16 @@ def write_texts(
     while done < tokens:
         # Each text may be cut at max_new_tokens: no more prompts than that many tokens can need.
         size = min(batch_size, -(-(tokens - done) // max_new_tokens))
-        if len(finished) >= len(texts) + size:  # a whole batch
-            new = finished[len(texts) : len(texts) + size]
-            texts += new
-            done += sum(t.written for t in new)
-            list(itertools.islice(stream, size))
-            continue
-        if path is not None and len(finished) > len(texts):
-            _cut(path, len(finished) - len(texts))
-            finished = texts
         # Similar lengths need the least padding within a batch; the order within it does not matter.
         batch = sorted(itertools.islice(stream, size), key=len)
-        set_seed(seed + len(texts))
-        new = _continue(model, tokenizer, batch, kind, temperature, max_new_tokens)
-        if path is not None:
-            append_text(path, "".join(json.dumps(asdict(text)) + "\n" for text in new))
+        new = finished[len(texts) : len(texts) + size]
+        if len(new) < size:
+            if path is not None and new:
+                _remove_last_lines(path, len(new))
+            set_seed(seed + len(texts))
+            new = _continue(model, tokenizer, batch, kind, temperature, max_new_tokens)
+            if path is not None:
+                append_text(path, "".join(json.dumps(asdict(text)) + "\n" for text in new))
         texts += new
         done += sum(t.written for t in new)
         if progress is not None:
@@ -104,16 +102,8 @@ def write_texts(
     return texts
 
 
-def _read_finished(path: Path | None, kind: str) -> list[WrittenText]:
-    """Read the texts of `kind` that an interrupted call has finished; remove a last line that was cut short."""
-    if path is None or not path.exists():
-        return []
-    drop_partial_line(path)
-    return [text for text in read_texts(path) if text.kind == kind]
-
-
-def _cut(path: Path, count: int) -> None:
-    """Remove the last `count` lines, which needs no room on the disk."""
+def _remove_last_lines(path: Path, count: int) -> None:
+    """Truncate the file, which needs no room on the disk."""
     lines = path.read_bytes().splitlines(keepends=True)
     os.truncate(path, sum(map(len, lines[:-count])))
 
@@ -134,23 +124,20 @@ def _continue(
     temperature: float,
     max_new_tokens: int,
 ) -> list[WrittenText]:
-    width = max(map(len, prompts))
-    pad = tokenizer.pad_token_id
-    input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    input_ids, mask = padded(prompts, tokenizer.pad_token_id, "left")
     output = model.generate(
-        input_ids=input_ids,
-        attention_mask=mask,
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
         do_sample=True,
         temperature=temperature,
         top_k=0,
         top_p=1.0,
         max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
+        pad_token_id=tokenizer.pad_token_id,
     )
     ends = end_tokens(model, tokenizer)
     texts = []
-    for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+    for prompt, row in zip(prompts, output[:, input_ids.shape[1] :].tolist(), strict=True):
         end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
         texts.append(WrittenText(kind, len(prompt), prompt + row[:end]))
     return texts

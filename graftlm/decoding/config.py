@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from graftlm.data.readers import read_lines
 from graftlm.errors import InputError
 from graftlm.runs.config import option
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
@@ -63,16 +64,7 @@ class GenerateConfig(Drafting):
     @property
     def all_prompts(self) -> list[str]:
         """Those of the flag, then those of the file."""
-        prompts = [*self.prompts, *(read_prompts(Path(self.file)) if self.file is not None else [])]
+        prompts = [*self.prompts, *(read_lines(Path(self.file), "--file") if self.file is not None else [])]
         if not prompts:
             raise InputError(f"--file {self.file} holds no prompt; write one a line")
         return prompts
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--file {file} cannot be read as text: {error}") from error
-    return [line for line in lines if line.strip()]

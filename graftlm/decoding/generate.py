@@ -59,10 +59,10 @@ def show(pieces: list[str], piece: str) -> None:
 def speeds(drafted: Written, plain: Written) -> str:
     """How fast the same prompt was written with drafts and without."""
     output, tokens = drafted.output, len(drafted.ids)
-    kept = f"{output.accepted} of {output.drafted} drafted tokens kept" if output.drafted else "nothing drafted"
+    drafts = f"{output.accepted} of {output.drafted} drafts accepted" if output.drafted else "nothing drafted"
     rates = [len(each.ids) / each.seconds for each in (drafted, plain)]
     same = ", the same tokens" if drafted.ids == plain.ids else ""
     return (
-        f"{tokens} tokens in {output.rounds + 1} passes ({kept}): {rates[0]:.1f} tokens/s, {rates[0] / rates[1]:.2f}"
+        f"{tokens} tokens in {output.rounds + 1} passes ({drafts}): {rates[0]:.1f} tokens/s, {rates[0] / rates[1]:.2f}"
         f" times the {rates[1]:.1f} without drafts{same}"
     )

@@ -6,11 +6,13 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from graftlm.data.encoding import encode_text
 from graftlm.data.load import general_prompts, load_rows, prompt_tokens
+from graftlm.data.readers import read_lines
 from graftlm.data.written_text import TEXT_FILE, WrittenText, read_texts, write_texts
 from graftlm.errors import InputError
 from graftlm.heads.config import DistillConfig
@@ -62,13 +64,7 @@ def domain_prompts(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) ->
 
 def general_prompt_ids(config: DistillConfig, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of the general prompts: the bundled ones, or the lines of a file."""
-    if config.prompts is None:
-        prompts = general_prompts()
-    else:
-        try:
-            prompts = [line for line in Path(config.prompts).read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--prompts {config.prompts} cannot be read as text: {error}") from error
+    prompts = general_prompts() if config.prompts is None else read_lines(Path(config.prompts), "--prompts")
     return [encode_text(tokenizer, prompt) for prompt in prompts]
 
 
@@ -87,14 +83,12 @@ def split_held_out(
     held_out: list[WrittenText] = []
     for kind in kinds(texts):
         of_kind = [t for t in texts if t.kind == kind]
-        prompts = sorted({tuple(t.input_ids[: t.prompt_length]) for t in of_kind})
-        if share * len(prompts) < 1:
+        keys: list[Any] = [tuple(t.input_ids[: t.prompt_length]) for t in of_kind]
+        count = round(share * len(set(keys)))
+        if share * len(set(keys)) < 1:
+            keys = list(range(len(of_kind)))
             count = min(max(1, round(share * len(of_kind))), len(of_kind) - 1)
-            places = set(random.Random(seed).sample(range(len(of_kind)), count))
-            for place, text in enumerate(of_kind):
-                (held_out if place in places else learnt).append(text)
-            continue
-        chosen = set(random.Random(seed).sample(prompts, round(share * len(prompts))))
-        for text in of_kind:
-            (held_out if tuple(text.input_ids[: text.prompt_length]) in chosen else learnt).append(text)
+        chosen = set(random.Random(seed).sample(sorted(set(keys)), count))
+        for key, text in zip(keys, of_kind, strict=True):
+            (held_out if key in chosen else learnt).append(text)
     return learnt, held_out
