@@ -11,14 +11,13 @@ import itertools
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from graftlm.errors import InputError, check_whole
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
@@ -103,16 +102,6 @@ def left_out(messages: Sequence[Mapping[str, Any]], render: Callable[[list[dict[
     rendered = set(map(int, re.findall(rf"{run}(\d{{9}})", render(marked))))
     lost = [f"messages.{number}.{key}" for place, (number, key) in enumerate(fields) if place not in rendered]
     return lost[0] if lost else None
-
-
-def padded(rows: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, each [rows, time] int64, of rows of different lengths."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    ids = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    masks = [torch.ones_like(row) for row in ids]
-    return pad_sequence(ids, True, pad_id, side), pad_sequence(masks, True, 0, side)
 
 
 def without_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

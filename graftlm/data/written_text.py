@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from graftlm.data.encoding import encode_text, padded
+from graftlm.data.batches import padded
+from graftlm.data.encoding import encode_text
 from graftlm.errors import InputError
 from graftlm.models.decoder import end_tokens
 from graftlm.runs.files import append_text, drop_partial_line

@@ -1,5 +1,4 @@
-"""Greedy completions and their log-likelihoods, batched, for any Hugging Face causal LM with or without an
-adapter.
+"""Greedy completions and their log-likelihoods, batched, for any Hugging Face causal LM with or without an adapter.
 
 Both pad by themselves and leave the tokenizer as it is, so `tokenizer.padding_side` makes no difference.
 """
@@ -7,9 +6,10 @@ Both pad by themselves and leave the tokenizer as it is, so `tokenizer.padding_s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graftlm.data.batches import batches_that_fit, padded
 from graftlm.data.encoding import encode_pair, encode_prompt
 from graftlm.errors import InputError
 
@@ -41,21 +41,25 @@ def generate_completions(
     soon as each of its rows has written `stop` or an end-of-sequence token. `on_batch` gets the number of
     prompts just done.
     """
-    import torch
-
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     _check_lengths(model, [len(ids) + max_new_tokens for ids in encoded])
     pad_id = _pad_id(tokenizer)
     config = _greedy_config(model, tokenizer, max_new_tokens, pad_id)
     outputs = [""] * len(prompts)
     generate: Any = model.generate
-    for chosen in _prompt_batches([len(ids) for ids in encoded], batch_size, equal=has_virtual_tokens(model)):
-        width = len(encoded[chosen[0]])
-        ids = [[pad_id] * (width - len(encoded[index])) + encoded[index] for index in chosen]
-        mask = [[0] * (width - len(encoded[index])) + [1] * len(encoded[index]) for index in chosen]
+    equal = has_virtual_tokens(model)
+
+    def fits(batch: list[int]) -> bool:
+        same_length = len(encoded[batch[0]]) == len(encoded[batch[-1]])
+        return len(batch) <= batch_size and (same_length or not equal)
+
+    order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
+    for chosen in batches_that_fit(order, fits):
+        ids, mask = padded([encoded[index] for index in chosen], pad_id, "left")
+        width = ids.shape[1]
         generated = generate(
-            input_ids=torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
             generation_config=config,
             stopping_criteria=_stop_criteria(tokenizer, stop, width),
         )
@@ -83,7 +87,14 @@ def completion_log_likelihoods(
     encoded = [encode_pair(tokenizer, prompt, completion) for prompt, completion in pairs]
     _check_lengths(model, [len(prompt) + len(completion) for prompt, completion in encoded])
     results = [(0.0, 0)] * len(pairs)
-    for chosen in _batches(encoded, batch_size):
+
+    def fits(batch: list[int]) -> bool:
+        first = len(encoded[batch[0]][0])
+        last = max(len(encoded[index][0]) + len(encoded[index][1]) for index in batch)
+        return len(batch) <= batch_size and len(batch) * (last - first) <= MAX_LOGIT_ROWS
+
+    order = sorted(range(len(pairs)), key=lambda index: (len(encoded[index][0]), len(encoded[index][1])))
+    for chosen in batches_that_fit(order, fits):
         batch = [encoded[index] for index in chosen]
         for index, total in zip(chosen, _score(model, batch, _pad_id(tokenizer)), strict=True):
             results[index] = (total, len(encoded[index][1]))
@@ -128,12 +139,10 @@ def _score(model: PreTrainedModel | PeftModel, batch: list[tuple[list[int], list
     """Sum of the log-probabilities of each completion in a batch that fits into memory."""
     import torch
 
-    rows = [prompt + completion for prompt, completion in batch]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=model.device)
+    ids = padded([prompt + completion for prompt, completion in batch], pad_id, "right")[0].to(model.device)
     first = min(len(prompt) for prompt, _ in batch)  # the first position that any completion takes up
     with torch.no_grad():
-        positions = torch.arange(first - 1 - width, -1, device=model.device)
+        positions = torch.arange(first - 1 - ids.shape[1], -1, device=model.device)
         logits, _ = logits_at(model, positions, input_ids=ids, use_cache=False)
         scores = target_log_probs(logits, ids[:, first:])
     scores = scores.double().cpu()
@@ -141,35 +150,6 @@ def _score(model: PreTrainedModel | PeftModel, batch: list[tuple[list[int], list
         float(scores[row, len(prompt) - first : len(prompt) - first + len(completion)].sum())
         for row, (prompt, completion) in enumerate(batch)
     ]
-
-
-def _batches(encoded: Sequence[tuple[list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, each of at most `batch_size` rows and MAX_LOGIT_ROWS unembedded
-    positions."""
-    order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index][0]), len(encoded[index][1])))
-    batch: list[int] = []
-    first = last = 0
-    for index in order:
-        prompt, completion = map(len, encoded[index])
-        first, last = (first, max(last, prompt + completion)) if batch else (prompt, prompt + completion)
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * (last - first) > MAX_LOGIT_ROWS):
-            yield batch
-            batch, first, last = [], prompt, prompt + completion
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _prompt_batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> Iterator[list[int]]:
-    """Indices in batches of falling length; with `equal` no batch mixes lengths."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) == batch_size or (equal and lengths[index] != lengths[batch[0]])):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _check_lengths(model: PreTrainedModel | PeftModel, lengths: Sequence[int]) -> None:
@@ -183,10 +163,7 @@ def _check_lengths(model: PreTrainedModel | PeftModel, lengths: Sequence[int]) -
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any id will do, since padding is masked or comes after all that counts."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token_id, int):
-            return token_id
-    return 0
+    return next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(each, int)), 0)
 
 
 def _greedy_config(

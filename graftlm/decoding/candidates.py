@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from graftlm.data.batches import batches_that_fit, padded
 from graftlm.data.encoding import encode_pair
 from graftlm.decoding.batches import (
     MAX_LOGIT_ROWS,
@@ -60,21 +60,22 @@ def candidate_log_likelihoods(
     def prompt_length(index: int) -> int:
         return len(encoded[index][0][0])
 
-    for _, equal in groupby(sorted(range(len(prompts)), key=prompt_length), key=prompt_length):
-        indices = list(equal)
-        for start in range(0, len(indices), batch_size):
-            chosen = indices[start : start + batch_size]
-            first, cache = _first_tokens(model, [encoded[index] for index in chosen])
-            if not keeps_only_keys_and_values(cache):
-                return _pair_by_pair(model, tokenizer, prompts, candidates, batch_size, on_batch)
-            rest = _further_tokens(model, [encoded[index] for index in chosen], cache)
-            for row, index in enumerate(chosen):
-                scores[index] = [
-                    (first[row][column] + rest.get((row, column), 0.0), len(completion))
-                    for column, (_, completion) in enumerate(encoded[index])
-                ]
-            if on_batch is not None:
-                on_batch(len(chosen))
+    def fits(batch: list[int]) -> bool:
+        return len(batch) <= batch_size and prompt_length(batch[0]) == prompt_length(batch[-1])
+
+    for chosen in batches_that_fit(sorted(range(len(prompts)), key=prompt_length), fits):
+        batch = [encoded[index] for index in chosen]
+        first, cache = _first_tokens(model, batch)
+        if not keeps_only_keys_and_values(cache):
+            return _pair_by_pair(model, tokenizer, prompts, candidates, batch_size, on_batch)
+        rest = _further_tokens(model, batch, cache)
+        for row, index in enumerate(chosen):
+            scores[index] = [
+                (first[row][column] + rest.get((row, column), 0.0), len(completion))
+                for column, (_, completion) in enumerate(encoded[index])
+            ]
+        if on_batch is not None:
+            on_batch(len(chosen))
     return scores
 
 
@@ -97,8 +98,7 @@ def _first_tokens(model: PreTrainedModel | PeftModel, batch: list[Group]) -> tup
 def _further_tokens(
     model: PreTrainedModel | PeftModel, batch: list[Group], cache: DynamicCache
 ) -> dict[tuple[int, int], float]:
-    """(row, column) -> log-probability of all tokens but the first, for the candidates that have more than
-    one."""
+    """(row, column) -> log-probability of all tokens but the first, for the candidates that have more than one."""
     import torch
 
     longer = [
@@ -107,40 +107,30 @@ def _further_tokens(
         for column, (_, completion) in enumerate(group)
         if len(completion) > 1
     ]
-    longer.sort(key=lambda entry: -len(entry[2]))
     scores = {}
-    while longer:
-        part, longer = _take_like_lengths(longer)
-        width = len(part[0][2]) - 1
+    for part in batches_that_fit(sorted(longer, key=lambda entry: -len(entry[2])), _fits):
         past = copy.deepcopy(cache)
         past.batch_select_indices(torch.tensor([row for row, _, _ in part], device=model.device))
-        padded = torch.tensor([ids + [0] * (width + 1 - len(ids)) for _, _, ids in part], device=model.device)
-        mask = torch.ones(len(part), past.get_seq_length() + width, dtype=torch.long, device=model.device)
+        tokens = padded([ids for _, _, ids in part], 0, "right")[0].to(model.device)
+        read = tokens[:, :-1]
+        mask = read.new_ones(len(part), past.get_seq_length() + read.shape[1])
+        every = torch.arange(-read.shape[1], 0, device=model.device)
         with torch.no_grad():
-            every = torch.arange(-width, 0, device=model.device)
-            inputs = {
-                "input_ids": padded[:, :-1],
-                "attention_mask": mask,
-                "past_key_values": past,
-                "use_cache": True,
-            }
-            logits, _ = logits_at(model, every, **inputs)
-            log_probs = target_log_probs(logits, padded[:, 1:]).double().cpu()
+            logits, _ = logits_at(
+                model, every, input_ids=read, attention_mask=mask, past_key_values=past, use_cache=True
+            )
+            log_probs = target_log_probs(logits, tokens[:, 1:]).double().cpu()
         for place, (row, column, ids) in enumerate(part):
             scores[row, column] = float(log_probs[place, : len(ids) - 1].sum())
     return scores
 
 
-def _take_like_lengths(longer: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
-    """The next batch and the remainder of candidates in falling order of length: a batch ends where shorter
-    ones begin, unless it would be too small to keep the processor busy."""
-    longest = len(longer[0][2])
-    size = 1
-    while size < len(longer) and (size + 1) * (longest - 1) <= MAX_LOGIT_ROWS // 4:
-        if size >= SMALL_BATCH and len(longer[size][2]) < longest:
-            break
-        size += 1
-    return longer[:size], longer[size:]
+def _fits(batch: list[Candidate]) -> bool:
+    """Whether candidates in falling order of length make a batch: it ends where shorter ones begin, unless it would be
+    too small to keep the processor busy."""
+    longest, shortest = len(batch[0][2]), len(batch[-1][2])
+    few = len(batch) * (longest - 1) <= MAX_LOGIT_ROWS // 4
+    return few and (len(batch) <= SMALL_BATCH or shortest == longest)
 
 
 def _pair_by_pair(

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_sc
 from graftlm.data.written_text import WrittenText
 from graftlm.heads.config import DistillConfig
 from graftlm.heads.heads import MultiTokenHeads
-from graftlm.heads.hidden_states import CachedBatch, HiddenStateCache
+from graftlm.heads.hidden_states import CachedBatch, cached_batches
 from graftlm.heads.loss import rows_loss
 from graftlm.heads.texts import collect_texts, kinds, split_held_out
 from graftlm.models.adapters import merged
@@ -90,24 +90,20 @@ def distill_heads(
         "folder": scratch,
     }
     started = time.perf_counter()
-    cache = HiddenStateCache(model, learnt, progress=report, **shared)
+    batches = cached_batches(model, learnt, progress=report, **shared)
     trunk_seconds = time.perf_counter() - started
-    tests = {k: HiddenStateCache(model, [t for t in held_out if t.kind == k], **shared) for k in kinds(held_out)}
+    tests = {k: cached_batches(model, [t for t in held_out if t.kind == k], **shared) for k in kinds(held_out)}
     decoder = Decoder(model)
-    try:
-        before = {kind: agreement(decoder, heads, test.batches) for kind, test in tests.items()}
-        seconds = _train(decoder, heads, cache.batches, config, log, progress)
-        return Distillation(
-            heads=heads,
-            agreement={kind: agreement(decoder, heads, test.batches) for kind, test in tests.items()},
-            before=before,
-            held_out_positions={k: sum(int(b.targets(1).sum()) for b in t.batches) for k, t in tests.items()},
-            trunk_seconds=trunk_seconds,
-            epoch_seconds=seconds,
-        )
-    finally:
-        for opened in (cache, *tests.values()):
-            opened.close()
+    before = {kind: agreement(decoder, heads, test) for kind, test in tests.items()}
+    seconds = _train(decoder, heads, batches, config, log, progress)
+    return Distillation(
+        heads=heads,
+        agreement={kind: agreement(decoder, heads, test) for kind, test in tests.items()},
+        before=before,
+        held_out_positions={kind: sum(int(b.targets(1).sum()) for b in test) for kind, test in tests.items()},
+        trunk_seconds=trunk_seconds,
+        epoch_seconds=seconds,
+    )
 
 
 def new_heads(config: DistillConfig, model: PreTrainedModel) -> MultiTokenHeads:

@@ -11,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from graftlm.data.batches import batches_that_fit, padded
 from graftlm.data.written_text import WrittenText
 from graftlm.models.decoder import Decoder, LayerCall
 
@@ -50,59 +51,44 @@ class CachedBatch:
 
 def batches_of_similar_length(texts: Sequence[WrittenText], tokens_per_batch: int) -> list[list[WrittenText]]:
     """Batches of at most `tokens_per_batch` positions, padding included, and at least one text."""
-    batches: list[list[WrittenText]] = []
-    for text in sorted(texts, key=lambda t: len(t.input_ids)):
-        if batches and (len(batches[-1]) + 1) * len(text.input_ids) <= tokens_per_batch:
-            batches[-1].append(text)
-        else:
-            batches.append([text])
-    return batches
+    ordered = sorted(texts, key=lambda text: len(text.input_ids))
+    return list(batches_that_fit(ordered, lambda batch: len(batch) * len(batch[-1].input_ids) <= tokens_per_batch))
 
 
-class HiddenStateCache:
-    """Batches of texts with their hidden states in a memory-mapped file without a name: it is gone with the process.
+def cached_batches(
+    model: nn.Module,
+    texts: Sequence[WrittenText],
+    *,
+    tap: int,
+    tokens_per_batch: int,
+    pad_token_id: int,
+    top: int = 16,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[CachedBatch]:
+    """Run the model over the texts, and keep its hidden states in a memory-mapped file without a name in `folder`: it
+    is gone with the batches, and with the process.
 
     The file holds positions × hidden values in the model's dtype (2.3 KB a position for SmolLM2-135M in float32).
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        texts: Sequence[WrittenText],
-        *,
-        tap: int,
-        tokens_per_batch: int,
-        pad_token_id: int,
-        top: int = 16,
-        folder: Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        groups = batches_of_similar_length(texts, tokens_per_batch)
-        decoder = Decoder(model)
-        sizes = [len(g) * max(len(t.input_ids) for t in g) for g in groups]
-        hidden_size = decoder.unembedding.weight.shape[1]
-        dtype = decoder.unembedding.weight.dtype
-        size = max(sum(sizes), 1) * int(hidden_size)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            mapped = numpy.memmap(file, numpy.uint8, "w+", shape=size * dtype.itemsize)
-        self._store = torch.from_numpy(mapped).view(dtype)
-        self.batches: list[CachedBatch] = []
-        used = 0
-        was_training = model.training
-        model.eval()
-        try:
-            for number, (group, size) in enumerate(zip(groups, sizes, strict=True), start=1):
-                values = self._store[used * int(hidden_size) : (used + size) * int(hidden_size)]
-                self.batches.append(_fill(decoder, group, tap, pad_token_id, top, values))
-                used += size
-                if progress is not None:
-                    progress(number, len(groups))
-        finally:
-            model.train(was_training)
-
-    def close(self) -> None:
-        self.batches.clear()
-        del self._store
+    groups = batches_of_similar_length(texts, tokens_per_batch)
+    decoder = Decoder(model)
+    dtype, hidden_size = decoder.unembedding.weight.dtype, int(decoder.unembedding.weight.shape[1])
+    sizes = [len(group) * len(group[-1].input_ids) * hidden_size for group in groups]
+    with tempfile.TemporaryFile(dir=folder) as file:
+        mapped = numpy.memmap(file, numpy.uint8, "w+", shape=max(sum(sizes), 1) * dtype.itemsize)
+    pieces = torch.from_numpy(mapped).view(dtype)[: sum(sizes)].split(sizes)
+    batches = []
+    was_training = model.training
+    model.eval()
+    try:
+        for group, values in zip(groups, pieces, strict=True):
+            batches.append(_fill(decoder, group, tap, pad_token_id, top, values))
+            if progress is not None:
+                progress(len(batches), len(groups))
+    finally:
+        model.train(was_training)
+    return batches
 
 
 @torch.no_grad()
@@ -110,14 +96,9 @@ def _fill(
     decoder: Decoder, texts: list[WrittenText], tap: int, pad_token_id: int, top: int, values: Tensor
 ) -> CachedBatch:
     device = decoder.unembedding.weight.device
-    width = max(len(t.input_ids) for t in texts)
-    tokens = torch.full((len(texts), width), pad_token_id)
-    mask = torch.zeros_like(tokens)
-    written = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text.input_ids)] = torch.tensor(text.input_ids)
-        mask[row, : len(text.input_ids)] = 1
-        written[row, text.prompt_length : len(text.input_ids)] = True
+    tokens, mask = padded([text.input_ids for text in texts], pad_token_id, "right")
+    prompt_lengths = torch.tensor([text.prompt_length for text in texts])
+    written = (mask.cumsum(1) > prompt_lengths[:, None]) & mask.bool()
     final, call = decoder.run(tap, input_ids=tokens.to(device), attention_mask=mask.to(device))
     hidden = values.view(*tokens.shape, -1)
     hidden.copy_(call.hidden_states)

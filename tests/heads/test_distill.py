@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from graftlm.heads.distill import (
     distill_heads,
 )
 from graftlm.heads.heads import MultiTokenHeads
-from graftlm.heads.hidden_states import HiddenStateCache
+from graftlm.heads.hidden_states import CachedBatch, cached_batches
 from graftlm.heads.texts import domain_prompts, split_held_out
 from graftlm.models.decoder import Decoder
 from graftlm.runs.run import Run
 from tests.conftest import ARCHITECTURES, tiny_model
 
-Cache = Callable[[nn.Module, list[WrittenText]], HiddenStateCache]
+Cache = Callable[[nn.Module, list[WrittenText]], list[CachedBatch]]
 PROMPTS = [f"{letter}{number}:" for letter in "abcdefgh" for number in range(4)]
 
 
@@ -40,16 +41,8 @@ def texts(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tokens: int = 60
 
 
 @pytest.fixture
-def cache() -> Iterator[Cache]:
-    opened = []
-
-    def build(model: nn.Module, written: list[WrittenText]) -> HiddenStateCache:
-        opened.append(HiddenStateCache(model, written, tap=-1, tokens_per_batch=64, pad_token_id=258))
-        return opened[-1]
-
-    yield build
-    for each in opened:
-        each.close()
+def cache() -> Cache:
+    return partial(cached_batches, tap=-1, tokens_per_batch=64, pad_token_id=258)
 
 
 def words_of_all(model: nn.Module) -> CandidateWords:
@@ -157,7 +150,7 @@ class TestWrittenText:
             read_texts(tmp_path / "text.jsonl")
 
 
-class TestHiddenStateCache:
+class TestCachedBatches:
     @pytest.mark.slow
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_it_holds_what_the_model_computes(
@@ -166,9 +159,9 @@ class TestHiddenStateCache:
         model = tiny_model(architecture)
         heads = MultiTokenHeads.from_model(model, 1)
         written = texts(tiny_model(), tokenizer, 100)
-        cached = HiddenStateCache(model, written, tap=-1, tokens_per_batch=64, pad_token_id=258, folder=tmp_path)
+        cached = cached_batches(model, written, tap=-1, tokens_per_batch=64, pad_token_id=258, folder=tmp_path)
         seen = 0
-        for batch in cached.batches:
+        for batch in cached:
             with torch.no_grad():
                 of_head = Decoder(model).logits(heads.hidden_states(1, batch.call(next(model.parameters()))))
             for row in range(len(batch.tokens)):
@@ -184,14 +177,13 @@ class TestHiddenStateCache:
                     assert torch.allclose(probabilities.topk(16).values, probabilities[top], atol=1e-5)
                     seen += 1
         assert seen == sum(text.written for text in written)
-        cached.close()
         assert not list(tmp_path.iterdir())
 
     def test_a_head_is_asked_only_for_what_the_model_wrote(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, cache: Cache
     ) -> None:
         written = texts(model, tokenizer, 100)
-        for batch in cache(model, written).batches:
+        for batch in cache(model, written):
             for head in (1, 2, 4):
                 rows, positions = torch.nonzero(batch.targets(head), as_tuple=True)
                 assert batch.written[rows, positions + head + 1].all()
@@ -224,7 +216,7 @@ class TestCandidateWords:
     def test_a_sample_stands_for_all_words_on_average(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, cache: Cache
     ) -> None:
-        batch = cache(model, texts(model, tokenizer, 30)).batches[0]
+        batch = cache(model, texts(model, tokenizer, 30))[0]
         logits = torch.randn(259, generator=torch.Generator().manual_seed(0))
         torch.manual_seed(0)
         estimates = []
@@ -238,7 +230,7 @@ class TestCandidateWords:
         assert float(mean) == pytest.approx(float(logits.exp().sum()), rel=0.05)
 
     def test_none_takes_them_all(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, cache: Cache) -> None:
-        batch = cache(model, texts(model, tokenizer, 30)).batches[0]
+        batch = cache(model, texts(model, tokenizer, 30))[0]
         for sampled in (None, 1000):
             words = candidate_words(batch, 259, sampled)
             assert torch.equal(words.ids, torch.arange(259))
@@ -261,7 +253,7 @@ def test_agreement_is_the_share_of_the_models_own_greedy_tokens(
                 if position + k + 1 >= text.prompt_length:
                     right[k - 1] += int(of_heads[k - 1, position] == greedy[position + k])
                     count[k - 1] += 1
-    found = agreement(Decoder(model), heads, cache(model, written).batches)
+    found = agreement(Decoder(model), heads, cache(model, written))
     assert found == pytest.approx([r / c for r, c in zip(right, count, strict=True)], abs=1e-6)
 
 
@@ -438,9 +430,9 @@ def test_hidden_states_are_kept_in_a_file_that_no_kill_can_leave(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     written = texts(model, tokenizer, tokens=100)
-    cache = HiddenStateCache(model, written, tap=1, tokens_per_batch=64, pad_token_id=0, folder=tmp_path)
+    cache = cached_batches(model, written, tap=1, tokens_per_batch=64, pad_token_id=0, folder=tmp_path)
     assert not list(tmp_path.iterdir())
-    assert sum(float(batch.cached.args[0].abs().sum()) for batch in cache.batches) > 0
+    assert sum(float(batch.cached.args[0].abs().sum()) for batch in cache) > 0
 
 
 def test_a_learning_rate_that_ends_in_nan_stops_the_run_with_the_step(
