@@ -175,9 +175,9 @@ def to_message(turn: Any, place: str) -> Message:
 def plain_text(content: Any) -> str | None:
     """The text of a message's content, or of its parts (OpenAI's {type: text}); None where it is something else."""
     if isinstance(content, list) and content:
-        typed = all(isinstance(part, Mapping) and part.get("type") == "text" for part in content)
-        texts = [part.get("text") for part in content] if typed else [None]
-        return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        texts = [text for text in parts if isinstance(text, str)]
+        return "".join(texts) if len(texts) == len(content) else None
     return content if isinstance(content, str) else None
 
 

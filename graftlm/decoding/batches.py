@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 MAX_LOGIT_ROWS = 2048
-"""At most so many positions are unembedded at once (0.4 GB in float32 at 49,152 words); one example may need
-more."""
+"""Most positions unembedded at once (0.4 GB in float32 at 49,152 words); one example may need more."""
 
 OnBatch = Callable[[int], None]
 
@@ -61,7 +60,7 @@ def generate_completions(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            stopping_criteria=_stop_criteria(tokenizer, stop, width),
+            stopping_criteria=_stop_criteria(tokenizer, stop, width) if stop else None,
         )
         texts = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):
@@ -79,8 +78,8 @@ def completion_log_likelihoods(
     *,
     on_batch: OnBatch | None = None,
 ) -> list[tuple[float, int]]:
-    """Score each (prompt, completion): the sum of log p(token | all before it), in nats, and the number of
-    tokens, over the completion's tokens. Only the positions that predict them are unembedded.
+    """Score each (prompt, completion): the sum of log p(token | all before it) over the completion's tokens, in nats,
+    and how many these are. Only the positions that predict them are unembedded.
 
     Rows are padded on the right: no token sees what follows it, so neither masks nor positions are needed.
     """
@@ -104,8 +103,7 @@ def completion_log_likelihoods(
 
 
 def target_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(logits)[targets], in float32 or better: logits [..., vocabulary], targets [...] ->
-    [...]."""
+    """log softmax(logits)[targets], in float32 or better: logits [..., vocabulary], targets [...] -> [...]."""
     import torch
 
     if logits.dtype != torch.float64:
@@ -192,25 +190,21 @@ def _greedy_config(
     )
 
 
-def _stop_criteria(tokenizer: PreTrainedTokenizerBase, stop: str | None, width: int) -> StoppingCriteriaList:
+def _stop_criteria(tokenizer: PreTrainedTokenizerBase, stop: str, width: int) -> StoppingCriteriaList:
     """Ends each row by itself once `stop` is among what it has written after the prompt of `width` tokens.
 
-    transformers' own `stop_strings` prepares the whole vocabulary for it, which costs more than these short
-    texts.
+    transformers' own `stop_strings` prepares the whole vocabulary for it, which costs more than these short texts.
     """
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
-    if not stop:
-        return StoppingCriteriaList()
     # A token is at least one byte; one token more, as some decoders trim the first one's space.
     window = len(stop.encode()) + 1
-    wanted = stop
 
     class StopString(StoppingCriteria):
         def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
             tails = input_ids[:, max(width, input_ids.shape[1] - window) :]
             texts = tokenizer.batch_decode(tails, skip_special_tokens=True)
-            return torch.tensor([wanted in text for text in texts], device=input_ids.device)
+            return torch.tensor([stop in text for text in texts], device=input_ids.device)
 
     return StoppingCriteriaList([StopString()])

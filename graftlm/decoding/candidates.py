@@ -80,8 +80,7 @@ def candidate_log_likelihoods(
 
 
 def _first_tokens(model: PreTrainedModel | PeftModel, batch: list[Group]) -> tuple[list[list[float]], Any]:
-    """Log-probability of each candidate's first token, and the cache after the prompts (all of one
-    length)."""
+    """Log-probability of each candidate's first token, and the cache after the prompts (all of one length)."""
     import torch
 
     ids = torch.tensor([group[0][0] for group in batch], device=model.device)

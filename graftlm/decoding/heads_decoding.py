@@ -257,18 +257,11 @@ def prompt_of(input_ids: Tensor, attention_mask: Tensor | None, position_ids: Te
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
     if not bool(mask.any(1).all()):
         raise InputError("a row's attention_mask hides all of its tokens: leave the row out")
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    if position_ids is not None:
-        positions = _positions_in_text(position_ids.to(input_ids.device), mask.bool()).expand_as(input_ids)
+    mask = mask.bool()
+    positions = (mask.cumsum(1) - 1).clamp(min=0) if position_ids is None else position_ids.to(input_ids.device)
+    if positions.ndim == 3:  # [planes, batch, time] of models of pictures: of text all planes are the same
+        if bool(((positions != positions[0]) & mask).any()):
+            raise InputError("drafts are made from text alone, and these position_ids place pictures: leave them out")
+        positions = positions[0]
     first = int(mask.any(0).nonzero()[0])
-    return input_ids[:, first:], mask[:, first:].bool(), positions[:, first:]
-
-
-def _positions_in_text(positions: Tensor, visible: Tensor) -> Tensor:
-    """Positions [batch, time] of those that models of pictures have, [planes, batch, time]: of text they are the same
-    in all planes. InputError where they are not."""
-    if positions.ndim == 2:
-        return positions
-    if bool(((positions != positions[0]) & visible).any()):
-        raise InputError("drafts are made from text alone, and these position_ids place pictures: leave them out")
-    return positions[0]
+    return input_ids[:, first:], mask[:, first:], positions.expand_as(input_ids)[:, first:]

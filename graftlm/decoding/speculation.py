@@ -103,11 +103,10 @@ def decoding_arguments(
             raise InputError(f"there are drafts already, and caches for them: leave out {name}")
     if setting("token_healing", arguments, own_config):
         raise InputError("a method of decoding gets no tokenizer to heal tokens with: leave out token_healing")
+    stop = setting("stop_strings", arguments, own_config)
     given = {**arguments, "custom_generate": partial(decoding, streamer=arguments.get("streamer"))}
+    given.pop("stop_strings", None)
     tokenizer, config = given.pop("tokenizer", None), given.get("generation_config")
-    stop = given.pop("stop_strings", None)
-    if "stop_strings" not in arguments:
-        stop = (config and config.stop_strings) or own_config.stop_strings
     if own_config.stop_strings:
         given["stop_strings"] = None
     if stop:

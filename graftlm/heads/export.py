@@ -33,6 +33,10 @@ from graftlm.runs.run import Run
 
 LAYERS = {"LlamaDecoderLayer": "llama", "MistralDecoderLayer": "llama", "Qwen3DecoderLayer": "qwen3"}
 """Class of the head's layer -> model type of speculators' layer with the same parameters."""
+COPIED = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps",
+    "vocab_size", "max_position_embeddings", "rope_parameters",
+)  # fmt: skip
 VERSION = "0.9.0"
 """Version of speculators, whose format this is."""
 
@@ -69,9 +73,10 @@ def export_eagle3(model: Any, heads: MultiTokenHeads, folder: Path, verifier: st
     count = len(decoder.layers)
     rope = getattr(config, "rope_parameters", None) or {}
     scaled = rope.get("rope_type", "default") != "default"
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = {
         **{name: getattr(config, name) for name in COPIED if getattr(config, name, None) is not None},
-        "model_type": kind, "num_hidden_layers": 1, "head_dim": head_size(config), "attention_bias": False,
+        "model_type": kind, "num_hidden_layers": 1, "head_dim": head_dim, "attention_bias": False,
         "mlp_bias": False, "sliding_window": None, "layer_types": ["full_attention"],
         **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}),  # where transformers 4 reads them
         **({"rope_scaling": rope} if scaled else {}),
@@ -97,16 +102,6 @@ def export_eagle3(model: Any, heads: MultiTokenHeads, folder: Path, verifier: st
     with written_together(folder, (WEIGHTS_FILE, CONFIG_FILE)) as scratch:
         save_file(eagle3_weights(decoder, heads), scratch / WEIGHTS_FILE, metadata={"format": "pt"})
         (scratch / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-
-
-COPIED = (
-    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps",
-    "vocab_size", "max_position_embeddings", "rope_parameters",
-)  # fmt: skip
-
-
-def head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def eagle3_weights(decoder: Decoder, heads: MultiTokenHeads) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from graftlm.errors import InputError
 from graftlm.models.checkpoint_values import read_object
-from graftlm.models.decoder import Decoder, LayerCall, plain_model
+from graftlm.models.decoder import Decoder, LayerCall
 from graftlm.models.finite import not_finite
 from graftlm.runs.config import describe
 from graftlm.runs.files import written_together
@@ -185,6 +185,7 @@ class MultiTokenHeads(nn.Module):
         Raises InputError for a missing, truncated or pickled file and for heads of another model.
         """
         config = read_heads_config(folder)
+        weights_file, config_file = Path(folder) / WEIGHTS_FILE, Path(folder) / CONFIG_FILE
         decoder = Decoder(model)
         misfit, own_hash = config.misfit(decoder), _unembedding_hash(decoder.unembedding.weight)
         if misfit is None and not of_relative and own_hash != config.unembedding_hash:
@@ -195,18 +196,16 @@ class MultiTokenHeads(nn.Module):
                 "on this model"
             )
         try:
-            weights = load_file(Path(folder) / WEIGHTS_FILE)
+            weights = load_file(weights_file)
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{Path(folder) / WEIGHTS_FILE} is truncated or not a safetensors file ({error}); "
-                "copy it again or rerun `graftlm distill`"
-            ) from error
+            reason = f"is truncated or not a safetensors file ({error}); copy it again or rerun `graftlm distill`"
+            raise InputError(f"{weights_file} {reason}") from error
         if config.num_heads * config.depth > len(weights):  # before so many are made
-            raise InputError(f"{Path(folder) / CONFIG_FILE} tells of more heads than {WEIGHTS_FILE} holds")
+            raise InputError(f"{config_file} tells of more heads than {WEIGHTS_FILE} holds")
         try:
             heads = cls.from_model(model, config.num_heads, depth=config.depth, copy_layer=config.copy_layer)
         except InputError as error:
-            raise InputError(f"{Path(folder) / CONFIG_FILE}: {error}") from error
+            raise InputError(f"{config_file}: {error}") from error
         heads.config = config
         try:
             heads.load_state_dict(weights)
@@ -244,8 +243,7 @@ def _copy_layer(layer: nn.Module) -> nn.Module:
     duplicate: Any = copy.deepcopy(layer)
     for name, module in list(duplicate.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            parent = duplicate.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+            duplicate.set_submodule(name, module.get_base_layer())
     if hasattr(duplicate, "gradient_checkpointing"):
         duplicate.gradient_checkpointing = False
     return duplicate.requires_grad_(True)
@@ -259,6 +257,3 @@ def _unembedding_hash(unembedding: Any) -> str:
     """
     rows = unembedding[::997].detach().to(torch.bfloat16).cpu().contiguous()
     return hashlib.sha256(rows.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
-
-
-__all__ = ["HeadsConfig", "MultiTokenHeads", "plain_model", "read_heads_config"]

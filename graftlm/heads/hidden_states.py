@@ -38,11 +38,8 @@ class CachedBatch:
 
     def targets(self, head: int) -> Tensor:
         """Positions [batch, time] (bool) where head `head` (1..K) has to predict a token that the model wrote."""
-        positions = torch.zeros_like(self.written)
-        shift = head + 1
-        if shift < positions.shape[1]:
-            positions[:, :-shift] = self.written[:, shift:]
-        return positions
+        shift = min(head + 1, self.written.shape[1])
+        return nn.functional.pad(self.written[:, shift:], (0, shift))
 
     def ahead(self, values: Tensor, head: int, positions: Tensor) -> Tensor:
         """`values` [batch, time, ...] from `head` places later, at `positions`: [rows, ...]."""
@@ -105,17 +102,12 @@ def _fill(
     top_tokens = torch.zeros(*tokens.shape, top, dtype=torch.int64)
     top_probabilities = torch.zeros(*tokens.shape, top)
     # Only the positions that some head's target is read from.
-    wanted = torch.nn.functional.pad(written[:, 1:], (0, 1))
+    wanted = nn.functional.pad(written[:, 1:], (0, 1))
     for chunk in torch.nonzero(wanted).split(256):
         rows = final[chunk[:, 0].to(device), chunk[:, 1].to(device)]
-        probabilities, ids = _next_token_probabilities(decoder, rows).topk(top)
+        probabilities, ids = decoder.scaled(decoder.unembedding(rows).float()).softmax(-1).topk(top)
         top_tokens[chunk[:, 0], chunk[:, 1]] = ids.cpu()
         top_probabilities[chunk[:, 0], chunk[:, 1]] = probabilities.cpu()
     kwargs = {name: value for name, value in call.kwargs.items() if name != "hidden_states"}
     cached = LayerCall((hidden, *call.args[1:]), kwargs, call.following)
     return CachedBatch(cached, tokens, written, top_tokens, top_probabilities)
-
-
-def _next_token_probabilities(decoder: Decoder, normed_rows: Tensor) -> Tensor:
-    """Softmax [rows, vocabulary] of rows that have been through the final norm."""
-    return torch.softmax(decoder.scaled(decoder.unembedding(normed_rows).float()), dim=-1)
