@@ -46,9 +46,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and completion with the boundary of TRL's training: the joint text is tokenised,
-    and the completion is what follows the prompt's own tokens. Where tokens merge across the boundary the two
-    are tokenised apart, so that each completion is scored after exactly the prompt that generation sees."""
+    """Token ids of prompt and completion with the boundary of TRL's training: the joint text is tokenised, and the
+    completion is what follows the prompt's own tokens. Where tokens merge across the boundary the two are tokenised
+    apart, so that each completion is scored after exactly the prompt that generation sees."""
     prompt_ids = encode_prompt(tokenizer, prompt)
     joint = encode_text(tokenizer, prompt + completion)
     if joint[: len(prompt_ids)] == prompt_ids:

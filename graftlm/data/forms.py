@@ -8,13 +8,13 @@
 | alpaca | instruction, output; optional input, system | a user message and the assistant's answer |
 | text | text | as it is; empty texts are left out |
 
-Where a row has the columns of several forms, the first of this table counts. A conversation gives one row for
-each assistant turn, whose prompt is everything before it: the loss then falls on the completion alone,
-whatever the chat template (a mask over all turns at once needs a template with {% generation %} marks, which
-few models have), and each turn is trained on exactly the text that the model is given when it has to write it
-(templates such as Qwen3's render earlier turns differently). The price is that the earlier turns are read
-again with each later one. A turn with `weight` 0, or `train` or `training` false, gives no row: it is context of the
-later ones. What else a message or its row holds and the model would never see (tool calls, tools, images) is refused.
+Where a row has the columns of several forms, the first of this table counts. A conversation gives one row for each
+assistant turn, whose prompt is everything before it: the loss then falls on the completion alone, whatever the chat
+template (a mask over all turns at once needs a template with {% generation %} marks, which few models have), and each
+turn is trained on exactly the text that the model is given when it has to write it (templates such as Qwen3's render
+earlier turns differently). The price is that the earlier turns are read again with each later one. A turn with `weight`
+0, or `train` or `training` false, gives no row: it is context of the later ones. What else a message or its row holds
+and the model would never see (tool calls, tools, images) is refused.
 """
 
 from __future__ import annotations
@@ -48,11 +48,8 @@ ROLES = {
 def canonical_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Row]:
     """Convert (place, row) pairs, such as ("row 3 of data.csv", {...}), by the form that the first row has.
 
-    Yields rows with the same keys throughout: `prompt` and `completion`, both text or both lists of
-    {"role", "content"}, or `text`; with `weights` or `importance` (lists of float) where given.
-
-    Raises:
-        InputError: a missing column, a null or wrongly typed value, or rows that differ in kind.
+    Yields rows as `load_rows` describes them, all with the same keys. Raises InputError for a missing column, a null or
+    wrongly typed value, or rows that differ in kind.
     """
     convert: Converter | None = None
     first: tuple[str, Row] | None = None
@@ -75,14 +72,14 @@ def converter_of(row: Mapping[str, Any], place: str) -> Converter:
 
 def from_prompt_completion(row: Mapping[str, Any], place: str) -> Iterator[Row]:
     prompt, completion = column(row, "prompt", place), column(row, "completion", place)
-    if isinstance(prompt, list) and isinstance(completion, list):
-        refuse_columns(row, (*LOST_COLUMNS, "system"), place)
-        messages = [to_message(message, f"{place}: prompt") for message in prompt]
-        if not messages or not completion or to_message(completion[-1], f"{place}: completion")["role"] != "assistant":
-            raise InputError(f"{place}: prompt needs a message, and completion has to end with the assistant's")
-        yield from split_conversation(completion, "completion", place, prompt=messages)
+    if not isinstance(prompt, list) or not isinstance(completion, list):
+        yield {"prompt": text(row, "prompt", place), "completion": filled_text(row, "completion", place)}
         return
-    yield {"prompt": text(row, "prompt", place), "completion": filled_text(row, "completion", place)}
+    refuse_columns(row, (*LOST_COLUMNS, "system"), place)
+    messages = [to_message(message, f"{place}: prompt") for message in prompt]
+    if not messages or not completion or to_message(completion[-1], f"{place}: completion")["role"] != "assistant":
+        raise InputError(f"{place}: prompt needs a message, and completion has to end with the assistant's")
+    yield from split_conversation(completion, "completion", place, prompt=messages)
 
 
 def from_conversation(row: Mapping[str, Any], place: str, *, name: str) -> Iterator[Row]:
@@ -216,8 +213,8 @@ def check_same_kind(first: tuple[str, Row], place: str, row: Row) -> None:
     """Columns of one data set hold one type each."""
     first_place, expected = first
     if row.keys() != expected.keys():
-        names = " + ".join(row), " + ".join(expected)
-        raise InputError(f"{place} gives {names[0]}, but {first_place} gives {names[1]}; make the rows alike")
+        columns, others = " + ".join(row), " + ".join(expected)
+        raise InputError(f"{place} gives {columns}, but {first_place} gives {others}; make the rows alike")
     if isinstance(row.get("prompt"), list) != isinstance(expected.get("prompt"), list):
         raise InputError(f"{place} and {first_place} differ: one has text, the other messages; make them alike")
 

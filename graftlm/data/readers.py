@@ -1,7 +1,6 @@
 """Read raw rows from JSON, JSON lines, CSV and Parquet files, each also as .gz, and from folders of them.
 
-A reader yields (place, row): the place is "row 3 of data.csv", counted from 1 (in JSON lines the row is the
-line).
+A reader yields (place, row): the place is "row 3 of data.csv", counted from 1 (in JSON lines the row is the line).
 """
 
 from __future__ import annotations
@@ -46,9 +45,8 @@ def read_file(path: Path) -> Iterator[PlacedRow]:
 def select_files(folder: Path, split: str) -> list[Path]:
     """The data files in `folder` and below that belong to `split`, sorted.
 
-    These are the files with a word for that split in their name or subfolder's name (train, valid, dev, test,
-    ...). For "train", where there are none, they are all files that name no split. Hidden ones (copies that editors and
-    systems keep) do not count.
+    These have a word for that split in their name or subfolder's name (train, valid, dev, test, ...); where none has
+    one for "train", they are all files that name no split. Hidden ones (copies of editors and systems) do not count.
     """
     paths = sorted(path for path in folder.rglob("*") if ending(path) in READERS and path.is_file())
     names = [path.relative_to(folder) for path in paths]
@@ -109,8 +107,7 @@ def read_json(path: Path) -> Iterator[PlacedRow]:
             raise
         yield from read_json_lines(path)
         return
-    if isinstance(rows, dict):
-        rows = [rows]
+    rows = [rows] if isinstance(rows, dict) else rows
     if not isinstance(rows, list):
         raise InputError(f"{path} has to hold a list of objects, but holds a {type(rows).__name__}")
     for number, row in enumerate(rows, start=1):

@@ -36,9 +36,8 @@ def generate_completions(
 ) -> list[str]:
     """The greedy completion of each prompt, without special tokens, cut before `stop`.
 
-    Whatever sampling or penalties the model's own generation config asks for is switched off. A batch ends as
-    soon as each of its rows has written `stop` or an end-of-sequence token. `on_batch` gets the number of
-    prompts just done.
+    Whatever sampling or penalties the model's own generation config asks for is switched off. A batch ends as soon as
+    each of its rows has written `stop` or an end-of-sequence token. `on_batch` gets the number of prompts just done.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     _check_lengths(model, [len(ids) + max_new_tokens for ids in encoded])
@@ -113,8 +112,8 @@ def target_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def has_virtual_tokens(model: PreTrainedModel | PeftModel) -> bool:
-    """Prompt and prefix tuning: PEFT puts tokens of its own before every input, and takes no position ids, so
-    that padding on the left would shift them, and a cache would get them twice."""
+    """Prompt and prefix tuning: PEFT puts tokens of its own before every input, and takes no position ids, so that
+    padding on the left would shift them, and a cache would get them twice."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 

@@ -219,8 +219,8 @@ class Decoding:
         self.caches.forget(last, block=call.hidden_states.shape[1])
         if not all(alive):
             self.caches.keep(alive)
-            kept = torch.tensor(alive, device=last.device)
-            self.position, outputs = self.position[kept], outputs[:, kept.to(outputs.device)]
+            rows = torch.tensor(alive, device=last.device)
+            self.position, outputs = self.position[rows], outputs[:, rows.to(outputs.device)]
         return self.sequences.propose(self.decoder.logits(outputs[: self._count(len(outputs))]))
 
     def _run_heads(self, call: LayerCall, last: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,12 @@ def distill_heads(
     set_seed(config.seed)
     heads = new_heads(config, model)
     learnt, held_out = split_held_out(texts, config.held_out, config.seed)
-    report = (lambda done, total: progress("hidden states", done, total)) if progress else None
-    shared: dict[str, Any] = {
-        "tap": heads.tap,
-        "tokens_per_batch": config.tokens_per_batch,
-        "pad_token_id": tokenizer.pad_token_id,
-        "folder": scratch,
-    }
+    pad_id, size = tokenizer.pad_token_id, config.tokens_per_batch
+    cached = partial(cached_batches, model, tap=heads.tap, tokens_per_batch=size, pad_token_id=pad_id, folder=scratch)
     started = time.perf_counter()
-    batches = cached_batches(model, learnt, progress=report, **shared)
+    batches = cached(learnt, progress=partial(progress, "hidden states") if progress else None)
     trunk_seconds = time.perf_counter() - started
-    tests = {k: cached_batches(model, [t for t in held_out if t.kind == k], **shared) for k in kinds(held_out)}
+    tests = {kind: cached([text for text in held_out if text.kind == kind]) for kind in kinds(held_out)}
     decoder = Decoder(model)
     before = {kind: agreement(decoder, heads, test) for kind, test in tests.items()}
     seconds = _train(decoder, heads, batches, config, log, progress)
