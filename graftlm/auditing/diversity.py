@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from graftlm.auditing.result import Diversity
 from graftlm.data.encoding import encode_prompt
-from graftlm.decoding.batches import logits_at
+from graftlm.decoding.batches import logits_at, sample_completions
 from graftlm.errors import InputError
-from graftlm.models.decoder import end_tokens
 from graftlm.reinforce.formats import OTHER, Format, format_of
 
 Pattern = str | Callable[[str], bool]
@@ -49,12 +49,12 @@ def measure_diversity(
     if not prompts:
         raise InputError("diversity needs at least one prompt")
     tried = [Format(name, pattern) for name, pattern in formats.items()]
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    entropy = sum(_entropy(model, ids) for ids in encoded) / len(encoded)
+    entropy = statistics.fmean(_entropy(model, encode_prompt(tokenizer, prompt)) for prompt in prompts)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        outputs = _sample(model, tokenizer, encoded, samples, max_new_tokens)
+        written = sample_completions(model, tokenizer, prompts, samples=samples, max_new_tokens=max_new_tokens)
+    outputs = [text.strip() for text in written]
     # Two prompts may be answered alike: outputs are told apart within a prompt.
     distinct = len({(place // samples, output) for place, output in enumerate(outputs)})
     counts = Counter(format_of(output, tried) for output in outputs)
@@ -72,20 +72,3 @@ def _entropy(model: Any, ids: list[int]) -> float:
     logits, _ = logits_at(model, torch.tensor([-1], device=model.device), input_ids=row, use_cache=False)
     logs = torch.log_softmax(logits[0, -1].double(), dim=-1)
     return float(torch.special.entr(logs.exp()).sum())
-
-
-def _sample(
-    model: Any, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[list[int]], samples: int, max_new_tokens: int
-) -> list[str]:
-    """Output after output, all samples of a prompt together."""
-    width, pad = max(map(len, encoded)), tokenizer.pad_token_id
-    pad = tokenizer.eos_token_id if pad is None else pad
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=model.device)
-    config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, no_repeat_ngram_size=0,
-        num_beams=1, num_return_sequences=samples, max_new_tokens=max_new_tokens, min_new_tokens=0, use_cache=True,
-        return_dict_in_generate=False, pad_token_id=pad, eos_token_id=end_tokens(model, tokenizer) or None,
-    )  # fmt: skip
-    written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [text.strip() for text in tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)]

@@ -1,6 +1,6 @@
-"""Greedy completions and their log-likelihoods, batched, for any Hugging Face causal LM with or without an adapter.
+"""Completions and their log-likelihoods, batched, for any Hugging Face causal LM with or without an adapter.
 
-Both pad by themselves and leave the tokenizer as it is, so `tokenizer.padding_side` makes no difference.
+All pad by themselves and leave the tokenizer as it is, so `tokenizer.padding_side` makes no difference.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def generate_completions(
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     _check_lengths(model, [len(ids) + max_new_tokens for ids in encoded])
-    pad_id = _pad_id(tokenizer)
-    config = _greedy_config(model, tokenizer, max_new_tokens, pad_id)
+    config = _plain_config(model, tokenizer, max_new_tokens)
     outputs = [""] * len(prompts)
     generate: Any = model.generate
     equal = has_virtual_tokens(model)
@@ -53,7 +52,7 @@ def generate_completions(
 
     order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
     for chosen in batches_that_fit(order, fits):
-        ids, mask = padded([encoded[index] for index in chosen], pad_id, "left")
+        ids, mask = padded([encoded[index] for index in chosen], _pad_id(tokenizer), "left")
         width = ids.shape[1]
         generated = generate(
             input_ids=ids.to(model.device),
@@ -67,6 +66,27 @@ def generate_completions(
         if on_batch is not None:
             on_batch(len(chosen))
     return outputs
+
+
+def sample_completions(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    samples: int,
+    max_new_tokens: int,
+) -> list[str]:
+    """`samples` completions of each prompt in one batch, drawn from the whole distribution at temperature 1, without
+    special tokens; those of a prompt stand together."""
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    ids, mask = padded(encoded, _pad_id(tokenizer), "left")
+    generate: Any = model.generate
+    written = generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=_plain_config(model, tokenizer, max_new_tokens, samples),
+    )
+    return tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def completion_log_likelihoods(
@@ -163,10 +183,13 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(each, int)), 0)
 
 
-def _greedy_config(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, pad_id: int
+def _plain_config(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    samples: int | None = None,
 ) -> GenerationConfig:
-    """Plain greedy search. Values left out would be taken from the model's own generation config."""
+    """Plain greedy search, or samples. Values left out would be taken from the model's own generation config."""
     from transformers import GenerationConfig
 
     from graftlm.models.decoder import end_tokens
@@ -174,17 +197,17 @@ def _greedy_config(
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=0,
-        do_sample=False,
+        do_sample=samples is not None,
         num_beams=1,
-        num_return_sequences=1,
+        num_return_sequences=samples or 1,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         temperature=1.0,
-        top_k=50,
+        top_k=50 if samples is None else 0,
         top_p=1.0,
         use_cache=True,
         return_dict_in_generate=False,
-        pad_token_id=pad_id,
+        pad_token_id=_pad_id(tokenizer),
         eos_token_id=end_tokens(model, tokenizer) or None,
     )
 
