@@ -12,13 +12,15 @@ a right answer often stays right.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from graftlm.auditing.result import Restored
+from graftlm.data.written_text import Progress
 from graftlm.decoding.batches import completion_log_likelihoods
 from graftlm.models.pair import ModelPair
 from graftlm.tasks import Task
@@ -35,7 +37,7 @@ def restore_each(
     *,
     groups: int = 6,
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Restored]:
     """Restore each of `groups` groups of neighbouring layers by itself; one entry a group, from the lowest up.
 
@@ -79,8 +81,7 @@ def layer_spans(layers: int, groups: int) -> list[tuple[int, int]]:
 
 def reference_pairs(task: Task, limit: int | None) -> list[tuple[str, str]]:
     """(prompt, completion) of the first test rows of a task."""
-    rows = task.rows("test")
-    rows = rows.select(range(min(limit, len(rows)))) if limit is not None else rows
+    rows = task.rows("test")[:limit]
     return list(zip(rows["prompt"], rows["completion"], strict=True))
 
 
@@ -99,8 +100,6 @@ def _share(
     (or, if not `fallen`, rise)."""
     if not base:
         return None
-    means = [sum(values.values()) / len(values) for values in (base, tuned, now)]
-    moved = means[1] - means[0]
-    if (-moved if fallen else moved) < LEAST_CHANGE:
-        return None
-    return (means[2] - means[0]) / moved
+    before, after, restored = (statistics.fmean(values.values()) for values in (base, tuned, now))
+    moved = after - before
+    return None if (-moved if fallen else moved) < LEAST_CHANGE else (restored - before) / moved

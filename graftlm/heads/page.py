@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from graftlm.report.markup import Markup, element, join
@@ -78,9 +79,8 @@ def agreement_section(agreement: Mapping[str, Any]) -> Markup | None:
     top = min(1.0, round_up(1.12 * max((s for values in shares.values() for s in values), default=1.0), about=4))
     figures, rows = [], []
     for kind, values in shares.items():
-        before = [*copies.get(kind, []), *[None] * len(values)][: len(values)]
         groups = []
-        for head, (share, copy) in enumerate(zip(values, before, strict=True), start=1):
+        for head, (share, copy) in enumerate(zip_longest(values, copies.get(kind, [])[: len(values)]), start=1):
             groups.append((f"head {head}", [Bar(share=share, colour=shade(head, len(values)), reference=copy)]))
             rows.append((kind, [f"head {head}", f"{share:.1%}", None if copy is None else f"{copy:.1%}"]))
         held_out = f", {positions[kind]:,} held-out positions" if kind in positions else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,6 @@ class WholePair(ModelPair):
 
     def __init__(self, base: PreTrainedModel, tuned: PreTrainedModel) -> None:
         super().__init__(base)
-        self._base, self._tuned = base, tuned
         ours, theirs = dict(base.named_parameters()), dict(tuned.named_parameters())
         if ours.keys() < theirs.keys():  # embeddings that were tied until an adapter on one of them was merged
             shared = dict(base.named_parameters(remove_duplicate=False))
@@ -97,11 +96,11 @@ class WholePair(ModelPair):
             if parameter.shape != theirs[name].shape:
                 shapes = f"{tuple(parameter.shape)} and {tuple(theirs[name].shape)}"
                 raise InputError(f"the models are of different size: {name} is {shapes}")
+        self._base, self._tuned = base, tuned
         self._parameters = [(name, parameter, theirs[name]) for name, parameter in ours.items()]
 
-    @contextmanager
-    def base(self) -> Iterator[PreTrainedModel]:
-        yield self._base
+    def base(self) -> AbstractContextManager[Any]:
+        return nullcontext(self._base)
 
     @contextmanager
     def tuned(self, restored: Collection[str] = ()) -> Iterator[PreTrainedModel]:
@@ -119,6 +118,14 @@ class WholePair(ModelPair):
     def weights(self) -> Iterator[WeightPair]:
         for name, ours, theirs in self._parameters:
             yield WeightPair(name, ours.detach(), theirs.detach())
+
+
+class SteeredPair(WholePair):
+    """The base model, and a model that steers it while decoding (ProxyTunedModel): no weight of it differs."""
+
+    def __init__(self, base: PreTrainedModel, steered: PreTrainedModel) -> None:
+        ModelPair.__init__(self, base)
+        self._base, self._tuned, self._parameters = base, steered, []
 
 
 class AdapterPair(ModelPair):
@@ -154,10 +161,8 @@ class AdapterPair(ModelPair):
             raise InputError(f"the adapter cannot be audited: {error}") from error
         first.close()
 
-    @contextmanager
-    def base(self) -> Iterator[PeftModel]:
-        with self.tuned({self.group(name) for name in self._adapted}) as model:
-            yield model
+    def base(self) -> AbstractContextManager[Any]:
+        return self.tuned({self.group(name) for name in self._adapted})
 
     @contextmanager
     def tuned(self, restored: Collection[str] = ()) -> Iterator[PeftModel]:
@@ -193,26 +198,6 @@ class AdapterPair(ModelPair):
                 module.unmerge()
                 for inner, weight in layer.named_parameters(recurse=False):
                     weight.copy_(before[inner])
-
-
-class SteeredPair(ModelPair):
-    """The base model, and a model that steers it while decoding (ProxyTunedModel) and changes no weight of it."""
-
-    def __init__(self, base: PreTrainedModel, steered: PreTrainedModel) -> None:
-        super().__init__(base)
-        self._base, self._steered = base, steered
-
-    @contextmanager
-    def base(self) -> Iterator[PreTrainedModel]:
-        yield self._base
-
-    @contextmanager
-    def tuned(self, restored: Collection[str] = ()) -> Iterator[PreTrainedModel]:
-        """There is no weight to restore, so `restored` changes nothing."""
-        yield self._steered
-
-    def weights(self) -> Iterator[WeightPair]:
-        yield from ()
 
 
 def _saved_module(name: str, module: Any) -> Iterator[WeightPair]:

@@ -95,12 +95,11 @@ def scale_layers(
         if tokenizer is not None:
             check_vocabulary(base_tokenizer, tokenizer, config.tuned)
     pair = WholePair(base, model)
-    groups, changed = _groups(config, pair), 0
-    for weight in pair.weights():
-        if pair.group(weight.name) in groups:
-            weight.tuned.copy_(torch.lerp(weight.base, weight.tuned, config.scale))
-            changed += 1
-    return changed
+    groups = _groups(config, pair)
+    chosen = [weight for weight in pair.weights() if pair.group(weight.name) in groups]
+    for weight in chosen:
+        weight.tuned.copy_(torch.lerp(weight.base, weight.tuned, config.scale))
+    return len(chosen)
 
 
 def _groups(config: RestoreConfig, pair: ModelPair) -> set[str]:
