@@ -31,7 +31,7 @@ def examples_sections(result: AuditResult) -> Iterator[Markup]:
             outputs = [_output(base.declared, each.examples[place]) for each in models.values()]
             rows.append((shorten[example["prompt"]], [reference, *outputs]))
         first = base.examples[0]["prompt"]
-        template = first.replace(shorten[first], "…", 1) if shorten[first] != first else "…"
+        template = first.replace(shorten[first], "…", 1)
         headings = ["prompt", "reference", *models]
         yield section(
             f"{len(rows)} {task}, as each model writes them",
@@ -55,14 +55,14 @@ def facts_sections(result: AuditResult) -> Iterator[Markup]:
     """For each probe of right-or-wrong answers: how many each model lost and won, and which, folded up."""
     for probe in result.probes:
         base = result.base_results[probe]
-        shorten = without_common_parts([example["prompt"] for example in base.examples]) if base.examples else {}
+        shorten = without_common_parts([example["prompt"] for example in base.examples])
         rows: list[Row] = []
         lists = []
         for model, audited in result.named.items():
             for metric, changed in audited.facts.get(probe, {}).items():
                 label = base.metric(metric).label
-                counts = (changed.kept, len(changed.lost), len(changed.won))
-                rows.append((model, [label, *map(str, counts)]))
+                counts = map(str, (changed.kept, len(changed.lost), len(changed.won)))
+                rows.append((model, [label, *counts]))
                 for kind, examples in (("lost", changed.lost), ("won", changed.won)):
                     if examples:
                         items = element("ul", [_fact(example, shorten) for example in examples])

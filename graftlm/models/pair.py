@@ -136,11 +136,10 @@ class AdapterPair(ModelPair):
     """
 
     def __init__(self, model: PeftModel) -> None:
-        if acts_in_forward(model.active_peft_config):
-            acting: Any = model.active_peft_config.peft_type
-            raise InputError(
-                f"the adapter is {acting.value} and does not act by changing weights: it cannot be audited"
-            )
+        config: Any = model.active_peft_config
+        kind = config.peft_type.value
+        if acts_in_forward(config):
+            raise InputError(f"the adapter is {kind} and does not act by changing weights: it cannot be audited")
         if (altered := lasting_alteration(model)) is not None:
             raise InputError(f"the adapter has {altered}, which switching it off does not undo: give two models")
         self._model = model
@@ -152,11 +151,10 @@ class AdapterPair(ModelPair):
             for name, module in base.named_modules()
             if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
         }
-        kind: Any = model.active_peft_config.peft_type
         first: Any = self.weights()
         try:
             if next(first, None) is None:  # adaption prompt has modules of its own kind
-                raise InputError(f"the adapter is {kind.value}, whose weights are in no layer of the base model")
+                raise InputError(f"the adapter is {kind}, whose weights are in no layer of the base model")
         except NotImplementedError as error:
             raise InputError(f"the adapter cannot be audited: {error}") from error
         first.close()

@@ -159,7 +159,7 @@ class Dot:
     model: int
 
 
-def dot_plot(title: str, description: str, dots: Sequence[Dot], *, lines: Mapping[str, float] | None = None) -> Markup:
+def dot_plot(title: str, description: str, dots: Sequence[Dot], *, lines: Mapping[str, float]) -> Markup:
     """One row a dot, over the range that the dots and their intervals take up, which need not begin at 0.
 
     `lines`: name -> value that is drawn across, dashed, where it lies within that range.
@@ -169,7 +169,7 @@ def dot_plot(title: str, description: str, dots: Sequence[Dot], *, lines: Mappin
     frame = Frame(x_low=low, x_top=high, y_low=len(dots), y_top=0, left=118, top=18, width=142, height=height)
     values = ticks(low, high, about=3)
     drawn = [*map(frame.column, values), *frame.column_numbers(values)]
-    for name, value in (lines or {}).items():
+    for name, value in lines.items():
         if low <= value <= high:
             drawn.append(frame.column(value, "floor"))
             drawn.append(text_at(name, frame.x(value), frame.top - 5, anchor="middle", class_="small"))

@@ -16,9 +16,8 @@ from graftlm.tasks import TASKS, Task, TaskResult, get_task
 from graftlm.tasks.config import EvaluateConfig
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from rich.table import Table
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def evaluate(
@@ -45,9 +44,10 @@ def evaluate(
     chosen = _resolve(list(TASKS) if tasks is None else tasks)
     model, tokenizer = given_model(model, tokenizer)
     from graftlm.models.few_rows import use_fast_cpu_products
+    from graftlm.models.pair_loading import at_rest
 
     results = {}
-    with use_fast_cpu_products(model), _eval_mode(model), _padding_side_kept(tokenizer):
+    with use_fast_cpu_products(model), at_rest(model), _padding_side_kept(tokenizer):
         for task in chosen:
             results[task.name] = task.evaluate(
                 model,
@@ -134,18 +134,6 @@ def _resolve(tasks: Sequence[str | Task]) -> list[Task]:
 
 def _named(progress: Callable[[str, int, int], None] | None, name: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, total: progress(name, done, total)
-
-
-@contextmanager
-def _eval_mode(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Eval mode; then each module's own mode again, since parts of a model may differ."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
