@@ -21,23 +21,24 @@ WIDTHS = (
 )  # fmt: skip
 ONE_AT_LEAST = (*LAYERS, "vocab_size", "hidden_size", "n_embd", "d_model", "max_position_embeddings")
 
-_COUNT, _FROM_ZERO, _POSITIVE = Range(at_least=1), Range(at_least=0), Range(above=0)
-_IDS = int | list[int] | None
+_COUNT, _FROM_ZERO, _PART = Range(at_least=1), Range(at_least=0), Range(at_least=0, at_most=1)
 GENERATION: dict[str, tuple[Any, Range | None]] = {
-    "temperature": (float | None, _FROM_ZERO), "top_p": (float | None, Range(at_least=0, at_most=1)),
-    "top_k": (int | None, _FROM_ZERO), "min_p": (float | None, Range(at_least=0, at_most=1)),
-    "typical_p": (float | None, Range(above=0, at_most=1)), "repetition_penalty": (float | None, _POSITIVE),
-    "length_penalty": (float | None, None), "num_beams": (int | None, _COUNT),
-    "num_return_sequences": (int | None, _COUNT), "max_length": (int | None, _COUNT),
-    "max_new_tokens": (int | None, _COUNT), "min_length": (int | None, _FROM_ZERO),
-    "min_new_tokens": (int | None, _FROM_ZERO), "no_repeat_ngram_size": (int | None, _FROM_ZERO),
-    "do_sample": (bool | None, None), "use_cache": (bool | None, None),
+    "temperature": (float | None, _FROM_ZERO),
+    "typical_p": (float | None, Range(above=0, at_most=1)),
+    "repetition_penalty": (float | None, Range(above=0)),
+    "length_penalty": (float | None, None),
     "early_stopping": (bool | Literal["never"] | None, None),
-    "bos_token_id": (_IDS, None), "eos_token_id": (_IDS, None), "pad_token_id": (_IDS, None),
-    "suppress_tokens": (list[int] | None, None), "begin_suppress_tokens": (list[int] | None, None),
-    "bad_words_ids": (list[list[int]] | None, None), "stop_strings": (str | list[str] | None, None),
+    "bad_words_ids": (list[list[int]] | None, None),
+    "stop_strings": (str | list[str] | None, None),
     "cache_implementation": (str | None, None),
-}  # fmt: skip
+    **dict.fromkeys(("top_p", "min_p"), (float | None, _PART)),
+    **dict.fromkeys(("num_beams", "num_return_sequences", "max_length", "max_new_tokens"), (int | None, _COUNT)),
+    **dict.fromkeys(("top_k", "min_length", "min_new_tokens", "no_repeat_ngram_size"), (int | None, _FROM_ZERO)),
+    **dict.fromkeys(("do_sample", "use_cache"), (bool | None, None)),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), (int | list[int] | None, None)),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), (list[int] | None, None)),
+}
+"""Type and range of the settings of a generation config."""
 
 
 def read_object(file: Path) -> dict[str, Any]:

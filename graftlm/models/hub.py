@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import queue
 import threading
 
 HUB_TIMEOUT = 5.0  # seconds
@@ -16,24 +16,19 @@ def hub_reachable() -> bool:
     Any HTTP answer counts, an error page included: what is asked is only whether a request gets out. The
     answer is kept for the life of the process.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
-    answers: queue.Queue[bool] = queue.Queue()
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # whatever the HTTP library calls it, no request got out
+            get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+            answered.set()
+
     # In a thread, since no HTTP time limit covers a name server that does not answer.
-    threading.Thread(target=lambda: answers.put(_answers(constants.ENDPOINT)), daemon=True).start()
-    try:
-        return answers.get(timeout=HUB_TIMEOUT)
-    except queue.Empty:
-        return False
-
-
-def _answers(endpoint: str) -> bool:
-    from huggingface_hub import get_session
-
-    try:
-        get_session().head(endpoint, timeout=HUB_TIMEOUT)
-    except Exception:  # whatever the HTTP library calls it, no request got out
-        return False
-    return True
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_TIMEOUT)
+    return answered.is_set()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
-import json
 import os
 import re
 import sys
@@ -90,12 +88,6 @@ def load_model(
     return model, tokenizer
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over the sorted vocabulary (token, id): equal for tokenizers whose ids mean the same."""
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(vocabulary.encode()).hexdigest()
-
-
 def load_named(name: str, options: LoadOptions) -> tuple[Any, PreTrainedTokenizerBase]:
     """A model by short name, folder or hub id."""
     if name in NAMED_MODELS:
@@ -146,12 +138,8 @@ def load_from_hub(hub_id: str, options: LoadOptions) -> tuple[Any, PreTrainedTok
                 f"model {hub_id!r} is neither a folder here nor in the local cache, and the hub is "
                 "out of reach (no internet, or HF_HUB_OFFLINE is set)"
             )
-        raise InputError(f"{reason}{describe_nearest(hub_id)}") from error
-
-
-def describe_nearest(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), list(NAMED_MODELS), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+        near = difflib.get_close_matches(hub_id.lower(), list(NAMED_MODELS), n=1, cutoff=0.6)
+        raise InputError(f"{reason}; did you mean {near[0]!r}?" if near else reason) from error
 
 
 def is_cached(hub_id: str, options: LoadOptions) -> bool:

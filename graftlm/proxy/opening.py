@@ -15,7 +15,6 @@ from graftlm.models.few_rows import use_fast_cpu_products
 from graftlm.models.given import Given, name_of
 from graftlm.models.load import adapter_on, load_model
 from graftlm.proxy.experts import Experts, SeparateExperts, SharedExperts
-from graftlm.proxy.vocabulary import check_tokens, check_widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +51,38 @@ def open_parts(
         experts, tokenizers = _open_experts(expert, antiexpert, expert_revision, antiexpert_revision)
         expert_tokenizer = tokenizers[0]
         for role, part, own in zip(("expert", "anti-expert"), experts.models(), tokenizers, strict=False):
-            check_widths(model, part, role, tokenizer)
-            if tokenizer is not None and own is not None:
-                check_tokens(tokenizer, own, role)
+            check_vocabulary(model, tokenizer, part, own, role)
     names = {"base": _name(base), "expert": _name(expert), "antiexpert": _name(antiexpert)}
     names |= dict(zip(("base_revision", "expert_revision", "antiexpert_revision"), revisions, strict=True))
     return Parts(base=model, experts=experts, tokenizer=tokenizer, expert_tokenizer=expert_tokenizer, names=names)
+
+
+def check_vocabulary(
+    base: Any, tokenizer: PreTrainedTokenizerBase | None, other: Any, own: PreTrainedTokenizerBase | None, role: str
+) -> None:
+    """InputError where `other`, with the tokenizer `own`, does not mean the base model's tokens by their ids: the first
+    such id is shown.
+
+    Fewer rows than the base model's are refused only where one of its tokens has none (larger models of a family often
+    have more, of no token). Further entries of `other` are allowed: their logits are cropped.
+    """
+    fault = f"{role} has another vocabulary than the base model"
+    size, width = base.config.get_text_config().vocab_size, other.config.get_text_config().vocab_size
+    ours = {} if tokenizer is None else {index: token for token, index in tokenizer.get_vocab().items()}
+    size = min(size, 1 + max(ours, default=size))
+    if width < size:
+        raise InputError(
+            f"{fault}: {width} entries, {size} there, so id {width} is the first without a logit here; proxy-tuning "
+            "needs models that share a tokenizer"
+        )
+    theirs = ours if own is None else {index: token for token, index in own.get_vocab().items()}
+    for index in sorted(ours):
+        if theirs.get(index) != ours[index]:
+            token = "no token" if index not in theirs else repr(theirs[index])
+            raise InputError(
+                f"{fault}: id {index} is {ours[index]!r} there and {token} here; proxy-tuning needs models that share "
+                "a tokenizer"
+            )
 
 
 def load_part(name: str | os.PathLike[str], revision: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
