@@ -79,13 +79,12 @@ def audit(
     """Measure what tuning gained, what it cost, and in which layers.
 
     Args:
-        base: the model that the others were tuned from, as `load_model` takes it, or loaded.
+        base: the model that the others were tuned from, by name or loaded.
         tuned: one or several models, by name (folders, adapters, hub ids) or loaded; a mapping gives them other names.
-            An adapter on `base`, named or a PeftModel around it, needs no second copy of the base model. Loaded models
-            keep their weights, and have their modes again afterwards.
+            An adapter on `base` needs no second copy of it. Loaded models are afterwards as they were.
         tokenizer: that of a loaded `base` (default: the one that is saved where it came from).
-        steered: further models that leave the base model's weights alone and steer it: name -> function of the loaded
-            base model and its tokenizer that gives such a model (ProxyTunedModel). They have no parts by layer.
+        steered: further models that only steer `base`: name -> function of the loaded base model and its tokenizer
+            that gives such a model (ProxyTunedModel). They have no parts by layer.
         tasks: what the models were tuned for.
         probes: what they should still know; names, or files of prompts and completions (docs/tasks.md).
         limit: the first so many test examples of each (None: all).

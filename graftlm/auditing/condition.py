@@ -18,8 +18,7 @@ OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operat
 
 @dataclass(frozen=True)
 class Condition:
-    """`quantity` is retention (the mean over the probes), retention.PROBE, divergence (nats per token) or
-    TASK.METRIC (the tuned model's)."""
+    """`quantity`: retention (mean over the probes), retention.PROBE, divergence (nats per token) or TASK.METRIC."""
 
     text: str
     quantity: str

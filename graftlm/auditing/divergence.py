@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from graftlm.data.batches import padded
 from graftlm.data.written_text import Progress, WrittenText
 from graftlm.decoding.batches import logits_at
 from graftlm.errors import InputError
@@ -53,7 +54,7 @@ def _log_probabilities(model: Any, batch: Sequence[WrittenText]) -> Tensor:
 
     Rows are padded on the right: no token sees what follows it, so no mask is needed.
     """
-    rows = nn.utils.rnn.pad_sequence([torch.tensor(text.input_ids) for text in batch], batch_first=True)
+    rows, _ = padded([text.input_ids for text in batch], 0, "right")
     width, first = rows.shape[1], min(text.prompt_length for text in batch)
     positions = torch.arange(first - 1 - width, -1, device=model.device)
     logits, _ = logits_at(model, positions, input_ids=rows.to(model.device), use_cache=False)

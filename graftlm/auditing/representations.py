@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from graftlm.auditing.result import LayerDrift
+from graftlm.data.batches import padded
 from graftlm.data.encoding import encode_text
 from graftlm.data.written_text import Progress
 from graftlm.decoding.batches import logits_at
@@ -80,12 +81,9 @@ def _batches(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int, max_length: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(token ids, mask) [batch, time] int64, padded on the right, of like lengths."""
-    encoded = [encode_text(tokenizer, text)[:max_length] for text in texts]
-    encoded = sorted((ids for ids in encoded if ids), key=len)
+    encoded = sorted((ids for text in texts if (ids := encode_text(tokenizer, text)[:max_length])), key=len)
     for start in range(0, len(encoded), batch_size):
-        rows = [torch.tensor(ids) for ids in encoded[start : start + batch_size]]
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        yield nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
+        yield padded(encoded[start : start + batch_size], 0, "right")
 
 
 def _outputs(model: nn.Module, ids: Tensor, mask: Tensor) -> list[Tensor]:
