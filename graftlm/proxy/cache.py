@@ -24,8 +24,8 @@ class ProxyCache(DynamicCache):
 
     others: list[Cache]
     """The experts'."""
-    stacked: list[bool]
-    """Which of them hold each row twice: first all rows of the expert, then all of the anti-expert."""
+    stacked: bool
+    """Whether they hold each row twice: first all rows of the expert, then all of the anti-expert."""
     rows: int
     prompt_length: int
     """Columns of the base model's prompt; what follows was generated, and is the same for all models."""
@@ -60,7 +60,7 @@ class ProxyCache(DynamicCache):
             cache.layers, cache.layer_class_to_replicate = new_cache(base).layers, None
         models = [] if experts is None else experts.models()
         cache.others = [new_cache(model, **offloading) for model in models]
-        cache.stacked = [experts is not None and experts.shared] * len(models)
+        cache.stacked = experts is not None and experts.shared
         cache.rows = cache.prompt_length = 0
         cache.own_length, cache.ahead = None, []
         cache.__class__ = cls
@@ -89,40 +89,38 @@ class ProxyCache(DynamicCache):
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)
-        for cache in self.others:
-            cache.crop(tokens_to_remove)
+        self._each_other("crop", tokens_to_remove)
 
     def reset(self) -> None:
         super().reset()
-        for cache in self.others:
-            cache.reset()
+        self._each_other("reset")
 
     def activate_past_recording(self) -> None:
         super().activate_past_recording()
-        for cache in self.others:
-            cache.activate_past_recording()
+        self._each_other("activate_past_recording")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
-        self._each_row("reorder_cache", beam_idx)
+        self._each_other("reorder_cache", self._rows_of_others(beam_idx))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if indices.dtype == torch.bool:
             indices = indices.nonzero()[:, 0]
         super().batch_select_indices(indices)
-        self._each_row("batch_select_indices", indices)
+        self._each_other("batch_select_indices", self._rows_of_others(indices))
         self.rows = int(indices.shape[0])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        for cache in self.others:
-            cache.batch_repeat_interleave(repeats)
+        self._each_other("batch_repeat_interleave", repeats)
         self.rows *= repeats
 
-    def _each_row(self, method: str, rows: Tensor) -> None:
-        for cache, stacked in zip(self.others, self.stacked, strict=True):
-            chosen: Any = torch.cat([rows, rows + self.rows]) if stacked else rows
-            getattr(cache, method)(chosen)
+    def _each_other(self, method: str, *arguments: Any) -> None:
+        for cache in self.others:
+            getattr(cache, method)(*arguments)
+
+    def _rows_of_others(self, rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows + self.rows]) if self.stacked else rows
 
 
 def columns(cache: Cache) -> int:
