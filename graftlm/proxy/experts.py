@@ -17,6 +17,10 @@ from graftlm.models.adapters import lasting_alteration
 from graftlm.proxy.cache import ProxyCache
 from graftlm.proxy.paired_adapter import PairedAdapter, uses_dora
 
+Caches = list[Cache] | None
+Kept = int | Tensor
+"""Positions whose logits are computed, as `logits_to_keep` of any model: the last ones (0: all), or their indices."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -43,16 +47,12 @@ class Experts(nn.Module, ABC):
     antiexpert_model: Any
 
     @abstractmethod
-    def logits(
-        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def logits(self, expert: Inputs, antiexpert: Inputs, caches: Caches, kept: Kept) -> tuple[Tensor, Tensor]:
         """Logits [rows, kept, vocabulary] of expert and anti-expert, each on its own device."""
 
-    def offset(
-        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
-    ) -> Tensor:
+    def offset(self, expert: Inputs, antiexpert: Inputs, caches: Caches, kept: Kept) -> Tensor:
         """s_M+ - s_M- [rows, kept, vocabulary], on the expert's device, in float32 or better."""
-        plus, minus = self.logits(expert, antiexpert, caches, logits_to_keep)
+        plus, minus = self.logits(expert, antiexpert, caches, kept)
         width, dtype = min(plus.shape[-1], minus.shape[-1]), torch.promote_types(plus.dtype, torch.float32)
         return plus[..., :width].to(dtype) - minus[..., :width].to(plus.device, dtype)
 
@@ -72,13 +72,11 @@ class SeparateExperts(Experts):
             raise InputError("prompt and prefix tuning have tokens of their own before the prompt: give another expert")
         self.expert_model, self.antiexpert_model = expert, antiexpert
 
-    def logits(
-        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def logits(self, expert: Inputs, antiexpert: Inputs, caches: Caches, kept: Kept) -> tuple[Tensor, Tensor]:
         first, second = caches or (None, None)
         return (
-            run(self.expert_model, expert, first, logits_to_keep).logits,
-            run(self.antiexpert_model, antiexpert, second, logits_to_keep).logits,
+            run(self.expert_model, expert, first, kept).logits,
+            run(self.antiexpert_model, antiexpert, second, kept).logits,
         )
 
 
@@ -104,37 +102,32 @@ class SharedExperts(Experts):
                     f"an adapter that cannot be switched off row by row: {' '.join(str(error).split())}"
                 ) from error
 
-    def logits(
-        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def logits(self, expert: Inputs, antiexpert: Inputs, caches: Caches, kept: Kept) -> tuple[Tensor, Tensor]:
         rows = expert.input_ids.shape[0]
-        both = self._run(stacked(expert, antiexpert), caches[0] if caches else None, logits_to_keep, rows)
+        both = self._run(stacked(expert, antiexpert), caches[0] if caches else None, kept, rows)
         return both[:rows], both[rows:]
 
-    def offset(
-        self, expert: Inputs, antiexpert: Inputs, caches: list[Cache] | None, logits_to_keep: int | Tensor
-    ) -> Tensor:
+    def offset(self, expert: Inputs, antiexpert: Inputs, caches: Caches, kept: Kept) -> Tensor:
         """With one unembedding for both where that is the same."""
         if self.paired is None or not self.paired.is_linear:
-            return super().offset(expert, antiexpert, caches, logits_to_keep)
+            return super().offset(expert, antiexpert, caches, kept)
         rows = expert.input_ids.shape[0]
         inputs = stacked(expert, antiexpert).to(self.expert_model.device)
         with self.paired.adapted(rows, len(inputs.input_ids)):
             hidden = self.paired.hidden_states(
                 **vars(inputs), past_key_values=caches[0] if caches else None, use_cache=caches is not None
             )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden = hidden[:, kept]
+        hidden = hidden[:, slice(-kept, None) if isinstance(kept, int) else kept]
         return self.paired.unembed(hidden[:rows] - hidden[rows:])
 
-    def _run(self, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, rows: int) -> Tensor:
+    def _run(self, inputs: Inputs, cache: Cache | None, kept: Kept, rows: int) -> Tensor:
         """The first `rows` rows with the adapter."""
         if self.paired is None:
             names = [self.expert_model.active_adapter] * rows + ["__base__"] * (inputs.input_ids.shape[0] - rows)
-            output = run(self.expert_model, inputs, cache, logits_to_keep, adapter_names=names)
+            output = run(self.expert_model, inputs, cache, kept, adapter_names=names)
         else:
             with self.paired.adapted(rows, len(inputs.input_ids)):
-                output = run(self.paired.model, inputs, cache, logits_to_keep)
+                output = run(self.paired.model, inputs, cache, kept)
         logits: Tensor = output.logits
         return logits
 
@@ -149,13 +142,13 @@ def not_switchable(model: PeftModel) -> str | None:
     return "DoRA" if uses_dora(model) else lasting_alteration(model)
 
 
-def run(model: Any, inputs: Inputs, cache: Cache | None, logits_to_keep: int | Tensor, **options: Any) -> Any:
+def run(model: Any, inputs: Inputs, cache: Cache | None, kept: Kept, **options: Any) -> Any:
     """The output of `model`, with logits [rows, kept, vocabulary]."""
     return model(
         **vars(inputs.to(model.device)),
         past_key_values=cache,
         use_cache=cache is not None,
-        logits_to_keep=logits_to_keep,
+        logits_to_keep=kept,
         return_dict=True,
         **options,
     )
