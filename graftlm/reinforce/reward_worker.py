@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -57,10 +57,6 @@ class Worker:
                 raise InputError(message)
             guard = "a script needs `if __name__ == '__main__':` around what it runs"
             raise RuntimeError(f"the reward's process does not start: {message}; {guard}")
-
-    @property
-    def process_id(self) -> int | None:
-        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -116,8 +112,10 @@ def serve(connection: Connection, load: Callable[[], Function]) -> None:
     connection.send(("ready", ""))
     with suppress(EOFError, OSError):
         while True:
-            for reply in replies(function, connection.recv_bytes()):
-                connection.send(reply)
+            columns, count, size = connection.recv()
+            for start in range(0, count, size):
+                chunk = rows(columns, count, start, start + size)
+                connection.send(reply(function, chunk, min(size, count - start)))
 
 
 def _end_with_trainer() -> None:
@@ -128,12 +126,6 @@ def _end_with_trainer() -> None:
         if os.name == "posix":
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
-
-
-def replies(function: Function, data: bytes) -> Iterator[Reply]:
-    columns, count, size = pickle.loads(data)
-    for start in range(0, count, size):
-        yield reply(function, rows(columns, count, start, start + size), min(size, count - start))
 
 
 def rows(columns: Mapping[str, Any], count: int, start: int, stop: int) -> dict[str, Any]:

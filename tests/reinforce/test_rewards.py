@@ -82,8 +82,8 @@ def score(reward: Reward, completions: list[Any], **columns: list[Any]) -> list[
 
 
 def process_id(reward: Reward) -> int:
-    assert reward._worker is not None and reward._worker.process_id is not None
-    return reward._worker.process_id
+    assert reward._worker is not None and reward._worker._process.pid is not None
+    return reward._worker._process.pid
 
 
 def is_running(process: int) -> bool:
