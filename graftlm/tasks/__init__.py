@@ -10,10 +10,8 @@ if TYPE_CHECKING:
     from graftlm.tasks.asking import Answer, Example
     from graftlm.tasks.base import Task
     from graftlm.tasks.builtin import TASKS, get_task
-    from graftlm.tasks.capitals import Capitals
-    from graftlm.tasks.elements import Elements
+    from graftlm.tasks.facts import Capitals, Elements, Glosses
     from graftlm.tasks.file_probe import FileProbe
-    from graftlm.tasks.glosses import Glosses
     from graftlm.tasks.harness import HarnessTask
     from graftlm.tasks.metric import Metric
     from graftlm.tasks.molecules import Molecules
@@ -45,13 +43,13 @@ __getattr__ = lazy_attributes(
     {
         "TASKS": "graftlm.tasks.builtin",
         "Answer": "graftlm.tasks.asking",
-        "Capitals": "graftlm.tasks.capitals",
+        "Capitals": "graftlm.tasks.facts",
         "Code": "graftlm.tasks.perplexity",
-        "Elements": "graftlm.tasks.elements",
+        "Elements": "graftlm.tasks.facts",
         "Example": "graftlm.tasks.asking",
         "FileProbe": "graftlm.tasks.file_probe",
         "GeneralText": "graftlm.tasks.perplexity",
-        "Glosses": "graftlm.tasks.glosses",
+        "Glosses": "graftlm.tasks.facts",
         "HarnessTask": "graftlm.tasks.harness",
         "Metric": "graftlm.tasks.metric",
         "Molecules": "graftlm.tasks.molecules",

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from graftlm.errors import InputError
 from graftlm.tasks.base import Task
-from graftlm.tasks.capitals import Capitals
-from graftlm.tasks.elements import Elements
-from graftlm.tasks.file_probe import FileProbe, is_probe_file
-from graftlm.tasks.glosses import Glosses
+from graftlm.tasks.facts import Capitals, Elements, Glosses
+from graftlm.tasks.file_probe import ENDINGS, FileProbe
 from graftlm.tasks.harness import PREFIX, HarnessTask
 from graftlm.tasks.molecules import Molecules
 from graftlm.tasks.perplexity import Code, GeneralText
@@ -29,7 +27,7 @@ def get_task(name: str) -> Task:
         return HarnessTask(name)
     if name.startswith(REASONING):
         return Reasoning(name)
-    if is_probe_file(name):
+    if name.lower().endswith(ENDINGS):
         return FileProbe(Path(name))
     nearest = get_close_matches(name, TASKS, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose one of {', '.join(TASKS)}"

@@ -20,16 +20,9 @@ def changed_answers(
 
     None where the two were not asked the same examples, or the metric is not right-or-wrong.
     """
-    pairs = _right_or_wrong(before, after, metric) if same_examples(before, after) else None
-    if pairs is None:
+    values = [[example.get(metric.name) for example in result.examples] for result in (before, after)]
+    if not same_examples(before, after) or len(values[0]) < 2 or any(v not in (0, 1) for v in values[0] + values[1]):
         return None
-    differences = [b - a for a, b in pairs]
+    differences = [float(b) - float(a) for a, b in zip(*values, strict=True)]
     lost = [e for e, change in zip(after.examples, differences, strict=True) if metric.is_better(-change)]
     return lost, [e for e, change in zip(after.examples, differences, strict=True) if metric.is_better(change)]
-
-
-def _right_or_wrong(before: TaskResult, after: TaskResult, metric: Metric) -> list[tuple[float, float]] | None:
-    values = [[example.get(metric.name) for example in result.examples] for result in (before, after)]
-    if len(values[0]) < 2 or any(value not in (0, 1) for column in values for value in column):
-        return None
-    return [(float(a), float(b)) for a, b in zip(*values, strict=True)]

@@ -1,7 +1,7 @@
 """A probe of facts: questions with one right answer, asked greedily and by ranking.
 
-To add one: a file data/NAME.tsv (split, subject, answer, other accepted answers) and a subclass with a template, which
-elements.py is an example of.
+To add one: a file data/NAME.tsv (split, subject, answer, other accepted answers) and a subclass with a template, as
+at the end of this module.
 """
 
 from __future__ import annotations
@@ -144,3 +144,28 @@ def _plain(text: str) -> str:
         elif not unicodedata.combining(character) and character not in ".'’‘`":
             characters.append(" ")
     return " ".join("".join(characters).split())
+
+
+class Capitals(FactProbe):
+    """Country -> capital."""
+
+    name: ClassVar[str] = "capitals"
+    description: ClassVar[str] = "knowledge probe: capitals of the countries of more than 3 million people"
+    template: ClassVar[str] = "The capital of {} is"
+
+
+class Elements(FactProbe):
+    """Chemical element -> symbol; the transactinides serve as few-shot examples."""
+
+    name: ClassVar[str] = "elements"
+    description: ClassVar[str] = "knowledge probe: symbols of the chemical elements up to lawrencium"
+    template: ClassVar[str] = "The chemical symbol of {} is"
+    keep_case: ClassVar[bool] = True  # "as", "in", "no", "at" and "he" are words, not arsenic, indium, ...
+
+
+class Glosses(FactProbe):
+    """Dictionary definition -> noun."""
+
+    name: ClassVar[str] = "glosses"
+    description: ClassVar[str] = "knowledge probe: the noun that a dictionary defines so"
+    template: ClassVar[str] = "There is a word for {}: the word"

@@ -71,10 +71,6 @@ class FileProbe(Task):
         return ""
 
 
-def is_probe_file(name: str) -> bool:
-    return name.lower().endswith(ENDINGS)
-
-
 def _question(place: str, row: Mapping[str, Any]) -> Example:
     for name in ("prompt", "completion"):
         if name not in row:

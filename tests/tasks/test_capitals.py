@@ -8,8 +8,7 @@ import pytest
 
 from graftlm.errors import InputError
 from graftlm.tasks import asking
-from graftlm.tasks.capitals import Capitals
-from graftlm.tasks.facts import Fact, draw_candidates, names_answer
+from graftlm.tasks.facts import Capitals, Fact, draw_candidates, names_answer
 
 
 def test_the_script_rebuilds_the_data_file(load_tool: Any):
