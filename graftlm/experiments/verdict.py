@@ -24,7 +24,7 @@ def experiment_verdict(results: Results) -> list[str]:
 
 
 def gain_and_retention(results: Results, comparison: Comparison) -> str:
-    """What a label gained over the untrained model on the first task, and what is left of what that model knew."""
+    """The gain of a label over the untrained model on the first task, and its retention of what that model knew."""
     group, parts = results.groups[comparison.after], []
     if results.gain is not None:
         task, metric = results.gain
