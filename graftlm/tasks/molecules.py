@@ -62,7 +62,10 @@ class Molecules(Task):
         return {**score_smiles(answer.text, example.reference)}
 
     def floors(self, examples: Sequence[Example]) -> dict[str, float]:
-        require_rdkit()
+        try:
+            import rdkit  # noqa: F401
+        except ImportError:
+            raise InputError("task molecules needs RDKit: pip install 'graftlm[molecules]'") from None
         return {"tanimoto": random_tanimoto([example.reference for example in examples])}
 
 
@@ -115,13 +118,6 @@ def _fingerprints(molecules: Sequence[Any]) -> list[Any]:
 
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
     return [generator.GetFingerprint(molecule) for molecule in molecules]
-
-
-def require_rdkit() -> None:
-    try:
-        import rdkit  # noqa: F401
-    except ImportError:
-        raise InputError("task molecules needs RDKit: pip install 'graftlm[molecules]'") from None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -26,9 +26,12 @@ class PerplexityProbe(Task):
     metrics = (NLL, PERPLEXITY)
 
     @classmethod
+    @cache
     def pairs(cls) -> list[tuple[str, str]]:
         """(prompt, completion) of each test row, in an order such that the first n are a random sample."""
-        return read_pairs(f"{cls.name}.jsonl.gz")
+        data = files("graftlm.tasks").joinpath("data", f"{cls.name}.jsonl.gz").read_bytes()
+        rows = [json.loads(line) for line in gzip.decompress(data).decode().splitlines()]
+        return [(row["prompt"], row["completion"]) for row in rows]
 
     def examples(self, split: Split, seed: int = 0) -> list[Example]:
         if split != "test":
@@ -53,11 +56,3 @@ class Code(PerplexityProbe):
 
     name: ClassVar[str] = "code"
     description: ClassVar[str] = "perplexity of short Python functions: HumanEval's reference solutions"
-
-
-@cache
-def read_pairs(name: str) -> list[tuple[str, str]]:
-    """(prompt, completion) of each line of a gzip'd JSONL file of data/."""
-    data = gzip.decompress(files("graftlm.tasks").joinpath("data", name).read_bytes()).decode()
-    rows = [json.loads(line) for line in data.splitlines()]
-    return [(row["prompt"], row["completion"]) for row in rows]

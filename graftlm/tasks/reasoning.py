@@ -94,8 +94,4 @@ class Reasoning(Task):
 
 
 def example_of(problem: Mapping[str, Any]) -> Example:
-    return Example(prompt_of(problem["question"]), f" {problem['answer']}", data=problem)
-
-
-def prompt_of(question: str) -> str:
-    return f"Question: {question.strip()}\nAnswer:"
+    return Example(f"Question: {problem['question'].strip()}\nAnswer:", f" {problem['answer']}", data=problem)
