@@ -1,6 +1,6 @@
 """The whole of it on a real model: heads grown by self-distillation, one fine-tune with them and one without.
 
-    python examples/demo.py --output demo        (what `make demo` runs; a quarter of an hour on two cores)
+    python examples/demo.py --output demo        (what `make demo` runs; 11 to 15 minutes on two cores)
 
 The experiment is the recipe `demo`: two arms, both LoRA on the task `molecules`, with the same rows, order, steps and
 seed. Both are then audited against the untrained model: what was gained on `molecules`, what was forgotten, and in
