@@ -119,8 +119,8 @@ WORDS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--fail-if": ("retention", "retention=1", "<1", "nothing<1", "retention<x", "retention.nothing<1", ""),
     },
     ("restore", "ADAPTER", "--output", "CASE/r"): {"--layers": ("x", "5", "1-0", "", "-1", "0-99", "0,,1", "1.5")},
-    ("evaluate", "MODEL"): {"--task": ("nothing", "", "capitols", "nowhere.jsonl"), "--output": (".",
-    "no/where.json")},
+    ("evaluate", "MODEL"): {"--task": ("nothing", "", "capitols", "nowhere.jsonl"), "--output": ("/",
+    "/dev/null/no.json")},
     ("generate",): {"--file": ("nowhere.txt", "."), "--heads": ("nowhere", "."), "--expert": ("nowhere",)},
     ("serve", "MODEL"): {"--host": ("0.0.0.0", "::"), "--api-key": ("", " ")},
 }  # fmt: skip

@@ -12,6 +12,7 @@ from graftlm.experiments.arms import Arm, mapping, read_arm
 from graftlm.heads.config import MOST_HEADS
 from graftlm.runs.config import REQUIRED, describe_unknown, option, read_config_file, require, takes_earlier_names
 from graftlm.runs.ranges import LARGEST_SEED, check_ranges
+from graftlm.tasks import get_task
 
 LADDER = Path("study")
 """The recipe with the arms that there are without any of the user's own."""
@@ -55,6 +56,14 @@ class StudyConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         require(len(self.chosen_arms) > 0, "arms", self.arms, "at least one arm is needed")
+        for measure in MEASURES.values():
+            for text in getattr(self, measure):
+                require(len(split_names([text])) > 0, measure, text, "names of tasks are expected")
+            for name in split_names(getattr(self, measure)):
+                try:
+                    get_task(name)
+                except InputError as error:
+                    raise InputError(f"--{measure}: {error}") from error
 
     @staticmethod
     def from_words(given: Mapping[str, Any]) -> dict[str, Any]:

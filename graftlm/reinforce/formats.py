@@ -17,7 +17,7 @@ MATCH_SECONDS = 0.1
 class Format:
     """A kind of completion: a name, and a regular expression found anywhere in it or a function that says yes or no.
 
-    Raises InputError for a pattern that is no regular expression.
+    Raises InputError for a pattern that is empty or no regular expression.
     """
 
     name: str
@@ -26,6 +26,8 @@ class Format:
     def __post_init__(self) -> None:
         if self.name == OTHER:
             raise InputError(f"format {OTHER!r}: that name is for completions of no format; give another")
+        if self.pattern == "":
+            raise InputError(f"format {self.name!r} is empty, so that every completion matches; give a pattern")
         if isinstance(self.pattern, str):
             Pattern(f"format {self.name!r}", self.pattern, MATCH_SECONDS)
 

@@ -126,3 +126,11 @@ def test_rows_without_weights_are_noticed_before_anything_is_trained(model: str,
     with pytest.raises(InputError, match="have no column weights or importance"):
         made(settings, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("measure", "names", "problem"), [("tasks", "nothing", "unknown task 'nothing'"), ("probes", " ", "names of tasks")]
+)
+def test_what_is_measured_is_known_before_any_work(measure: str, names: str, problem: str) -> None:
+    with pytest.raises(InputError, match=f"--{measure}.*{problem}"):
+        StudyConfig(**{measure: [names]})

@@ -106,6 +106,7 @@ def test_a_function_that_raises_does_not_match(capsys: pytest.CaptureFixture[str
     ("formats", "culprit"),
     [
         (lambda: [Format("x", "(")], "'x'.*no regular expression"),
+        (lambda: [Format("x", "")], "'x' is empty"),
         (lambda: [Format("other", "a")], "'other'"),
         (lambda: FormatMonitor([PROGRAM, PROGRAM]), "'program' is given twice"),
         (lambda: FormatMonitor([]), "at least one"),
