@@ -23,8 +23,9 @@ from graftlm.auditing.page import write_audit_report
 from graftlm.auditing.result import AuditResult, TunedPair
 from graftlm.errors import InputError
 from graftlm.models.given import Given, given_model, name_of
+from graftlm.models.modes import at_rest
 from graftlm.models.pair import ModelPair, SteeredPair
-from graftlm.models.pair_loading import at_rest, check_base, opened_pair
+from graftlm.models.pair_loading import check_base, opened_pair
 from graftlm.proxy.steering import steering
 from graftlm.reinforce.formats import Format
 from graftlm.runs.console import Report

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from graftlm.errors import InputError
 from graftlm.models.adapters import merged, take_off
 from graftlm.models.given import Given
 from graftlm.models.load import adapter_on, load_model
+from graftlm.models.modes import at_rest
 from graftlm.models.pair import AdapterPair, ModelPair, WholePair
 
 
@@ -70,21 +71,6 @@ def _same_base(pair: ModelPair, logits: Tensor) -> bool:
 def _few_logits(model: Any) -> Tensor:
     logits: Tensor = model(input_ids=torch.arange(8, device=model.device)[None], use_cache=False).logits
     return logits.float().cpu()  # two loaded models may differ in dtype and device
-
-
-@contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode; afterwards modules have their modes and parameters their `requires_grad`."""
-    modes = [(module, module.training) for module in model.modules()]
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in trained:
-            parameter.requires_grad_(requires_grad)
 
 
 def check_base(base: Given, tuned: Given) -> None:

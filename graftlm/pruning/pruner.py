@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import InputError
 from graftlm.models.decoder import context_length
+from graftlm.models.modes import at_rest
 from graftlm.pruning import baselines
 from graftlm.pruning.config import PruneSettings
 from graftlm.pruning.encoding import ChainToken, Question, encode_chain, protected_tokens, units_of
@@ -16,7 +17,6 @@ from graftlm.pruning.greedy import Deletions, OnStep, exact_order
 from graftlm.pruning.pruned_chain import PrunedChain
 from graftlm.pruning.scorer import Scorer
 from graftlm.pruning.screened import screened_order
-from graftlm.tuning.proofs import evaluating
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,7 +67,7 @@ def prune_chain(
     new_scorer = partial(
         Scorer, model, encoding.question, ids, encoding.answer, settings.objective, batch_tokens=settings.batch_tokens
     )
-    with evaluating(model):
+    with at_rest(model):
         if settings.mode in GREEDY:
             deletions = GREEDY[settings.mode](new_scorer(), protected, on_step)
             return _pruned(chain, encoding.chain, units, deletions.order, deletions.single, deletions.values.copy)
@@ -98,7 +98,7 @@ def _pruned(
 
 
 def _log_likelihoods(model: Any, new_scorer: Callable[[], Scorer], order: Sequence[int]) -> list[float]:
-    with evaluating(model):
+    with at_rest(model):
         deletions = Deletions(new_scorer())
         for unit in order:
             deletions.add(unit)

@@ -44,7 +44,7 @@ def evaluate(
     chosen = _resolve(list(TASKS) if tasks is None else tasks)
     model, tokenizer = given_model(model, tokenizer)
     from graftlm.models.few_rows import use_fast_cpu_products
-    from graftlm.models.pair_loading import at_rest
+    from graftlm.models.modes import at_rest
 
     results = {}
     with use_fast_cpu_products(model), at_rest(model), _padding_side_kept(tokenizer):

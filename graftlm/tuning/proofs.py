@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from graftlm.errors import InputError
 from graftlm.heads.loss import IGNORE
 from graftlm.models.decoder import Decoder, plain_model
+from graftlm.models.modes import at_rest
 from graftlm.tuning.model import TermsModel
 from graftlm.tuning.terms.base import Step
 from graftlm.tuning.terms.next_token import NextToken
@@ -41,7 +41,7 @@ def why_not_by_parts(plain: nn.Module, *, sharded: bool = False, checkpointing: 
     model = TermsModel(plain, [NextToken()])
     both: list[list[Tensor]] = []  # loss and gradients, from the parts and from the own forward pass
     try:
-        with evaluating(plain):
+        with at_rest(plain):
             tokens = some_tokens(plain)[None]
             labels = tokens.clone()
             labels[:, 0] = IGNORE  # only a virtual token predicts it
@@ -82,17 +82,6 @@ def some_tokens(plain: nn.Module) -> Tensor:
     return torch.cat([tokens[:2], tokens.new_tensor(awaited), tokens[2:]])
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode within the block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 @torch.no_grad()
 def check_packing(model: nn.Module, plain: nn.Module, collate: Callable[[list[Any]], Any]) -> None:
     """Prove that rows which `collate` lays into one line do not change one another. Raises InputError where they do.
@@ -110,7 +99,7 @@ def check_packing(model: nn.Module, plain: nn.Module, collate: Callable[[list[An
 
     advice = "leave packing and padding_free off"
     try:
-        with evaluating(model):
+        with at_rest(model):
             alone = model(input_ids=tokens.roll(1)[None], use_cache=False).logits[0, -len(row) :]
             packed, after_other = logits(first, row), logits(other, row)
     except (TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ matrix copied.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from graftlm.errors import InputError
 from graftlm.models.adapters import lasting_alteration
 from graftlm.models.decoder import Decoder
 from graftlm.models.linear_cross_entropy import linear_kl_divergence
+from graftlm.models.modes import at_rest
 from graftlm.tuning.terms.base import Pass, Term, TermOutput
 from graftlm.tuning.terms.settings import KLAnchorSettings
 
@@ -133,13 +134,6 @@ def base_model(model: Any) -> Iterator[None]:
             f"the adapter has {altered}, which switching it off does not undo: the anchor does not know the base "
             "model; leave out the anchor, or merge the adapter first"
         )
-    was_training = model.training
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    with torch.no_grad(), model.disable_adapter() if isinstance(model, PeftModel) else torch.no_grad():
+    # Switched on again, PEFT makes every parameter of the adapter trainable; `at_rest` puts that back.
+    with at_rest(model), torch.no_grad(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
         yield
-    model.train(was_training)
-    # PEFT makes every parameter of an adapter trainable when it switches the adapter on again.
-    model.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
