@@ -137,6 +137,11 @@ def test_a_wrong_value_of_the_trainer_is_refused_before_the_model_is_loaded(
     assert "\n" not in str(caught.value)
 
 
+def test_the_trainers_settings_have_their_earlier_names_for_one_release() -> None:
+    with pytest.warns(FutureWarning, match="coefficient is now mtp_coefficient"):
+        assert check_trainer_settings(MultiTokenConfig, {"coefficient": 0.3}) == {"mtp_coefficient": 0.3}
+
+
 def test_the_defaults_of_trl_are_in_range() -> None:
     for config in (SFTConfig, GRPOConfig, MultiTokenConfig, ForkingTokenGRPOConfig):
         given = {field.name: field.default for field in fields(config) if type(field.default) in (int, float)}

@@ -15,7 +15,7 @@ import math
 import os
 import reprlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import UnionType
@@ -143,10 +143,8 @@ def current_names(
         new = name if name in known else renamed.get(name)
         if new is None:
             raise InputError(f"{problem} {describe_unknown(name, known)}")
-        if new in current:
-            raise InputError(f"{name} and {new} are one setting, which was renamed; give {new} alone")
         if new != name:
-            warn_of_earlier_name(name, new)
+            take_earlier_name(name, new, given)
         current[new] = value
     return current
 
@@ -278,11 +276,7 @@ def takes_earlier_names(cls: type[Config]) -> type[Config]:
     @functools.wraps(build)
     def take(self: Any, *values: Any, **named: Any) -> None:
         for earlier in renamed.keys() & named.keys():
-            if renamed[earlier] in named:
-                raise InputError(
-                    f"{earlier} and {renamed[earlier]} are one setting, which was renamed; give the latter"
-                )
-            warn_of_earlier_name(earlier, renamed[earlier])
+            take_earlier_name(earlier, renamed[earlier], named)
             named[renamed[earlier]] = named.pop(earlier)
         build(self, *values, **named)
 
@@ -303,6 +297,13 @@ def takes_earlier_names(cls: type[Config]) -> type[Config]:
     return cls
 
 
-def warn_of_earlier_name(earlier: str, name: str) -> None:
+def take_earlier_name(earlier: str, name: str, given: Collection[str]) -> None:
+    """Warn of an earlier name; InputError where today's is given too."""
+    if name in given:
+        raise InputError(f"{earlier} and {name} are one setting, which was renamed; give {name} alone")
+    warn_of_earlier_name(earlier, name, stacklevel=4)
+
+
+def warn_of_earlier_name(earlier: str, name: str, *, stacklevel: int = 3) -> None:
     message = f"{earlier} is now {name}; the old name goes in the next release"
-    warnings.warn(message, FutureWarning, stacklevel=3)
+    warnings.warn(message, FutureWarning, stacklevel=stacklevel)

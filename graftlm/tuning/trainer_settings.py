@@ -6,12 +6,12 @@ Their own checks leave most of it to the training loop: they take `max_length: -
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import Field
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from graftlm.errors import InputError
-from graftlm.runs.config import describe, describe_unknown
+from graftlm.runs.config import current_names, describe, typed_fields
 from graftlm.runs.ranges import LARGEST_SEED, Range, range_of
 from graftlm.runs.typed_values import expected, fits
 
@@ -59,16 +59,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 RANGE_OF = {name: allowed for allowed, names in RANGES.items() for name in names}
 
 
-def check_trainer_settings(cls: type, given: Mapping[str, Any]) -> None:
-    """InputError for a field that `cls`, a TRL config, does not have, or for a value that it cannot use."""
-    known, types = {field.name: field for field in fields(cls)}, get_type_hints(cls)
-    for name, value in given.items():
-        if name not in known:
-            raise InputError(f"--trainer: unknown field {describe_unknown(name, known)}")
-        field, culprit = known[name], f"--trainer {name}"
-        if not fits(value, types[name]):
-            raise InputError(f"{culprit} is {describe(value)}, but {expected(types[name])} is expected")
-        choices = choices_of(field, types[name])
+def check_trainer_settings(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` under today's names; InputError for a field or value that `cls`, a TRL config, does not take."""
+    known = {field.name: (field, annotation) for field, annotation in typed_fields(cls)}
+    current = current_names(given, known, "--trainer: unknown field")
+    for name, value in current.items():
+        (field, annotation), culprit = known[name], f"--trainer {name}"
+        if not fits(value, annotation):
+            raise InputError(f"{culprit} is {describe(value)}, but {expected(annotation)} is expected")
+        choices = choices_of(field, annotation)
         if choices and value is not None and value not in choices:
             raise InputError(f"{culprit} is {describe(value)}, but one of {', '.join(map(str, choices))} is expected")
         if name == "pad_to_multiple_of" and isinstance(value, str) and value != "auto":
@@ -78,6 +77,7 @@ def check_trainer_settings(cls: type, given: Mapping[str, Any]) -> None:
         allowed = range_of(field) or RANGE_OF.get(name)
         if allowed is not None and isinstance(value, (int, float)):
             allowed.check(culprit, value)
+    return current
 
 
 def choices_of(field: Field[Any], hint: Any) -> tuple[Any, ...]:

@@ -45,7 +45,7 @@ def trainer_arguments(
 
     Raises InputError for an unknown field or a wrong value in `further`, or for what the trainer refuses.
     """
-    check_trainer_settings(cls, further)
+    further = check_trainer_settings(cls, further)
     check_trackers("--report-to", settings.get("report_to"))
     with warnings.catch_warnings(), refused_settings():
         # transformers warns of the names that TRL still uses.

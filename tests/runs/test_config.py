@@ -294,3 +294,5 @@ def test_an_earlier_name_is_taken_and_told(tmp_path: Path) -> None:
         assert load_config(Course, write(tmp_path, "dish: a\nguests: 1\nchina: blue"), {})[0].plates == "blue"
     with pytest.raises(InputError, match="china and plates are one setting"):
         load_config(Course, None, {"plates": "a", "china": "b"})
+    with pytest.raises(InputError, match="china and plates are one setting"):
+        load_config(Course, None, {"china": "b", "plates": "a"})
