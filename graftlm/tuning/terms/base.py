@@ -112,12 +112,20 @@ class Pass:
     def targets(self, head: int) -> Tensor:
         """Targets [batch, time] of head `head` (0: the model's own), −100 where there is none."""
         assert self.labels is not None
-        return shifted_targets(self.labels, head, self.attention_mask, document_ids(self.position_ids))
+        return shifted_targets(self.labels, head, self.attention_mask, self._documents)
+
+    @cached_property
+    def _documents(self) -> Tensor | None:
+        return document_ids(self.position_ids)
+
+    @cached_property
+    def _own_targets(self) -> Tensor:
+        return self.targets(0)
 
     @cached_property
     def predicted(self) -> Tensor:
         """Positions [batch, time] (bool) at which the model's own head has a target."""
-        return self.targets(0) != IGNORE
+        return self._own_targets != IGNORE
 
     @cached_property
     def next_token(self) -> LinearCrossEntropy:
@@ -125,7 +133,7 @@ class Pass:
         assert self.final_states is not None
         rows = self.final_states[self.predicted]
         ones = torch.ones(len(rows), device=rows.device, dtype=torch.promote_types(rows.dtype, torch.float32))
-        return rows_loss(self.decoder, rows, self.targets(0)[self.predicted], ones, with_entropy=True)
+        return rows_loss(self.decoder, rows, self._own_targets[self.predicted], ones, with_entropy=True)
 
 
 class Term:

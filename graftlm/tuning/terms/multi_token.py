@@ -111,9 +111,7 @@ def self_weights(weighting: Weighting, own: LinearCrossEntropy, forking_fraction
     if weighting == "entropy":
         forking = forking_token_mask(own.entropy, torch.ones_like(own.correct), forking_fraction)
         return forking.to(own.nll.dtype) / forking_fraction
-    if weighting == "surprisal":
-        return own.nll.detach()
-    return torch.ones_like(own.nll)
+    return own.nll.detach()
 
 
 def ahead(weights: Tensor, head: int) -> Tensor:
